@@ -1,0 +1,219 @@
+"""The embedded data set: small drawn pictures of ten shapes, so that everything can be tried without a download.
+
+Each picture is lit from above: a sky that is lighter and bluer than the warm ground, a shaded shape that stands
+upright within 25 degrees, a shadow below it. That gives the self-supervision tasks (rotation, colour) something to
+learn. Only exactly rounded arithmetic is used, so the pictures are the same on every machine.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rsslcli.core.data.store import Images, Labels
+
+Array = npt.NDArray[np.float64]
+#: A shape about the unit circle, y upwards: signed distance of points to its outline, negative inside.
+Distance = Callable[[Array, Array], Array]
+
+TRAIN_SIZE, TEST_SIZE = 4000, 1000
+_SIZE = 32
+_TILT = 25  # degrees either way
+_CHUNK = 250  # images drawn at once
+
+
+def _circle(radius: float = 0.9) -> Distance:
+    return lambda x, y: np.sqrt(x * x + y * y) - radius
+
+
+def _ring(x: Array, y: Array) -> Array:
+    return np.abs(np.sqrt(x * x + y * y) - 0.72) - 0.2
+
+
+def _crescent(x: Array, y: Array) -> Array:
+    return np.maximum(_circle(0.95)(x, y), -_circle(0.8)(x - 0.42, y - 0.12))
+
+
+def _heart(x: Array, y: Array) -> Array:
+    """Two discs upon a square that stands on its corner."""
+    x, y = np.abs(x), y - 0.1
+    lobe = np.sqrt((x - 0.42) ** 2 + (y - 0.27) ** 2) - 0.52
+    tip = np.maximum((x - y) * math.sqrt(0.5) - 0.63, np.maximum(y - 0.3, x - 0.94))
+    return np.minimum(lobe, tip)
+
+
+def _polygon(*corners: tuple[float, float]) -> Distance:
+    def distance(x: Array, y: Array) -> Array:
+        nearest = np.full_like(x, np.inf)
+        inside = np.zeros(x.shape, bool)
+        for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
+            ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+            along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+            dx, dy = px - along * ex, py - along * ey
+            nearest = np.minimum(nearest, dx * dx + dy * dy)
+            if ey:
+                inside ^= ((ay > y) != (by > y)) & (px < ex * py / ey)
+        return np.where(inside, -1, 1) * np.sqrt(nearest)
+
+    return distance
+
+
+def _regular(radii: Sequence[float]) -> Distance:
+    """A polygon whose corners, the first at the top, have these radii at equal angles."""
+    turns = [_direction(360 * index / len(radii)) for index in range(len(radii))]
+    return _polygon(*((radius * sin, radius * cos) for radius, (cos, sin) in zip(radii, turns, strict=True)))
+
+
+def _direction(degrees: float) -> tuple[float, float]:
+    """Cosine and sine, rounded so that they are the same whatever the machine's mathematics library."""
+    angle = math.radians(degrees)
+    return round(math.cos(angle), 9), round(math.sin(angle), 9)
+
+
+#: Per class: its outline and the hue, in [0, 1), that about half of its pictures have.
+SHAPES: dict[str, tuple[Distance, float]] = {
+    "arrow": (
+        _polygon((0, 1), (0.75, 0.1), (0.3, 0.1), (0.3, -0.95), (-0.3, -0.95), (-0.3, 0.1), (-0.75, 0.1)),
+        0.55,
+    ),
+    "circle": (_circle(), 0.15),
+    "crescent": (_crescent, 0.12),
+    "cross": (
+        _polygon(
+            (0.3, 0.95), (0.3, 0.3), (0.95, 0.3), (0.95, -0.3), (0.3, -0.3), (0.3, -0.95),
+            (-0.3, -0.95), (-0.3, -0.3), (-0.95, -0.3), (-0.95, 0.3), (-0.3, 0.3), (-0.3, 0.95),
+        ),
+        0.0,
+    ),
+    "heart": (_heart, 0.95),
+    "hexagon": (_regular([0.97] * 6), 0.8),
+    "ring": (_ring, 0.6),
+    "square": (_polygon((0.78, 0.78), (0.78, -0.78), (-0.78, -0.78), (-0.78, 0.78)), 0.05),
+    "star": (_regular([1.05, 0.45] * 5), 0.17),
+    "triangle": (_polygon((0, 0.95), (0.95, -0.75), (-0.95, -0.75)), 0.35),
+}  # fmt: skip
+
+
+def draw_shapes(count: int, seed: int, split: str) -> tuple[Images, Labels, tuple[str, ...]]:
+    """Draw `count` pictures in shuffled order, of each class equally many (within one).
+
+    Different `split` names give independent pictures. Returns images, uint8 (count, 32, 32, 3), labels,
+    int64 (count,), and the class names.
+    """
+    random = np.random.default_rng([seed, *split.encode()])
+    labels = random.permutation(np.arange(count, dtype=np.int64) % len(SHAPES))
+    images = np.empty((count, _SIZE, _SIZE, 3), np.uint8)
+    for start in range(0, count, _CHUNK):
+        images[start : start + _CHUNK] = _draw(labels[start : start + _CHUNK], random)
+    return images, labels, tuple(SHAPES)
+
+
+def _draw(labels: Labels, random: np.random.Generator) -> Images:
+    count = len(labels)
+    scalar = (count, 1, 1)
+
+    def between(low: float, high: float, shape: tuple[int, ...] = scalar) -> Array:
+        return low + (high - low) * random.random(shape)
+
+    # Pixel centres in [-1, 1], x to the right, y upwards.
+    axis = (np.arange(_SIZE) + 0.5) / (_SIZE / 2) - 1
+    x, y = (
+        np.broadcast_to(axis, (count, _SIZE, _SIZE)),
+        np.broadcast_to(-axis[:, None], (count, _SIZE, _SIZE)),
+    )
+
+    # Sky above the horizon, ground below; both lighter towards the top.
+    horizon = between(-0.7, 0.1) + between(-0.15, 0.15) * x
+    sky = _colour(between(0.5, 0.66), between(0.15, 0.6), between(0.55, 0.95))
+    ground = _colour(between(0.05, 0.33), between(0.2, 0.7), between(0.25, 0.6))
+    canvas = _mix(ground, sky, _step((y - horizon) / between(0.1, 0.5)))
+    canvas = canvas * (1 + between(0.08, 0.22) * y)[..., None]
+    canvas = canvas * (1 + between(0, 0.12) * _texture(between, 6, count))[..., None]
+
+    # Distractors behind the shape: soft blobs and sharp bars in any colour.
+    for _ in range(3):
+        distance = np.sqrt((x - between(-1, 1)) ** 2 + (y - between(-1, 1)) ** 2) / between(0.1, 0.45)
+        canvas = _mix(canvas, _any_colour(between), _step(1.5 - distance) * between(0, 0.7))
+    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * between(0, 0.8))
+
+    # The shape: moved, scaled, tilted; a shadow beneath; shaded from above; a darker or lighter rim.
+    cos, sin = _tilts(random.integers(-_TILT, _TILT, scalar, endpoint=True))
+    scale = between(0.42, 0.72)
+    from_x, from_y = x - between(-0.3, 0.3), y - between(-0.3, 0.3)
+    distance, shadow = np.empty(x.shape), np.empty(x.shape)
+    across, along = (cos * from_x + sin * from_y) / scale, (cos * from_y - sin * from_x) / scale
+    stretch = between(0.85, 1.15)
+    for label, (outline, _) in enumerate(SHAPES.values()):
+        mine = labels == label
+        distance[mine] = outline(across[mine] * stretch[mine], along[mine] / stretch[mine])
+        shadow[mine] = outline(across[mine] * stretch[mine] - 0.1, along[mine] / stretch[mine] + 0.3)
+    pixel = 2 / _SIZE / scale
+    canvas = _mix(canvas, canvas * 0.45, np.clip(0.5 - shadow / (4 * pixel), 0, 1) * between(0.2, 0.9))
+    usual = np.array([hue for _, hue in SHAPES.values()])[labels][:, None, None]
+    hue = np.where(random.random(scalar) < 0.5, usual + between(-0.08, 0.08), random.random(scalar)) % 1
+    fill = _colour(hue, between(0.3, 1), between(0.35, 1))
+    shade = 1 + between(0.1, 0.35) * along + between(0, 0.15) * _texture(between, 9, count)
+    rim = _step(1.5 + distance / pixel) * between(-0.5, 0.3)
+    fill = fill * (shade * (1 + rim))[..., None]
+    opacity = between(0.7, 1)
+    canvas = _mix(canvas, fill, np.clip(0.5 - distance / pixel, 0, 1) * opacity)
+
+    # What is in front: a bar across half of the pictures.
+    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * (random.random(scalar) < 0.5))
+
+    # The camera: contrast, exposure and noise (a sum of uniforms is near enough to a Gaussian).
+    canvas = 0.5 + (canvas - 0.5) * between(0.6, 1)[..., None] + between(-0.08, 0.08)[..., None]
+    noise = sum(random.random(canvas.shape) for _ in range(4)) - 2
+    canvas = canvas + noise * between(0.01, 0.07)[..., None]
+    return np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+
+
+Between = Callable[..., Array]
+
+
+def _step(value: Array) -> Array:
+    """From 0 at 0 to 1 at 1, smoothly."""
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)
+
+
+def _mix(below: Array, above: Array, alpha: Array) -> Array:
+    """Lay a colour or a picture, (N, ., ., 3), over another with opacity `alpha`, (N, ., .)."""
+    return below + (above - below) * alpha[..., None]
+
+
+def _colour(hue: Array, saturation: Array, value: Array) -> Array:
+    """From HSV, each (N, 1, 1), to RGB (N, 1, 1, 3)."""
+    sector = (np.array([5, 3, 1]) + hue[..., None] * 6) % 6
+    ramp = np.clip(np.minimum(sector, 4 - sector), 0, 1)
+    return value[..., None] * (1 - saturation[..., None] * ramp)
+
+
+def _any_colour(between: Between) -> Array:
+    return _colour(between(0, 1), between(0.1, 1), between(0.2, 1))
+
+
+def _tilts(degrees: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+    """Cosine and sine of whole degrees from -_TILT to _TILT."""
+    table = np.array([_direction(degree) for degree in range(-_TILT, _TILT + 1)])
+    return table[degrees + _TILT, 0], table[degrees + _TILT, 1]
+
+
+def _bar(x: Array, y: Array, between: Between) -> Array:
+    """Coverage of a straight bar in any direction."""
+    dx, dy = between(-1, 1), between(-1, 1)
+    offset = (dx * (x - between(-0.8, 0.8)) + dy * (y - between(-0.8, 0.8))) / np.sqrt(
+        dx * dx + dy * dy + 1e-3
+    )
+    return np.clip(0.5 + (between(0.03, 0.12) - np.abs(offset)) * (_SIZE / 2), 0, 1)
+
+
+def _texture(between: Between, cells: int, count: int) -> Array:
+    """Smooth noise in [-1, 1]: a random grid, interpolated."""
+    grid = between(-1, 1, (count, cells + 1, cells + 1))
+    place = np.arange(_SIZE) * cells / _SIZE
+    low = place.astype(int)
+    weight = _step(place - low)
+    rows = grid[:, low] + (grid[:, low + 1] - grid[:, low]) * weight[:, None]
+    return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * weight

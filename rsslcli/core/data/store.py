@@ -1,0 +1,186 @@
+"""Prepared data sets on disk: one uncompressed .npz per split, verified whenever it is read."""
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsslcli.core.errors import RsslError, UserError
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+IMAGE_SHAPE = (32, 32, 3)
+_FORMAT = "rssl-split-1"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images of one split with their labels; `checksum` identifies the three together."""
+
+    images: Images  #: (N, 32, 32, 3)
+    labels: Labels  #: (N,), each an index into `classes`
+    classes: tuple[str, ...]
+    checksum: str  #: sha256 in hexadecimal
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A prepared data set; both splits have the same classes."""
+
+    name: str
+    folder: Path
+    train: Split
+    test: Split
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the place of `path` once it is complete: an interruption leaves the old one.
+
+    Raises:
+        RsslError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RsslError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:
+    """Check the arrays, as `Split` describes them, and compute their checksum.
+
+    Raises:
+        ValueError: a wrong dtype or shape, no images, or a label that is not an index into `classes`.
+    """
+    images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE or not len(images):
+        raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)")
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}, not integers ({len(images)},)")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"labels lie outside 0..{len(classes) - 1}")
+    labels = labels.astype(np.int64)
+    digest = hashlib.sha256(json.dumps([len(images), list(classes)]).encode())
+    digest.update(images.data)
+    digest.update(labels.astype("<i8").data)
+    return Split(images, labels, tuple(classes), digest.hexdigest())
+
+
+def save_split(path: Path, images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:
+    """Write a split to `path` (.npz) atomically and return it.
+
+    Raises:
+        ValueError: see `make_split`.
+        RsslError: the file cannot be written.
+    """
+    split = make_split(images, labels, classes)
+    metadata = json.dumps({"format": _FORMAT, "classes": split.classes, "checksum": split.checksum})
+    with replacing(path) as file:
+        np.savez(file, images=split.images, labels=split.labels, metadata=np.array(metadata))
+    return split
+
+
+def load_split(path: Path) -> Split:
+    """Read a split and verify it down to its checksum.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another kind.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            metadata: dict[str, Any] = json.loads(file["metadata"].item())
+            if metadata["format"] != _FORMAT:
+                raise ValueError("another format version")
+            split = make_split(file["images"], file["labels"], metadata["classes"])
+        if split.checksum != metadata["checksum"]:
+            raise ValueError("the checksum does not match")
+    except FileNotFoundError:
+        raise UserError(f"no split at {path}: run `rssl prepare-data`") from None
+    # What NumPy, zipfile and json raise for damaged and foreign files; AttributeError: a bare .npy array.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path} is damaged or not a prepared split ({reason}): delete it and run `rssl prepare-data`"
+        ) from error
+    return split
+
+
+def dataset_folder(data_dir: Path, name: str) -> Path:
+    """Where the data set `name` lives below `data_dir`.
+
+    Raises:
+        UserError: not a valid name.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not a data set name: use lower-case letters, digits, '-' and '_'")
+    return data_dir / name
+
+
+def load_dataset(data_dir: Path, name: str) -> Dataset:
+    """Load both splits of a prepared data set.
+
+    Raises:
+        UserError: it is not prepared, damaged, or its splits have different classes.
+    """
+    folder = dataset_folder(data_dir, name)
+    if not _is_complete(folder):
+        source = "" if name in {"cifar10", "cifar100", "shapes"} else " --source PATH"
+        raise UserError(
+            f"no prepared data set {name!r} in {data_dir}: run `rssl prepare-data --dataset {name}{source}`"
+        )
+    train, test = load_split(folder / "train.npz"), load_split(folder / "test.npz")
+    if train.classes != test.classes:
+        raise UserError(
+            f"the splits in {folder} have different classes: run `rssl prepare-data --dataset {name}` again"
+        )
+    return Dataset(name, folder, train, test)
+
+
+def prepared_datasets(data_dir: Path) -> list[str]:
+    """The names of the data sets that are prepared in `data_dir`, sorted."""
+    folders = data_dir.iterdir() if data_dir.is_dir() else ()
+    return sorted(folder.name for folder in folders if _NAME.fullmatch(folder.name) and _is_complete(folder))
+
+
+def class_balanced_subset(labels: npt.NDArray[np.integer[Any]], size: int, seed: int) -> Labels:
+    """Choose `size` images, of every class equally many, or as many as it has; counts differ by at most one.
+
+    Returns their indices, sorted, int64. With the same seed a smaller subset lies within a larger one.
+
+    Raises:
+        UserError: `size` is larger than the split or smaller than the number of classes.
+    """
+    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if not len(classes) <= size <= len(labels):
+        raise UserError(
+            f"a subset of {size} images: choose from {len(classes)} (classes) to {len(labels)} (images)"
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # Rank every image within its class, in shuffled order; the lowest ranks of all classes are the subset.
+    by_class = np.argsort(inverse[order], kind="stable")
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[np.argsort(rank, kind="stable")[:size]]).astype(np.int64)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "train.npz").is_file() and (folder / "test.npz").is_file()
