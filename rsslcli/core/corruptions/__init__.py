@@ -1,0 +1,5 @@
+"""The corruptions of CIFAR-10-C: their names here, the generator in `generate` (which imports torch)."""
+
+from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD
+
+__all__ = ["CORRUPTIONS", "EXTRA", "SEVERITIES", "STANDARD"]

@@ -1,0 +1,76 @@
+"""Small matrices that filter or resample the rows and columns of an image, and how to apply them."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=64)
+def gaussian_matrix(size: int, sigma: float, truncate: float = 4.0, mode: str = "nearest") -> Tensor:
+    """Gaussian filter along one axis as a matrix (size, size), like `scipy.ndimage.gaussian_filter1d`.
+
+    `mode` says what lies beyond the edge: "nearest" repeats the edge pixel, "reflect" mirrors (b a | a b).
+    """
+    radius = int(truncate * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (offsets.double() / max(sigma, 1e-12)) ** 2)
+    source = torch.arange(size)[:, None] + offsets
+    if mode == "nearest":
+        source = source.clamp(0, size - 1)
+    else:
+        source = source.remainder(2 * size)
+        source = torch.minimum(source, 2 * size - 1 - source)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix.scatter_add_(1, source, (weights / weights.sum()).expand(size, -1))
+    return matrix.float()
+
+
+@lru_cache(maxsize=64)
+def box_matrix(source: int, target: int) -> Tensor:
+    """Pillow's BOX resize along one axis as a matrix (target, source).
+
+    Each pixel is the mean of those it covers; one counts wholly or not at all, by where its centre lies.
+    """
+    scale = source / target
+    support = 0.5 * max(scale, 1.0)
+    matrix = torch.zeros(target, source)
+    for row in range(target):
+        centre = (row + 0.5) * scale
+        first = max(int(centre - support + 0.5), 0)
+        last = min(int(centre + support + 0.5), source)
+        matrix[row, first:last] = 1 / (last - first)
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def zoom_matrix(size: int, factor: float) -> Tensor:
+    """Linear enlargement of the middle of one axis by `factor` ≥ 1 as a matrix (size, size)."""
+    crop = math.ceil(size / factor)
+    enlarged = round(crop * factor)
+    position = torch.arange(enlarged, dtype=torch.float64) * ((crop - 1) / max(enlarged - 1, 1))
+    low = position.floor().long().clamp(max=max(crop - 2, 0))
+    fraction = position - low
+    matrix = torch.zeros(enlarged, size, dtype=torch.float64)
+    rows = torch.arange(enlarged)
+    start = (size - crop) // 2
+    matrix[rows, start + low] = 1 - fraction
+    matrix[rows, (start + low + 1).clamp(max=size - 1)] += fraction
+    trim = (enlarged - size) // 2
+    return matrix[trim : trim + size].float()
+
+
+def apply_separably(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply one matrix along the height and one along the width of images (..., H, W)."""
+    return rows @ (images @ columns.T)
+
+
+def gaussian_filter(images: Tensor, sigma: float, truncate: float = 4.0, mode: str = "nearest") -> Tensor:
+    """Gaussian filter over the last two axes, like `skimage.filters.gaussian`."""
+    height, width = images.shape[-2:]
+    return apply_separably(
+        images,
+        gaussian_matrix(height, sigma, truncate, mode),
+        gaussian_matrix(width, sigma, truncate, mode),
+    )
