@@ -4,15 +4,20 @@ from io import BytesIO
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from rsslcli.core.corruptions.operators import apply_separably, box_matrix
+from rsslcli.core.corruptions.operators import apply_separably, box_matrix, gaussian_filter
 
 BRIGHTNESS_ADDED = (0.05, 0.1, 0.15, 0.2, 0.3)
 CONTRAST_KEPT = (0.75, 0.5, 0.4, 0.3, 0.15)
 PIXELATE_SCALE = (0.95, 0.9, 0.85, 0.75, 0.65)
 JPEG_QUALITY = (80, 65, 58, 50, 40)
+#: factor and summand of S
+SATURATE = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))
+#: displacement, sigma of its smoothing, largest shift of a corner; in units of the image's side
+ELASTIC = ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
 
 
 def brightness(images: Tensor, severity: int, generator: Generator) -> Tensor:
@@ -26,6 +31,17 @@ def contrast(images: Tensor, severity: int, generator: Generator) -> Tensor:
     """Draw every channel towards its mean over the image."""
     mean = images.mean((2, 3), keepdim=True)
     return mean + CONTRAST_KEPT[severity - 1] * (images - mean)
+
+
+def saturate(images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Change S of HSV. With hue and V kept, that scales how far each channel lies below the brightest."""
+    factor, summand = SATURATE[severity - 1]
+    value = images.amax(1, keepdim=True)
+    depth = value - images.amin(1, keepdim=True)
+    saturation = (factor * depth / value.clamp(min=1e-6) + summand).clamp(0, 1)
+    red = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)  # the hue that grey is given
+    below = torch.where(depth > 0, (value - images) / depth.clamp(min=1e-6), red)
+    return value * (1 - saturation * below)
 
 
 def pixelate(images: Tensor, severity: int, generator: Generator) -> Tensor:
@@ -51,3 +67,33 @@ def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     file = BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
+
+
+def elastic_transform(images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Shift three corners of a central square at random, then every pixel by a smooth random field."""
+    count, _, height, width = images.shape
+    side = min(height, width)
+    strength, sigma, corner_shift = (side * value for value in ELASTIC[severity - 1])
+    y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+
+    centre, arm = torch.tensor([height // 2, width // 2]), side // 3
+    corners = centre + arm * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    moved = corners + corner_shift * (torch.rand(count, 3, 2, generator=generator) * 2 - 1)
+    # The affine map from the moved corners back to where they came from says where to sample.
+    affine = torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), corners.expand(count, 3, 2))
+    source = torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1) @ affine
+    images = _sample(images, source.view(count, height, width, 2), edge_repeats=False)
+
+    field = torch.rand(2, count, height, width, generator=generator) * 2 - 1
+    shift_y, shift_x = strength * gaussian_filter(field, sigma, truncate=3.0, mode="reflect")
+    return _sample(images, torch.stack([x + shift_x, y + shift_y], -1), edge_repeats=True)
+
+
+def _sample(images: Tensor, points: Tensor, edge_repeats: bool) -> Tensor:
+    """Interpolate images at points (N, H, W, 2) in pixels, x first; beyond the edge, the image is mirrored.
+
+    Either about the edge pixel, or about its outer side, so that the edge pixel repeats.
+    """
+    size = torch.tensor([images.shape[3], images.shape[2]])
+    grid = (2 * points + 1) / size - 1 if edge_repeats else 2 * points / (size - 1) - 1
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=not edge_repeats)

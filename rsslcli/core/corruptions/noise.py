@@ -9,8 +9,29 @@ import torch
 from torch import Generator, Tensor
 
 GAUSSIAN_SIGMA = (0.04, 0.06, 0.08, 0.09, 0.10)
+PHOTONS_AT_WHITE = (500, 250, 100, 75, 50)
+IMPULSE_SHARE = (0.01, 0.02, 0.03, 0.05, 0.07)
+SPECKLE_SIGMA = (0.06, 0.1, 0.12, 0.16, 0.2)
 
 
 def gaussian_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
     """Add normal noise."""
     return images + GAUSSIAN_SIGMA[severity - 1] * torch.randn(images.shape, generator=generator)
+
+
+def shot_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Count photons: Poisson noise."""
+    photons = PHOTONS_AT_WHITE[severity - 1]
+    return torch.poisson(images * photons, generator=generator) / photons
+
+
+def impulse_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Salt and pepper: turn a share of the values into 0 or 1."""
+    uniform = torch.rand(images.shape, generator=generator)
+    share = IMPULSE_SHARE[severity - 1]
+    return torch.where(uniform < share, (uniform < share / 2).float(), images)
+
+
+def speckle_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Add normal noise in proportion to the brightness."""
+    return images + images * SPECKLE_SIGMA[severity - 1] * torch.randn(images.shape, generator=generator)

@@ -74,3 +74,15 @@ def gaussian_filter(images: Tensor, sigma: float, truncate: float = 4.0, mode: s
         gaussian_matrix(height, sigma, truncate, mode),
         gaussian_matrix(width, sigma, truncate, mode),
     )
+
+
+def shift_pixels(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Take every pixel of images (N, C, H, W) from where the integer offsets point, at the edge at most.
+
+    The offsets broadcast to (N, H, W).
+    """
+    count, channels, height, width = images.shape
+    row = (torch.arange(height)[:, None] + down).clamp(0, height - 1)
+    column = (torch.arange(width) + right).clamp(0, width - 1)
+    source = (row * width + column).view(count, 1, -1).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, source).view_as(images)

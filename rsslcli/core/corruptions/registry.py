@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Generator, Tensor
 
-from rsslcli.core.corruptions import blur, digital, noise
+from rsslcli.core.corruptions import blur, digital, noise, weather
 
 Corruption = Callable[[Tensor, int, Generator], Tensor]
 
@@ -12,10 +12,21 @@ FUNCTIONS: dict[str, Corruption] = {
     function.__name__: function
     for function in (
         noise.gaussian_noise,
+        noise.shot_noise,
+        noise.impulse_noise,
+        blur.defocus_blur,
+        blur.glass_blur,
+        blur.motion_blur,
+        blur.zoom_blur,
+        weather.snow,
+        weather.fog,
         digital.brightness,
         digital.contrast,
+        digital.elastic_transform,
         digital.pixelate,
         digital.jpeg_compression,
+        noise.speckle_noise,
         blur.gaussian_blur,
+        digital.saturate,
     )
 }
