@@ -1,0 +1,216 @@
+"""The settings of a training run: presets, YAML files, and their checks. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rsslcli.core.errors import UserError
+from rsslcli.core.tasks import check_task_names
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+BATCH_NORM_MODES = ("per-task", "joint")
+#: A configuration file is a page of text; a larger file is something else.
+MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run computes. The defaults are the preset `paper`.
+
+    Where the paper gives a value, that is the default; the other defaults are explained in docs/settings.md.
+    """
+
+    dataset: str = "cifar10"
+    #: Self-supervision tasks beside the main one, in the order of λ; none is the baseline.
+    tasks: tuple[str, ...] = ()
+    #: Whether Algorithm 1 tunes λ; otherwise λ stays at its initial value.
+    automl: bool = False
+    epochs: int = 100
+    batch_size: int = 64
+    #: Images of a seeded, class-balanced subset to train on; None is all.
+    train_size: int | None = None
+    lr: float = 0.1
+    min_lr: float = 1e-6
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    initial_lambda: float = 0.5
+    #: β, the learning rate of λ.
+    meta_lr: float = 0.1
+    meta_batch_size: int = 25
+    #: α of the look-ahead is this times the learning rate α_t.
+    lookahead_scale: float = 1.0
+    #: τ, epochs at the start during which λ stays fixed.
+    warmup_epochs: int = 5
+    #: Source images whose corrupted versions tune λ; they are left out of every evaluation.
+    validation_images: int = 100
+    depth: int = 40
+    width: int = 2
+    batch_norm: str = "per-task"
+    #: Options of single tasks, such as {bir: {sigma: 1.5}}.
+    task_options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            _check_type(option.name, getattr(self, option.name), str(option.type))
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        check_task_names(self.tasks)
+        check_task_names(self.task_options)
+        for name, minimum in _MINIMUM.items():
+            value = getattr(self, name)
+            if value is not None and not minimum <= value < float("inf"):
+                raise UserError(f"{name}: expected at least {minimum}, got {value}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}: expected one of {', '.join(choices)}, got '{getattr(self, name)}'")
+        if self.lr <= 0:
+            raise UserError(f"lr: the learning rate must be above 0, got {self.lr}")
+        if self.min_lr > self.lr:
+            raise UserError(f"min_lr: {self.min_lr} is above lr, {self.lr}")
+        if self.momentum >= 1:
+            raise UserError(f"momentum: expected below 1, got {self.momentum}")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("nesterov: needs a momentum above 0; set nesterov: false")
+        if (self.depth - 4) % 6:
+            raise UserError(
+                f"depth: a WideResNet has 6n + 4 layers (10, 16, 22, 28, 34, 40), got {self.depth}"
+            )
+        if self.automl and not self.tasks:
+            raise UserError("tasks: AutoML tunes the weights of tasks; name at least one")
+
+    @property
+    def name(self) -> str:
+        """What the run trains, in one word: "baseline", "rotation", "fixed-rotation-bir", "automl-…"."""
+        joined = "-".join(self.tasks) or "baseline"
+        if self.automl:
+            return f"automl-{joined}"
+        return f"fixed-{joined}" if len(self.tasks) > 1 else joined
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `read_config_file` reads back."""
+        values = dataclasses.asdict(self) | {"tasks": list(self.tasks)}
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+_MINIMUM = {
+    "epochs": 1, "batch_size": 2, "train_size": 1, "lr": 0, "min_lr": 0, "momentum": 0, "weight_decay": 0,
+    "initial_lambda": 0, "meta_lr": 0, "meta_batch_size": 2, "lookahead_scale": 0, "warmup_epochs": 0,
+    "validation_images": 1, "depth": 10, "width": 1, "seed": 0,
+}  # fmt: skip
+_CHOICES = {"batch_norm": BATCH_NORM_MODES, "device": DEVICES, "precision": PRECISIONS}
+
+#: Presets: what each sets beside the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's settings, and ours where it is silent.
+    "paper": {},
+    # The published precursor code's, where they differ (README, "Settings").
+    "precursor": {
+        "batch_norm": "joint",
+        "meta_lr": 0.01,
+        "lookahead_scale": 10.0,
+        "task_options": {
+            "color": {"scale": 2.0},
+            "ir": {"precursor_head": True},
+            "bir": {"precursor_head": True, "sigma": 7 / 255},
+            "inpaint": {"precursor_head": True},
+        },
+    },
+    # Minutes on two CPU cores, on the embedded data set.
+    "quick": {
+        "dataset": "shapes",
+        "epochs": 8,
+        "warmup_epochs": 2,
+        "depth": 10,
+        "width": 1,
+        "train_size": 2000,
+    },
+}
+
+
+def make_config(
+    preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a preset, changed by a YAML file, changed by `overrides` (None values are unset).
+
+    Raises:
+        UserError: an unknown preset or option, or a value of the wrong kind.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}': choose from {', '.join(PRESETS)}")
+    values = dict(PRESETS[preset])
+    if file is not None:
+        values |= read_config_file(file)
+    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    return Config(**values)
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """The options in a YAML file, a mapping whose keys are fields of `Config`."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise UserError(f"{file} is no configuration: it is larger than 1 MiB")
+    try:
+        values = yaml.load(data, Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{file}{where} is not plain YAML: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected lines such as `epochs: 20`, got a {type(values).__name__}")
+    known = [option.name for option in dataclasses.fields(Config)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"the options are {', '.join(known)}"
+            raise UserError(f"{file}: unknown option {str(key)[:60]!r}: {hint}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: plain data only, and 1e-6 is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _check_type(name: str, value: object, annotation: str) -> None:
+    """Raise UserError unless `value` is of the annotated kind; YAML gives whatever its text looks like."""
+    if annotation.startswith("tuple"):
+        fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        expected = "a list of names"
+    elif annotation.startswith("Mapping"):
+        fits, expected = isinstance(value, Mapping), "a mapping"
+    elif annotation == "bool":
+        fits, expected = isinstance(value, bool), "true or false"
+    elif annotation.startswith("int"):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+        fits, expected = fits or (value is None and "None" in annotation), "a whole number"
+    elif annotation == "float":
+        fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    else:
+        fits, expected = isinstance(value, str), "a word"
+    if not fits:
+        raise UserError(f"{name}: expected {expected}, got {str(value)[:60]!r}")

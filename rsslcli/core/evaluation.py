@@ -1,0 +1,171 @@
+"""Accuracy on the clean and the corrupted test set (section 3), without the images that tuned λ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
+from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.store import Split, replacing
+from rsslcli.core.errors import UserError
+from rsslcli.core.progress import Progress, silent
+
+BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found. Accuracies are fractions of 1.
+
+    Attributes:
+        clean_accuracy: on the clean test set.
+        clean_images: how many clean images that is.
+        accuracy: by corruption, at severity 1 to 5.
+        images: source images evaluated in each cell of `accuracy`.
+        excluded: indices of the source images left out because they tuned λ.
+        data: what was evaluated on: names and fingerprints.
+    """
+
+    clean_accuracy: float
+    clean_images: int
+    accuracy: dict[str, list[float]]
+    images: int
+    excluded: tuple[int, ...]
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        """The paper's number: the mean over all 19 corruptions; None where some were not evaluated."""
+        return self.mean(CORRUPTIONS)
+
+    @property
+    def mean_accuracy_15(self) -> float | None:
+        """The benchmark's usual number: the mean over its 15 test corruptions; None where one is missing."""
+        return self.mean(STANDARD)
+
+    def mean(self, names: Sequence[str]) -> float | None:
+        """The mean over these corruptions and all severities; None where one was not evaluated."""
+        if not names or not set(names) <= set(self.accuracy):
+            return None
+        return float(np.mean([self.accuracy[name] for name in names]))
+
+    def to_json(self) -> str:
+        """The evaluation as a JSON object, as `eval-c` writes it."""
+        content = {
+            "clean_accuracy": self.clean_accuracy,
+            "mean_accuracy": self.mean_accuracy,
+            "mean_accuracy_15": self.mean_accuracy_15,
+            "mean_accuracy_evaluated": self.mean(tuple(self.accuracy)),
+            "accuracy": self.accuracy,
+            "images": self.images,
+            "clean_images": self.clean_images,
+            "excluded": list(self.excluded),
+            **self.data,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the JSON to `path`, whole or not at all."""
+        with replacing(path) as file:
+            file.write(self.to_json().encode())
+
+
+@torch.inference_mode()
+def count_correct(
+    classifier: nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    device: torch.device,
+    chosen: npt.NDArray[np.int64] | None = None,
+) -> int:
+    """How many images the classifier gets right.
+
+    Args:
+        classifier: maps floats (N, 3, H, W) in [0, 1] to scores (N, classes); on `device`.
+        images: uint8 (N, H, W, 3); a memory map is read batch by batch.
+        labels: int64 (N,).
+        device: where to compute.
+        chosen: indices of the images to take; all by default.
+    """
+    chosen = np.arange(len(labels)) if chosen is None else chosen
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for start in range(0, len(chosen), BATCH_SIZE):
+        batch = chosen[start : start + BATCH_SIZE]
+        x = to_float(torch.from_numpy(images[batch]).to(device))
+        y = torch.from_numpy(labels[batch]).to(device)
+        correct += (classifier(x).argmax(1) == y).sum()
+    return int(correct)
+
+
+def evaluate(
+    classifier: nn.Module,
+    test: Split,
+    corrupted: CorruptedSet,
+    *,
+    device: torch.device,
+    excluded: Sequence[int] = (),
+    limit: int | None = None,
+    corruptions: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Evaluate a classifier on a test set and its corrupted versions.
+
+    Args:
+        classifier: maps floats (N, 3, H, W) in [0, 1] to scores.
+        test: the clean test set.
+        corrupted: its corrupted versions.
+        device: where to compute.
+        excluded: indices into `corrupted` of the source images to leave out, and into `test` where both
+            hold the same images in the same order.
+        limit: evaluate only the first `limit` source images that are not excluded.
+        corruptions: which ones; all that there are by default.
+        progress: told after every cell.
+
+    Raises:
+        UserError: nothing is left to evaluate, or a corruption is not in the set.
+    """
+    names = list(corrupted.names if corruptions is None else corruptions)
+    for name in names:
+        if name not in corrupted.names:
+            raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
+    chosen = np.setdiff1d(np.arange(corrupted.images_per_cell), np.asarray(excluded, np.int64))[:limit]
+    if not len(chosen):
+        raise UserError(
+            f"{corrupted.folder}: no image is left to evaluate once those that tuned λ are left out"
+        )
+    # Excluded indices speak of the clean images too only if those are the same images in the same order.
+    same_order = aligned(corrupted, test)
+    clean = chosen if same_order else np.arange(len(test.labels))[:limit]
+    if same_order and limit is None:
+        clean = np.setdiff1d(np.arange(len(test.labels)), np.asarray(excluded, np.int64))
+    classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
+    cells = len(names) * len(SEVERITIES)
+    progress("clean", 0, cells + 1)
+    clean_accuracy = count_correct(classifier, test.images, test.labels, device, clean) / len(clean)
+    accuracy: dict[str, list[float]] = {}
+    for i, name in enumerate(names):
+        accuracy[name] = []
+        for severity in SEVERITIES:
+            progress(name, 1 + i * len(SEVERITIES) + severity - 1, cells + 1)
+            images = corrupted.cell(name, severity)
+            correct = count_correct(classifier, images, corrupted.labels, device, chosen)
+            accuracy[name].append(correct / len(chosen))
+    progress("done", cells + 1, cells + 1)
+    return Evaluation(
+        clean_accuracy=clean_accuracy,
+        clean_images=len(clean),
+        accuracy=accuracy,
+        images=len(chosen),
+        excluded=tuple(int(i) for i in excluded),
+        data={"test_data": test.checksum, "corrupted_data": corrupted.identity},
+    )

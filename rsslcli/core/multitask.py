@@ -1,0 +1,112 @@
+"""The network with a head per task, and the losses of one batch (Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsslcli.core.automl import MAIN, Parameters
+from rsslcli.core.networks import WideResNet, initialise, keep_running_statistics
+from rsslcli.core.tasks.base import Task
+
+
+class MultiTaskNetwork(nn.Module):
+    """A classifier (θc, θmain) and the heads θaux of self-supervision tasks on its trunk.
+
+    Args:
+        network: trunk and classifier.
+        tasks: by name, in the order of λ.
+        batch_norm: "per-task": each task's inputs pass the trunk on their own, and only the main pass
+            updates the running statistics. "joint": all inputs share one pass and its statistics.
+        autocast: run trunk and heads under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        network: WideResNet,
+        tasks: dict[str, Task],
+        *,
+        batch_norm: str = "per-task",
+        autocast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tasks = tasks
+        self.batch_norm = batch_norm
+        self.autocast = autocast
+        self.heads = nn.ModuleDict({name: task.head(network.feature_width) for name, task in tasks.items()})
+        initialise(self.heads)
+
+    def psi(self) -> dict[str, nn.Parameter]:
+        """ψ = (θc, θmain), by the names of the WideResNet."""
+        return dict(self.network.named_parameters())
+
+    def head_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """θaux,i by task, in the order of λ."""
+        return {name: list(self.heads[name].parameters()) for name in self.tasks}
+
+    def losses(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """The losses L_main and L_aux,i of a batch, unweighted.
+
+        Args:
+            images: float (N, 3, H, W) in [0, 1].
+            labels: int64 (N,).
+            generator: source of the tasks' random numbers, on the device of the images.
+
+        Yields:
+            Scalars by task ("main" for the main one), grouped by the trunk pass that they share. A group is
+            made when it is asked for, so that one pass at a time is in memory.
+        """
+        prepared = {name: task.transform(images, generator) for name, task in self.tasks.items()}
+        on_clean = [name for name, task in self.tasks.items() if task.clean_input]
+        others = [name for name in self.tasks if name not in on_clean]
+        passes = [[MAIN, *on_clean], *([name] for name in others)]
+        inputs = [images, *(prepared[name][0] for name in others)]
+        targets = {MAIN: labels} | {name: target for name, (_, target) in prepared.items()}
+        if self.batch_norm == "joint":
+            with self._precision(images):
+                joint = self.network.features(torch.cat(inputs))
+            features = torch.split(joint, [len(x) for x in inputs])
+            yield {
+                name: self._loss(name, part, targets[name])
+                for names, part in zip(passes, features, strict=True)
+                for name in names
+            }
+            return
+        for names, x in zip(passes, inputs, strict=True):
+            with self._precision(x):
+                if names[0] == MAIN:
+                    features = self.network.features(x)
+                else:
+                    with keep_running_statistics(self.network):
+                        features = self.network.features(x)
+            yield {name: self._loss(name, features, targets[name]) for name in names}
+
+    def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
+        """L_main on a validation batch as a function of ψ (Eq. 2).
+
+        The pass normalises with its own batch's statistics and leaves the running ones alone.
+        """
+
+        def loss(psi: Parameters) -> Tensor:
+            with self._precision(images), keep_running_statistics(self.network):
+                scores = torch.func.functional_call(self.network, dict(psi), (images,))
+            return F.cross_entropy(scores.float() if self.autocast else scores, labels)
+
+        return loss
+
+    def _loss(self, name: str, features: Tensor, targets: Tensor) -> Tensor:
+        with self._precision(features):
+            outputs = (self.network.fc if name == MAIN else self.heads[name])(features)
+        if self.autocast:
+            outputs = outputs.float()  # losses and their gradients are accumulated in full precision
+        return F.cross_entropy(outputs, targets) if name == MAIN else self.tasks[name].loss(outputs, targets)
+
+    def _precision(self, like: Tensor) -> AbstractContextManager[None]:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.autocast)

@@ -1,0 +1,168 @@
+"""The networks of supplement A.1: the WideResNet trunk with its classifier, and the heads of the tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsslcli.core.errors import UserError
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose running statistics can be left alone while it still trains.
+
+    The main task's passes update them; passes of other tasks and of the meta step only use the
+    statistics of their own batch (see `keep_running_statistics`).
+    """
+
+    updates_statistics = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.updates_statistics:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        out: Tensor = super().forward(x)
+        return out
+
+
+@contextmanager
+def keep_running_statistics(network: nn.Module) -> Iterator[None]:
+    """Within this context, training passes through `network` leave its running statistics alone."""
+    layers = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
+    for layer in layers:
+        layer.updates_statistics = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.updates_statistics = True
+
+
+class BasicBlock(nn.Module):
+    """Pre-activation residual block with two 3×3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.convShortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(x))
+        out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        # The shortcut of a widening block starts after the shared activation, as in the original code.
+        return out + (x if self.convShortcut is None else self.convShortcut(activated))
+
+
+class NetworkBlock(nn.Module):
+    """A stage of residual blocks; the first one changes resolution and width."""
+
+    def __init__(self, count: int, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            *(BasicBlock(outputs if i else inputs, outputs, 1 if i else stride) for i in range(count))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+class WideResNet(nn.Module):
+    """WideResNet: the trunk θc (all but `fc`) and the main task's classifier θmain (`fc`), supplement A.1.
+
+    Module names are those of the public WRN-40-2 checkpoints, so their state dicts load as they are.
+
+    Args:
+        depth: layers, 6n + 4; the paper's is 40.
+        width: widening factor; the paper's is 2, which gives 64 · 2 = 128 features.
+        classes: outputs of the classifier.
+    """
+
+    def __init__(self, depth: int = 40, width: int = 2, classes: int = 10) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6 or width < 1:
+            raise ValueError(
+                f"no WideResNet has depth {depth} and width {width}: depth is 6n + 4, width is at least 1"
+            )
+        blocks = (depth - 4) // 6
+        self.feature_width = 64 * width
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.block1 = NetworkBlock(blocks, 16, 16 * width, 1)
+        self.block2 = NetworkBlock(blocks, 16 * width, 32 * width, 2)
+        self.block3 = NetworkBlock(blocks, 32 * width, 64 * width, 2)
+        self.bn1 = BatchNorm2d(self.feature_width)
+        self.fc = nn.Linear(self.feature_width, classes)
+        initialise(self)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The trunk: float images (N, 3, H, W) in [0, 1] → features (N, 64 · width)."""
+        x = self.conv1(images * 2 - 1)
+        x = self.block3(self.block2(self.block1(x)))
+        return F.relu(self.bn1(x)).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images (N, 3, H, W) in [0, 1] → class scores (N, classes)."""
+        scores: Tensor = self.fc(self.features(images))
+        return scores
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> WideResNet:
+        """Build the network that `state` belongs to, its size read off the tensors, and load it.
+
+        Raises:
+            UserError: `state` is not of a WideResNet with 16 · width channels in its first stage.
+        """
+        try:
+            count = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("block1.layer."))
+            width = state["block1.layer.0.conv1.weight"].shape[0] // 16
+            network = cls(6 * count + 4, width, state["fc.weight"].shape[0])
+            network.load_state_dict(dict(state))
+        except (KeyError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"these weights are not of a WideResNet for 32×32 images: {reason}") from None
+        return network
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation by each convolution's outputs, as in the WideResNet code; biases start at 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+def linear_head(features: int, outputs: int) -> nn.Module:
+    """FC(features, outputs): features (N, features) → scores (N, outputs), supplement A.1."""
+    return nn.Linear(features, outputs)
+
+
+def deconvolution_head(features: int, *channels: int) -> nn.Sequential:
+    """A stack of transposed convolutions, supplement A.1: features (N, features) → (N, channels[-1], S, S).
+
+    The first one (kernel 4, stride 1, padding 0) makes 4×4 of 1×1; each further one (kernel 4, stride 2,
+    padding 1) doubles the side, so S = 2 ** (len(channels) + 1). BatchNorm and ReLU stand between them;
+    a convolution before a BatchNorm has no bias, which the BatchNorm would take away again.
+    """
+    layers: list[nn.Module] = [nn.Unflatten(1, (features, 1, 1))]
+    inputs = features
+    for i, outputs in enumerate(channels):
+        if i:
+            layers += [BatchNorm2d(inputs), nn.ReLU()]
+        stride, padding = (2, 1) if i else (1, 0)
+        last = i == len(channels) - 1
+        layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=last))
+        inputs = outputs
+    return nn.Sequential(*layers)
+
+
+def precursor_decoder(features: int, decoder: nn.Module) -> nn.Sequential:
+    """FC + ReLU before the decoder and a sigmoid after it, as in the paper's published precursor code."""
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), decoder, nn.Sigmoid())

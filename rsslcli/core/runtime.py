@@ -1,0 +1,50 @@
+"""Devices, precision and seeds."""
+
+from __future__ import annotations
+
+import platform
+import zlib
+
+import numpy as np
+import torch
+
+from rsslcli.core.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`: "auto" is CUDA where there is a GPU, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: PyTorch sees no CUDA GPU here; use --device cpu or --device auto")
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """One line about the device, for logs and tables."""
+    if device.type == "cuda":
+        return f"CUDA, {torch.cuda.get_device_name(device)}"
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def allow_tf32(allow: bool) -> None:
+    """Let CUDA multiply float32 matrices in TF32 or forbid it. No effect on the CPU."""
+    torch.backends.cuda.matmul.allow_tf32 = allow
+    torch.backends.cudnn.allow_tf32 = allow
+
+
+def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
+    """A 63-bit seed that is a function of the run's seed, a purpose such as "batch", and a counter.
+
+    Every random choice of a run takes its numbers from such a seed, so none depends on how often another
+    one drew, and a run that stops at step t goes on from t exactly as if it had not stopped.
+    """
+    sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), index])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seeded_generator(device: torch.device, seed: int, purpose: str, index: int = 0) -> torch.Generator | None:
+    """A generator on `device` for one purpose; None on the meta device, where nothing is drawn."""
+    if device.type == "meta":
+        return None
+    return torch.Generator(device).manual_seed(derive_seed(seed, purpose, index))

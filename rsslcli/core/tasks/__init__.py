@@ -1,0 +1,76 @@
+"""The self-supervision tasks of section 3, by the names that the command line knows.
+
+A task is one class (see `base.Task`) and one line in `TASKS`; nothing else in the project names tasks.
+This module imports no torch: a class is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rsslcli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rsslcli.core.tasks.base import Task
+
+#: Name on the command line → "module:class", in the order of the paper's Table 1.
+TASKS = {
+    "rotation": "rsslcli.core.tasks.rotation:Rotation",
+    "color": "rsslcli.core.tasks.color:Coloring",
+    "ir": "rsslcli.core.tasks.reconstruction:ImageReconstruction",
+    "bir": "rsslcli.core.tasks.reconstruction:ImageDeblurring",
+    "inpaint": "rsslcli.core.tasks.inpaint:Inpainting",
+    "rgb": "rsslcli.core.tasks.rgb:ColorChannelGuessing",
+    "jigsaw": "rsslcli.core.tasks.jigsaw:Jigsaw",
+}
+
+
+def check_task_names(names: Iterable[str]) -> None:
+    """Raise UserError for a name that is no task, with the nearest one, or for a name given twice."""
+    seen = set()
+    for name in names:
+        if name not in TASKS:
+            near = difflib.get_close_matches(name, TASKS, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(TASKS)}"
+            raise UserError(f"unknown task '{name}': {hint}")
+        if name in seen:
+            raise UserError(f"task '{name}' is named twice: name each task once")
+        seen.add(name)
+
+
+def build_tasks(
+    names: Iterable[str], options: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Task]:
+    """Make the tasks called `names`, each with its own options, in their order.
+
+    `options` holds, by task, values for fields of its class; those of tasks not named are ignored.
+    """
+    names, options = list(names), options or {}
+    check_task_names(names)
+    check_task_names(options)
+    return {name: _build(name, options.get(name, {})) for name in names}
+
+
+def _build(name: str, options: Mapping[str, Any]) -> Task:
+    module, _, attribute = TASKS[name].partition(":")
+    kind: type[Task] = getattr(importlib.import_module(module), attribute)
+    allowed = kind.options()
+    if not isinstance(options, Mapping):
+        raise UserError(
+            f"task_options of '{name}': expected a mapping such as {{scale: 1.0}}, got {options!r}"
+        )
+    for key, value in options.items():
+        if key not in allowed:
+            raise UserError(f"task '{name}' has no option '{key}': it takes {', '.join(allowed)}")
+        if isinstance(allowed[key], bool):
+            fits, expected = isinstance(value, bool), "true or false"
+        else:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            expected = "a positive number"
+        if not fits:
+            raise UserError(f"task '{name}', option '{key}': expected {expected}, got {str(value)[:60]!r}")
+    return kind(**options)

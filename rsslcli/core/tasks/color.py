@@ -1,0 +1,69 @@
+"""Coloring (section 3): which colour has each pixel of a grey image?"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsslcli.core.networks import deconvolution_head
+from rsslcli.core.tasks.base import Task
+
+BINS = 32
+
+# Linear sRGB → CIE XYZ (IEC 61966-2-1), each row divided by the white point D65 of the 2° observer.
+_RGB_TO_XYZ = (
+    (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883),
+)
+# ITU-R BT.601 luma, the usual weights of a grey picture.
+_LUMA = (0.2989, 0.5870, 0.1140)
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """sRGB → CIELAB (D65, 2° observer).
+
+    Args:
+        images: float (N, 3, H, W) in [0, 1].
+
+    Returns:
+        float (N, 3, H, W): L in [0, 100]; A in [−86.2, 98.3] and B in [−107.9, 94.5] over all of sRGB.
+    """
+    linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).pow(2.4), images / 12.92)
+    red, green, blue = linear.unbind(1)
+    xyz = torch.stack([r * red + g * green + b * blue for r, g, b in _RGB_TO_XYZ], dim=1)
+    f = torch.where(xyz > 0.008856, xyz.clamp_min(0.008856).pow(1 / 3), 7.787 * xyz + 16 / 116)
+    fx, fy, fz = f.unbind(1)
+    return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], dim=1)
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """The luma of RGB images (N, 3, H, W) on all three channels, in the same shape."""
+    red, green, blue = images.unbind(1)
+    grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return grey.unsqueeze(1).expand_as(images)
+
+
+class Coloring(Task):
+    """Predict the quantised A and B of CIELAB per pixel from the grey image.
+
+    The targets are int64 (N, 2, H, W): bins 0 … 31 of width 8 from −128, for A and B. The outputs are
+    (N, 64, H, W): 32 scores for A, then 32 for B. The loss is 1 / (2 N_pixel) Σ cross-entropy.
+    """
+
+    title: ClassVar[str] = "Coloring"
+
+    def head(self, features: int) -> nn.Module:
+        return deconvolution_head(features, 256, 128, 64, 2 * BINS)
+
+    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        ab = rgb_to_lab(images)[:, 1:]
+        targets = ((ab + 128) * (BINS / 256)).long().clamp(0, BINS - 1)
+        return to_grey(images), targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        scores = outputs.view(len(outputs), 2, BINS, *outputs.shape[2:]).transpose(1, 2)
+        return self.scale * F.cross_entropy(scores, targets)

@@ -1,0 +1,43 @@
+"""Inpainting (section 3): what was in the centre that is now missing?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsslcli.core.networks import deconvolution_head, precursor_decoder
+from rsslcli.core.tasks.base import Task
+
+HOLE = 8
+
+
+@dataclass(frozen=True)
+class Inpainting(Task):
+    """Reconstruct the central 8×8 pixels, which are white in the input.
+
+    Targets and outputs are float (N, 3, 8, 8) in [0, 1]. The loss is the mean squared error over them.
+    """
+
+    scale: float = 30.0
+    #: Use the precursor code's decoder, which has a hidden layer before the convolutions.
+    precursor_head: bool = False
+
+    title: ClassVar[str] = "Inpainting"
+
+    def head(self, features: int) -> nn.Module:
+        decoder = deconvolution_head(features, 64, 3)
+        return precursor_decoder(features, decoder) if self.precursor_head else decoder.append(nn.Sigmoid())
+
+    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        top, left = (images.shape[2] - HOLE) // 2, (images.shape[3] - HOLE) // 2
+        hole = (..., slice(top, top + HOLE), slice(left, left + HOLE))
+        inputs = images.clone()
+        inputs[hole] = 1.0
+        return inputs, images[hole]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * F.mse_loss(outputs, targets)

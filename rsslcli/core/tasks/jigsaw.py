@@ -1,0 +1,26 @@
+"""Jigsaw puzzle (section 3): in which of the 4! = 24 orders stand the four quarters of the image?"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rsslcli.core.tasks.permutation import PermutationTask
+
+
+class Jigsaw(PermutationTask):
+    """Place p of the input (top left, top right, bottom left, bottom right) shows quarter order[p]."""
+
+    title: ClassVar[str] = "Jigsaw puzzle"
+    parts: ClassVar[int] = 4
+
+    def arrange(self, images: Tensor, order: Tensor) -> Tensor:
+        count, channels, height, width = images.shape
+        height, width = height // 2, width // 2
+        quarters = images.reshape(count, channels, 2, height, 2, width).permute(0, 2, 4, 1, 3, 5)
+        quarters = quarters.reshape(count, 4, channels, height, width)
+        placed = quarters[torch.arange(count, device=images.device)[:, None], order]
+        grid = placed.reshape(count, 2, 2, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+        return grid.reshape(images.shape)

@@ -1,0 +1,46 @@
+"""What color-channel guessing and the jigsaw puzzle share: parts in random order, to be told which order."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cache
+from itertools import permutations
+from math import factorial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsslcli.core.networks import linear_head
+from rsslcli.core.tasks.base import Task
+
+
+@cache
+def orders(parts: int, device: torch.device) -> Tensor:
+    """All orders of `parts` parts, lexicographically: int64 (parts!, parts); row 0 leaves them in place.
+
+    Kept on the device, since copying them there anew would make every step wait.
+    """
+    return torch.tensor(list(permutations(range(parts))), device=device)
+
+
+class PermutationTask(Task):
+    """Predict the order of shuffled parts: int64 targets (N,), the row of `orders`, under cross-entropy."""
+
+    parts: ClassVar[int]
+
+    @abstractmethod
+    def arrange(self, images: Tensor, order: Tensor) -> Tensor:
+        """Put part order[n, p] of image n at place p; images (N, 3, H, W), order int64 (N, parts)."""
+
+    def head(self, features: int) -> nn.Module:
+        return linear_head(features, factorial(self.parts))
+
+    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        device, choices = images.device, factorial(self.parts)
+        targets = torch.randint(choices, (len(images),), generator=generator, device=device)
+        return self.arrange(images, orders(self.parts, device)[targets]), targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(outputs, targets)

@@ -1,0 +1,83 @@
+"""Image reconstruction and image deblurring (section 3): give back the image, or the sharp one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsslcli.core.networks import deconvolution_head, precursor_decoder
+from rsslcli.core.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class ImageReconstruction(Task):
+    """Reconstruct the image itself: an autoencoder.
+
+    Targets and outputs are float (N, 3, H, W), the targets in [0, 1]. The loss is the mean squared error
+    over pixels and channels; with scale 1 and λ = 0.5 it is too small to act beside cross-entropies.
+    """
+
+    scale: float = 30.0
+    #: Use the precursor code's decoder (see `precursor_decoder`) in place of the paper's.
+    precursor_head: bool = False
+
+    title: ClassVar[str] = "Image reconstruction"
+    clean_input: ClassVar[bool] = True
+
+    def head(self, features: int) -> nn.Module:
+        decoder = deconvolution_head(features, 256, 128, 64, 3)
+        return precursor_decoder(features, decoder) if self.precursor_head else decoder
+
+    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        return images, images
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * F.mse_loss(outputs, targets)
+
+
+@dataclass(frozen=True)
+class ImageDeblurring(ImageReconstruction):
+    """Reconstruct the image from its blurred version (BIR).
+
+    `sigma` is the standard deviation of the Gaussian blur in pixels: visible, and still recognisable.
+    """
+
+    sigma: float = 1.5
+
+    title: ClassVar[str] = "Image deblurring"
+    clean_input: ClassVar[bool] = False
+
+    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        return gaussian_blur(images, self.sigma), images
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur float images (N, C, H, W) with a Gaussian of `sigma` pixels, reflected at the borders.
+
+    A separable blur is a matrix product from either side, which keeps the borders exact and needs no padding.
+    """
+    height, width = images.shape[2:]
+    rows = _blur_matrix(height, sigma, images.device, images.dtype)
+    columns = _blur_matrix(width, sigma, images.device, images.dtype)
+    return rows @ images @ columns.T
+
+
+@cache
+def _blur_matrix(size: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(size, size) matrix that blurs a line of pixels, mirrored at its ends (d c b a | a b c d)."""
+    position = torch.arange(size, device=device, dtype=dtype)
+    weights = torch.zeros(size, size, device=device, dtype=dtype)
+    radius = math.ceil(4 * sigma)
+    # Sum over all mirror images of a pixel that lie within reach of the kernel.
+    reach = radius // (2 * size) + 1
+    for period in range(-reach, reach + 1):
+        for mirrored in (position, -1 - position):
+            distance = mirrored[None, :] + 2 * size * period - position[:, None]
+            weights += torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= radius)
+    return weights / weights.sum(1, keepdim=True)

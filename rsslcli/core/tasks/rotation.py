@@ -1,0 +1,32 @@
+"""Rotation (section 3): which of 0°, 90°, 180°, 270° was the image turned by?"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsslcli.core.networks import linear_head
+from rsslcli.core.tasks.base import Task
+
+
+class Rotation(Task):
+    """Predict the angle. Every image appears in all four orientations, so the batch grows fourfold.
+
+    The targets are int64 (4N,): the number of quarter turns, counter-clockwise. The loss is cross-entropy.
+    """
+
+    title: ClassVar[str] = "Rotation"
+
+    def head(self, features: int) -> nn.Module:
+        return linear_head(features, 4)
+
+    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        inputs = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
+        targets = torch.arange(4, device=images.device).repeat_interleave(len(images))
+        return inputs, targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(outputs, targets)

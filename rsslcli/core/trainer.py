@@ -1,0 +1,130 @@
+"""One training step: a batch, its losses, Algorithm 1, the optimiser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rsslcli.core.automl import MAIN, automl_gradients, fixed_gradients
+from rsslcli.core.config import Config
+from rsslcli.core.data.augment import random_batch, to_float
+from rsslcli.core.errors import UserError
+from rsslcli.core.multitask import MultiTaskNetwork
+from rsslcli.core.networks import WideResNet
+from rsslcli.core.runtime import derive_seed, seeded_generator
+from rsslcli.core.tasks import build_tasks
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """The images that steps draw from, as uint8 on the device.
+
+    Attributes:
+        images: (N, H + 8, W + 8, 3), padded for cropping.
+        labels: int64 (N,).
+        validation_images: (V, H, W, 3), corrupted images that tune λ; V may be 0.
+        validation_labels: int64 (V,).
+    """
+
+    images: Tensor
+    labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+
+
+class Trainer:
+    """What changes from step to step: the network, λ and the optimiser.
+
+    A step makes no value travel to the host and reads none from it but indices and the learning rate, so
+    it also runs on the `meta` device.
+    """
+
+    def __init__(self, config: Config, data: DeviceData, classes: int) -> None:
+        self.config, self.data, self.device = config, data, data.images.device
+        tasks = build_tasks(config.tasks, config.task_options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "weights"))
+            network = WideResNet(config.depth, config.width, classes)
+            model = MultiTaskNetwork(
+                network, tasks, batch_norm=config.batch_norm, autocast=config.precision == "bfloat16"
+            )
+        # Channels-last is the faster layout for convolutions, on the CPU as on CUDA.
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.psi, self.heads = self.model.psi(), self.model.head_parameters()
+        self.lambdas = torch.full((len(tasks),), config.initial_lambda, device=self.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        self.steps_per_epoch = len(data.labels) // config.batch_size
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"batch_size: {config.batch_size} is more than the {len(data.labels)} training images"
+            )
+        self.steps = self.steps_per_epoch * config.epochs
+
+    def learning_rate(self, step: int) -> float:
+        """α_t, cosine-annealed over all steps from `lr` to `min_lr`."""
+        config = self.config
+        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+    def tunes_lambdas(self, step: int) -> bool:
+        """Whether Algorithm 1 updates λ in this step: the warm-up of τ epochs is over."""
+        return self.config.automl and step // self.steps_per_epoch >= self.config.warmup_epochs
+
+    def epoch_order(self, epoch: int) -> Tensor:
+        """The order in which epoch `epoch` visits the training images: int64 (N,) on the device."""
+        generator = seeded_generator(self.device, self.config.seed, "epoch", epoch)
+        return torch.randperm(len(self.data.labels), generator=generator, device=self.device)
+
+    def step(self, step: int, chosen: Tensor) -> dict[str, Tensor]:
+        """Train on one batch: Algorithm 1, or its plain form where λ is fixed.
+
+        Args:
+            step: counts from 0; the seed of all that the step draws.
+            chosen: int64 (batch,), which training images, on the device.
+
+        Returns:
+            Detached scalars on the device: "loss/<task>" and "lambda/<task>".
+        """
+        config, data = self.config, self.data
+        generator = seeded_generator(self.device, config.seed, "step", step)
+        images = to_float(random_batch(data.images, chosen, generator))
+        groups = self.model.losses(images, data.labels[chosen], generator)
+        learning_rate = self.learning_rate(step)
+        if self.tunes_lambdas(step):
+            drawn = torch.randint(
+                len(data.validation_labels),
+                (config.meta_batch_size,),
+                generator=generator,
+                device=self.device,
+            )
+            losses = automl_gradients(
+                groups,
+                self.psi,
+                self.heads,
+                self.lambdas,
+                self.model.validation_loss(
+                    to_float(data.validation_images[drawn]), data.validation_labels[drawn]
+                ),
+                alpha=config.lookahead_scale * learning_rate,
+                beta=config.meta_lr,
+            )
+        else:
+            weights = dict(zip(config.tasks, self.lambdas.unbind(), strict=True))
+            losses = fixed_gradients(groups, self.model.parameters(), weights)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        lambdas = self.lambdas.clone().unbind()
+        return (
+            {f"loss/{task}": losses[task] for task in (MAIN, *config.tasks)}
+            | {f"lambda/{task}": weight for task, weight in zip(config.tasks, lambdas, strict=True)}
+            | ({"loss/meta": losses["meta"]} if "meta" in losses else {})
+        )

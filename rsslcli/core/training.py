@@ -1,0 +1,321 @@
+"""The training loop: epochs, metrics, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rsslcli import __version__
+from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from rsslcli.core.config import Config
+from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.data.augment import pad_images
+from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.store import Dataset, class_balanced_subset, replacing
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.evaluation import count_correct
+from rsslcli.core.metrics import Metrics
+from rsslcli.core.runtime import allow_tf32, derive_seed, describe_device, resolve_device
+from rsslcli.core.trainer import DeviceData, Trainer
+
+#: A checkpoint is written after every epoch, and within a long one this often.
+CHECKPOINT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins, or goes on after `step` of its `steps`."""
+
+    config: Config
+    directory: Path
+    device: str
+    images: int
+    validation_images: int
+    step: int
+    steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class StepsDone:
+    """Some steps are done; `record` is the metrics line of the last one."""
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is done and saved; `record` is its metrics line."""
+
+    record: Mapping[str, Any]
+
+
+Event = Started | StepsDone | EpochDone
+
+
+class InterruptedTrainingError(RsslError):
+    """Training stopped because it was asked to, with everything saved."""
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """The corrupted images that tune λ (section 4): the same random source images from every cell.
+
+    Attributes:
+        images: uint8 (V, H, W, 3), V = corruptions · severities · source images.
+        labels: int64 (V,).
+        source: sorted indices of the source images.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    source: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run."""
+
+    directory: Path
+    checkpoint: Path
+    clean_accuracy: float
+    lambdas: dict[str, float]
+    seconds: float
+
+
+def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSet | None) -> ValidationSet:
+    """Draw the images that tune λ, by the run's seed; none where λ is fixed."""
+    if not config.automl:
+        return ValidationSet(
+            np.empty((0, *dataset.train.images.shape[1:]), np.uint8), np.empty(0, np.int64), ()
+        )
+    if corrupted is None:
+        raise UserError(f"AutoML tunes λ on a corrupted test set, and '{dataset.name}' has none prepared")
+    available, wanted = corrupted.images_per_cell, config.validation_images
+    if wanted >= available:
+        raise UserError(
+            f"validation_images: {wanted} of only {available} corrupted source images leaves none to test on"
+        )
+    if corrupted.labels.max() >= len(dataset.train.classes):
+        raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
+    random = np.random.default_rng(derive_seed(config.seed, "validation"))
+    source = np.sort(random.choice(available, wanted, replace=False))
+    cells = [corrupted.cell(name, severity)[source] for name in corrupted.names for severity in SEVERITIES]
+    return ValidationSet(
+        np.concatenate(cells),
+        np.tile(corrupted.labels[source], len(cells)),
+        tuple(int(index) for index in source),
+    )
+
+
+def train(
+    config: Config,
+    directory: Path,
+    dataset: Dataset,
+    corrupted: CorruptedSet | None = None,
+    *,
+    resume: bool = False,
+    on_event: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingResult:
+    """Train a network into a run directory: configuration, metrics, log and checkpoint.
+
+    Args:
+        config: the settings.
+        directory: the run directory, made where it is missing.
+        dataset: what to train on.
+        corrupted: the corrupted test set; needed to tune λ, where `config.automl`.
+        resume: go on from the directory's checkpoint; from the start where it has none yet.
+        on_event: told what happens.
+        should_stop: asked after every step; if true, the run is saved and the training stops.
+
+    Raises:
+        UserError: the directory holds a run already and `resume` is false, or data does not fit.
+        InterruptedTrainingError: `should_stop` said so.
+        RsslError: a file cannot be written, or training diverged.
+    """
+    if (directory / "checkpoint.pt").exists() and not resume:
+        raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
+    with _Run(config, directory, dataset, corrupted, on_event, should_stop) as run:
+        for epoch in range(run.step // run.trainer.steps_per_epoch, config.epochs):
+            run.train_epoch(epoch)
+            run.finish_epoch(epoch)
+        return run.result()
+
+
+class _Run:
+    """A run directory and the trainer that fills it."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        dataset: Dataset,
+        corrupted: CorruptedSet | None,
+        on_event: Callable[[Event], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.config, self.directory, self.dataset = config, directory, dataset
+        self.on_event, self.should_stop = on_event, should_stop
+        self.began = self.saved = time.perf_counter()
+        self.device = resolve_device(config.device)
+        allow_tf32(config.precision != "float32")
+
+        validation = draw_validation_set(config, dataset, corrupted)
+        self.excluded = validation.source
+        self.validation_data = corrupted.identity if config.automl and corrupted else ""
+        images, labels = dataset.train.images, dataset.train.labels
+        if config.train_size is not None:
+            chosen = class_balanced_subset(labels, config.train_size, config.seed)
+            images, labels = images[chosen], labels[chosen]
+        device_data = DeviceData(
+            pad_images(torch.from_numpy(images).to(self.device)),
+            torch.from_numpy(labels).to(self.device),
+            torch.from_numpy(validation.images).to(self.device),
+            torch.from_numpy(validation.labels).to(self.device),
+        )
+        self.trainer = Trainer(config, device_data, len(dataset.train.classes))
+        # The clean accuracy leaves the images that tune λ out, as eval-c does.
+        self.clean = np.arange(len(dataset.test.labels))
+        if corrupted is not None and aligned(corrupted, dataset.test):
+            self.clean = np.setdiff1d(self.clean, np.asarray(self.excluded, np.int64))
+        self.checkpoint = directory / "checkpoint.pt"
+        self.step = self._restore() if self.checkpoint.exists() else 0
+
+    def __enter__(self) -> _Run:
+        config, trainer, device = self.config, self.trainer, describe_device(self.device)
+        with ExitStack() as stack:
+            with replacing(self.directory / "config.yaml") as file:
+                file.write(config.to_yaml().encode())
+            self.metrics = stack.enter_context(Metrics(self.directory / "metrics.jsonl", self.step))
+            self.log = stack.enter_context((self.directory / "log.txt").open("a", encoding="utf-8"))
+            self._files = stack.pop_all()
+        images, validation = len(trainer.data.labels), len(trainer.data.validation_labels)
+        self.note(
+            f"rssl {__version__}, torch {torch.__version__}, {device}: {config.name} on {self.dataset.name}, "
+            f"{images} images, {validation} to tune λ, steps {self.step} to {trainer.steps}"
+        )
+        self.on_event(
+            Started(
+                config=config,
+                directory=self.directory,
+                device=device,
+                images=images,
+                validation_images=validation,
+                step=self.step,
+                steps=trainer.steps,
+                steps_per_epoch=trainer.steps_per_epoch,
+            )
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def train_epoch(self, epoch: int) -> None:
+        """Do the steps of the epoch that are left; every step's random choices follow from its number."""
+        trainer, batch = self.trainer, self.config.batch_size
+        trainer.model.train()
+        order = trainer.epoch_order(epoch)
+        first = epoch * trainer.steps_per_epoch
+        self.epoch_began, self.epoch_steps = time.perf_counter(), first + trainer.steps_per_epoch - self.step
+        for step in range(self.step, first + trainer.steps_per_epoch):
+            position = (step - first) * batch
+            values = trainer.step(step, order[position : position + batch])
+            self.step = step + 1
+            counters = {"step": self.step, "epoch": epoch + 1, "lr": trainer.learning_rate(step)}
+            record = self.metrics.add(counters, values, batch)
+            if record is not None:
+                self.on_event(StepsDone(record))
+            if self.should_stop():
+                self.save()
+                self.note(f"stopped at step {self.step}")
+                raise InterruptedTrainingError(
+                    f"stopped at step {self.step} of {trainer.steps}, all saved: "
+                    f"go on with --resume --output {self.directory}"
+                )
+            if time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+                self.save()
+        record = self.metrics.flush()
+        if record is not None:
+            self.on_event(StepsDone(record))
+
+    def finish_epoch(self, epoch: int) -> None:
+        """Measure the clean accuracy, record it, save."""
+        trainer, test = self.trainer, self.dataset.test
+        seconds = time.perf_counter() - self.epoch_began
+        trainer.model.eval()
+        correct = count_correct(trainer.model.network, test.images, test.labels, self.device, self.clean)
+        record = {
+            "step": self.step,
+            "epoch": epoch + 1,
+            "clean_accuracy": correct / len(self.clean),
+            "images_per_second": round(self.epoch_steps * self.config.batch_size / seconds, 2),
+            "seconds": round(seconds, 3),
+        }
+        self.metrics.write(record)
+        self.save()
+        self.note(f"epoch {epoch + 1}: clean accuracy {record['clean_accuracy']:.4f}")
+        self.on_event(EpochDone(record))
+
+    def result(self) -> TrainingResult:
+        """What the finished run came to."""
+        self.note("finished")
+        lambdas = dict(zip(self.config.tasks, self.trainer.lambdas.tolist(), strict=True))
+        seconds = time.perf_counter() - self.began
+        return TrainingResult(self.directory, self.checkpoint, self.metrics.clean_accuracy, lambdas, seconds)
+
+    def note(self, text: str) -> None:
+        """Add a line to the log."""
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self.log.write(f"{now} {text}\n")
+        self.log.flush()
+
+    def save(self) -> None:
+        """Write the checkpoint; the metrics up to it are on disk before it is."""
+        self.metrics.flush()
+        self.metrics.sync()
+        trainer = self.trainer
+        save_checkpoint(
+            self.checkpoint,
+            Checkpoint(
+                config=self.config,
+                classes=self.dataset.train.classes,
+                step=self.step,
+                classifier=trainer.model.network.state_dict(),
+                heads=trainer.model.heads.state_dict(),
+                optimizer=trainer.optimizer.state_dict(),
+                lambdas=trainer.lambdas,
+                excluded=self.excluded,
+                train_data=self.dataset.train.checksum,
+                validation_data=self.validation_data,
+            ),
+        )
+        self.saved = time.perf_counter()
+
+    def _restore(self) -> int:
+        """Put the checkpoint's state into the trainer and return the number of steps done."""
+        saved, trainer = load_checkpoint(self.checkpoint), self.trainer
+        now = (self.dataset.train.checksum, self.validation_data, self.excluded)
+        if (saved.train_data, saved.validation_data, saved.excluded) != now:
+            raise UserError(
+                f"{self.checkpoint} was trained on other data than is prepared now: prepare that data again"
+            )
+        try:
+            trainer.model.network.load_state_dict(saved.classifier)
+            trainer.model.heads.load_state_dict(saved.heads)
+            trainer.optimizer.load_state_dict(saved.optimizer)
+            trainer.lambdas.copy_(saved.lambdas)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.checkpoint} does not fit its configuration: {reason}") from None
+        return saved.step
