@@ -47,8 +47,9 @@ def _disk(radius: float, softness: float) -> Tensor:
 def glass_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
     """Blur, replace pixels by random neighbours, blur.
 
-    The original means to swap a pixel with its neighbour, but its assignment through array views only copies the
-    neighbour, which is always one above or to the left that has not been overwritten. So each pass is one gather.
+    The original means to swap a pixel with its neighbour, but its assignment through array views only
+    copies the neighbour, which always lies above or to the left and has not been overwritten yet (its
+    published images confirm it). So each pass is one gather.
     """
     sigma, passes = GLASS[severity - 1]
     count, _, height, width = images.shape

@@ -19,6 +19,7 @@ FUNCTIONS: dict[str, Corruption] = {
         blur.motion_blur,
         blur.zoom_blur,
         weather.snow,
+        weather.frost,
         weather.fog,
         digital.brightness,
         digital.contrast,
@@ -27,6 +28,7 @@ FUNCTIONS: dict[str, Corruption] = {
         digital.jpeg_compression,
         noise.speckle_noise,
         blur.gaussian_blur,
+        weather.spatter,
         digital.saturate,
     )
 }

@@ -1,14 +1,16 @@
 """Weather, and what it leaves on the lens. The shape contract of every corruption is in `noise`."""
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from rsslcli.core.corruptions.blur import smear
-from rsslcli.core.corruptions.operators import apply_separably, zoom_matrix
+from rsslcli.core.corruptions.operators import apply_separably, gaussian_filter, zoom_matrix
 
 #: thickness, decay of the roughness from one scale to the next finer
 FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))
-#: mean, standard deviation, zoom and threshold of the flakes; radius and sigma of their motion; share of the image
+#: mean, standard deviation, zoom and threshold of the flakes; radius and sigma of their motion; share of
+#: the image
 SNOW = (
     (0.1, 0.2, 1.0, 0.6, 8, 3.0, 0.95),
     (0.1, 0.2, 1.0, 0.5, 10, 4.0, 0.9),
@@ -16,6 +18,25 @@ SNOW = (
     (0.25, 0.3, 2.25, 0.6, 12, 6.0, 0.85),
     (0.3, 0.3, 1.25, 0.65, 14, 12.0, 0.8),
 )
+#: share of the image, share of the ice
+FROST = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
+#: mean, standard deviation, sigma and threshold of the drops; strength of water, or sigma of mud's rim
+SPATTER = (
+    (0.62, 0.1, 0.7, 0.7, 0.5),
+    (0.65, 0.1, 0.8, 0.7, 0.5),
+    (0.65, 0.3, 1.0, 0.69, 0.5),
+    (0.65, 0.1, 0.7, 0.69, 0.6),
+    (0.65, 0.1, 0.5, 0.68, 0.6),
+)
+MUD_FROM = 4  # this severity on
+GREY_SHARES = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+TURQUOISE = torch.tensor([175, 238, 238]).view(3, 1, 1) / 255
+BROWN = torch.tensor([63, 42, 20]).view(3, 1, 1) / 255
+
+#: Five kinds of ice: mean colour, and what one standard deviation of its relief adds; negative where the
+#: crystals are darker than their ground. Measured on frosted images of the original.
+ICE_COLOUR = torch.tensor([[98, 110, 121], [75, 148, 164], [140, 155, 167], [198, 202, 212], [198, 202, 212]])
+ICE_RELIEF = torch.tensor([[34, 34, 34], [25, 10, 8], [26, 26, 26], [-18, -18, -18], [-18, -18, -18]])
 
 
 def fog(images: Tensor, severity: int, generator: Generator) -> Tensor:
@@ -48,8 +69,12 @@ def plasma(count: int, side: int, decay: float, generator: Generator) -> Tensor:
         across = corners + corners.roll(-1, 1)
         centres = perturbed(across + across.roll(-1, 2))
         clouds[:, half::step, half::step] = centres
-        clouds[:, ::step, half::step] = perturbed(centres + centres.roll(1, 1) + corners + corners.roll(-1, 2))
-        clouds[:, half::step, ::step] = perturbed(centres + centres.roll(1, 2) + corners + corners.roll(-1, 1))
+        clouds[:, ::step, half::step] = perturbed(
+            centres + centres.roll(1, 1) + corners + corners.roll(-1, 2)
+        )
+        clouds[:, half::step, ::step] = perturbed(
+            centres + centres.roll(1, 2) + corners + corners.roll(-1, 1)
+        )
         step = half
         roughness /= decay
     clouds -= clouds.amin((1, 2), keepdim=True)
@@ -64,9 +89,121 @@ def snow(images: Tensor, severity: int, generator: Generator) -> Tensor:
     flakes = apply_separably(flakes, zoom_matrix(height, zoom), zoom_matrix(width, zoom))
     flakes = flakes.where(flakes >= threshold, 0).clamp(0, 1)
     degrees = torch.rand(count, generator=generator) * 90 - 135
-    flakes = smear((flakes * 255).floor() / 255, degrees, radius, sigma)
+    flakes = (smear((flakes * 255).floor(), degrees, radius, sigma) + 1e-3).floor() / 255
 
-    red, green, blue = images.split(1, 1)
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    grey = (images * GREY_SHARES).sum(1, keepdim=True)
     whitened = share * images + (1 - share) * torch.maximum(images, grey * 1.5 + 0.5)
     return whitened + flakes + flakes.rot90(2, (2, 3))
+
+
+def frost(images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Lay ice over the image. The original crops it from five photographs; here it is grown by `ice`."""
+    image_share, ice_share = FROST[severity - 1]
+    count, _, height, width = images.shape
+    return image_share * images + ice_share * ice(count, height, width, generator)
+
+
+def ice(count: int, height: int, width: int, generator: Generator) -> Tensor:
+    """Textures of ice (count, 3, H, W) in [0, 1]: needles across each other on a slow fractal relief.
+
+    Each has one of five colours, and a brightness of its own around it.
+    """
+    kind = torch.randint(len(ICE_COLOUR), (count,), generator=generator)
+    grain = torch.randn(2, count, 1, height, width, generator=generator)
+    degrees = torch.rand(2, count, generator=generator) * 180
+    needles = torch.maximum(smear(grain[0], degrees[0], 3, 1.0), smear(grain[1], degrees[1], 3, 1.0))
+    side = 1 << (max(height, width) - 1).bit_length()
+    ground = plasma(count, side, 1.4, generator)[:, None, :height, :width]
+    relief = _standardised(_standardised(needles) + 0.6 * _standardised(ground))
+    relief += 0.5 * torch.randn(count, 1, 1, 1, generator=generator)
+    colour, contrast = ICE_COLOUR[kind, :, None, None], ICE_RELIEF[kind, :, None, None]
+    return ((colour + contrast * relief) / 255).clamp(0, 1)
+
+
+def _standardised(planes: Tensor) -> Tensor:
+    """Bring each plane of (N, 1, H, W) to mean 0 and standard deviation 1."""
+    deviation, mean = torch.std_mean(planes, (2, 3), keepdim=True)
+    return (planes - mean) / deviation
+
+
+def spatter(images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Splash drops on the lens: water that refracts light at its rims, or mud that covers."""
+    count, _, height, width = images.shape
+    mean, deviation, sigma, threshold, strength = SPATTER[severity - 1]
+    drops = mean + deviation * torch.randn(count, 1, height, width, generator=generator)
+    drops = gaussian_filter(drops, sigma)
+    if severity >= MUD_FROM:
+        mud = gaussian_filter((drops > threshold).float(), strength)
+        mud = mud.where(mud >= 0.8, 0)
+        return images * (1 - mud) + BROWN * mud
+
+    drops = (drops.where(drops >= threshold, 0) * 255).floor().clamp(max=255)
+    water = drops * _rim_light(drops)
+    water = water / water.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    return images + strength * water * TURQUOISE
+
+
+def _rim_light(drops: Tensor) -> Tensor:
+    """How bright water is lit (N, 1, H, W), 0…255, from its depth (N, 1, H, W), 0…255.
+
+    The distance to the drops' edges, with its histogram equalised, is taken as a surface and embossed. In the
+    original, OpenCV does the steps; where its distance is a chamfer approximation, ours is exact.
+    """
+    pixels = drops[0].numel()
+    distance = _distance(find_edges(drops, 50, 150)).clamp(max=20)
+    level = _box_blur(distance).floor()
+    histogram = F.one_hot(level.flatten(1).long(), 21).sum(1)
+    below = histogram.cumsum(1)
+    lowest = (below == 0).sum(1, keepdim=True)  # the first level in use
+    floor = below.gather(1, lowest)
+    equalised = ((below - floor) * (255 / (pixels - floor).clamp(min=1))).round().clamp(min=0)
+    equalised = torch.where(floor == pixels, torch.arange(21.0), equalised)
+    surface = equalised.gather(1, level.flatten(1).long()).view_as(level)
+    emboss = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
+    lit = F.conv2d(F.pad(surface, (1,) * 4, mode="reflect"), emboss[None, None]).clamp(0, 255)
+    return _box_blur(lit).round()
+
+
+def _box_blur(planes: Tensor) -> Tensor:
+    """Mean of 3×3 pixels, mirrored at the edges."""
+    return F.avg_pool2d(F.pad(planes, (1,) * 4, mode="reflect"), 3, stride=1)
+
+
+def _distance(edges: Tensor) -> Tensor:
+    """Euclidean distance of every pixel to the nearest edge pixel of its plane (N, 1, H, W), or infinity."""
+    height, width = edges.shape[-2:]
+    x, y = torch.arange(float(width)), torch.arange(float(height))
+    along_row = torch.where(edges[..., None, :], (x[:, None] - x) ** 2, torch.inf).amin(-1)
+    return (along_row.mT[..., None, :] + (y[:, None] - y) ** 2).amin(-1).mT.sqrt()
+
+
+def find_edges(planes: Tensor, low: float, high: float) -> Tensor:
+    """Canny's edges (N, 1, H, W) bool of planes in 0…255, like OpenCV: 3×3 Sobel, magnitude |x| + |y|."""
+    height, width = planes.shape[-2:]
+    sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    slope = F.conv2d(F.pad(planes, (1,) * 4, mode="replicate"), torch.stack([sobel, sobel.T])[:, None])
+    across, down = slope[:, :1], slope[:, 1:]
+    magnitude = across.abs() + down.abs()
+
+    # Keep ridges only: compare with the two neighbours along the gradient.
+    padded = F.pad(magnitude, (1,) * 4)
+
+    def neighbour(dy: int, dx: int) -> Tensor:
+        return padded[..., 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+
+    steepness = down.abs() / across.abs()  # 0/0 only where the magnitude is 0, below every threshold
+    horizontal = (magnitude > neighbour(0, -1)) & (magnitude >= neighbour(0, 1))
+    vertical = (magnitude > neighbour(-1, 0)) & (magnitude >= neighbour(1, 0))
+    falling = (magnitude > neighbour(-1, -1)) & (magnitude > neighbour(1, 1))
+    rising = (magnitude > neighbour(-1, 1)) & (magnitude > neighbour(1, -1))
+    diagonal = torch.where(across * down >= 0, falling, rising)
+    sideways = torch.where(steepness > 1 + 2**0.5, vertical, diagonal)
+    ridge = torch.where(steepness < 2**0.5 - 1, horizontal, sideways) & (magnitude > low)
+
+    # Follow weak ridges from the strong ones.
+    edges = ridge & (magnitude > high)
+    while True:
+        grown = ridge & (F.max_pool2d(edges.float(), 3, stride=1, padding=1) > 0)
+        if torch.equal(grown, edges):
+            return edges
+        edges = grown
