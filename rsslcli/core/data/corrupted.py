@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split, replacing
+from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split, remove, replacing
 from rsslcli.core.errors import UserError
 from rsslcli.core.progress import Progress
 
@@ -45,7 +45,7 @@ class CorruptedSet:
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint, sha256 in hexadecimal: the names, the labels, and a sample of the images of each cell."""
+        """A fingerprint (sha256, hexadecimal) of the names, the labels and a sample of each cell's images."""
         return self._identity_of_first(self.images_per_cell)
 
     def _identity_of_first(self, count: int) -> str:
@@ -79,9 +79,9 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
 def import_corrupted(
     source: Path, folder: Path, *, test: Split, limit: int | None, progress: Progress
 ) -> CorruptedSet:
-    """Make `folder` a copy of the CIFAR-10-C folder `source`, of the first `limit` images of each block if given.
+    """Make `folder` a copy of the CIFAR-10-C folder `source`, or of the first `limit` images of its blocks.
 
-    Nothing is copied when `folder` already is that copy. The labels arrive last: an interrupted copy does not open.
+    Nothing is copied when `folder` already is that copy. Labels come last: a copy cut short does not open.
 
     Raises:
         UserError: `source` is no complete CIFAR-10-C folder, or has labels that are no class of `test`.
@@ -100,9 +100,9 @@ def import_corrupted(
     if present and present.identity == original._identity_of_first(count):
         return present
 
-    (folder / "labels.npy").unlink(missing_ok=True)
+    remove(folder / "labels.npy")
     for name in set(CORRUPTIONS) - set(original.names):
-        (folder / f"{name}.npy").unlink(missing_ok=True)
+        remove(folder / f"{name}.npy")
     for done, name in enumerate(original.names):
         progress("copying corruptions", done, len(original.names))
         write_blocks(

@@ -1,8 +1,8 @@
-"""The embedded data set: small drawn pictures of ten shapes, so that everything can be tried without a download.
+"""The embedded data set: small drawn pictures of ten shapes, to try everything without a download.
 
-Each picture is lit from above: a sky that is lighter and bluer than the warm ground, a shaded shape that stands
-upright within 25 degrees, a shadow below it. That gives the self-supervision tasks (rotation, colour) something to
-learn. Only exactly rounded arithmetic is used, so the pictures are the same on every machine.
+Each picture is lit from above: a sky that is lighter and bluer than the warm ground, a shaded shape that
+stands upright within 25 degrees, a shadow below it. That gives the self-supervision tasks (rotation, colour)
+something to learn. Only exactly rounded arithmetic is used: the pictures are the same on every machine.
 """
 
 import math
@@ -17,6 +17,7 @@ Array = npt.NDArray[np.float64]
 #: A shape about the unit circle, y upwards: signed distance of points to its outline, negative inside.
 Distance = Callable[[Array, Array], Array]
 
+VERSION = 1  # to be raised with every change of the pictures
 TRAIN_SIZE, TEST_SIZE = 4000, 1000
 _SIZE = 32
 _TILT = 25  # degrees either way
@@ -185,9 +186,10 @@ def _mix(below: Array, above: Array, alpha: Array) -> Array:
 
 def _colour(hue: Array, saturation: Array, value: Array) -> Array:
     """From HSV, each (N, 1, 1), to RGB (N, 1, 1, 3)."""
-    sector = (np.array([5, 3, 1]) + hue[..., None] * 6) % 6
+    sector: Array = (np.array([5, 3, 1]) + hue[..., None] * 6) % 6
     ramp = np.clip(np.minimum(sector, 4 - sector), 0, 1)
-    return value[..., None] * (1 - saturation[..., None] * ramp)
+    rgb: Array = value[..., None] * (1 - saturation[..., None] * ramp)
+    return rgb
 
 
 def _any_colour(between: Between) -> Array:

@@ -46,7 +46,7 @@ class Dataset:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` once it is complete: an interruption leaves the old one.
+    """Open a binary file that takes the place of `path` when complete: an interruption leaves the old one.
 
     Raises:
         RsslError: the file cannot be written.
@@ -63,6 +63,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise RsslError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it is there.
+
+    Raises:
+        RsslError: it cannot be deleted.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RsslError(f"cannot delete {path}: {error.strerror or error}") from error
 
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:

@@ -1,0 +1,159 @@
+"""Bring a data set, whatever its source, into the prepared form that `store` loads."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsslcli.core.data import shapes, sources
+from rsslcli.core.data.corrupted import import_corrupted, open_corrupted
+from rsslcli.core.data.sources import Arrays
+from rsslcli.core.data.store import Dataset, dataset_folder, load_dataset, remove, replacing, save_split
+from rsslcli.core.errors import UserError
+from rsslcli.core.progress import Progress, silent
+
+_RECORD = "prepared.json"
+_ACCEPTED = (
+    "a folder or archive (.tar.gz, .zip) of train/<class>/* and test/<class>/*, "
+    "the official CIFAR archive or its folder, or a CIFAR-10-C folder"
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` did."""
+
+    folder: Path
+    dataset: Dataset
+    kind: str  #: what the source was, in words
+    changed: bool  #: False when everything was in place already
+    stale_corruptions: bool = (
+        False  #: the test images changed, and `folder`/corrupted is still of the old ones
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a data set comes from. `fingerprint` changes when the images may have changed."""
+
+    kind: str
+    fingerprint: str
+    read: Callable[[int | None], tuple[Arrays, Arrays]]
+
+
+def prepare(
+    name: str,
+    data_dir: Path,
+    *,
+    source: Path | None = None,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> Prepared:
+    """Prepare the data set `name` in `data_dir`, or import corrupted test images for it.
+
+    Without a source, `shapes` is drawn and `cifar10` and `cifar100` are downloaded; any other name needs one.
+    What the source is shows from its content. `limit` keeps a class-balanced subset of so many images of each
+    split, or the first so many of a corrupted set. Nothing is done when the data set is in place with the
+    same source and limit, or, asked for without either, when it is in place at all.
+
+    Raises:
+        UserError: no such source, or one that is not understood, damaged or does not fit.
+        RsslError: a failed download, or a folder that cannot be written.
+    """
+    folder = dataset_folder(data_dir, name)
+    if limit is not None and limit < 1:
+        raise UserError(f"a limit of {limit} images: give a positive number")
+    if source is not None and not source.exists():
+        raise UserError(f"no such source: {source}: give {_ACCEPTED}")
+    if source is not None and (source / "labels.npy").is_file():
+        return _prepare_corrupted(name, data_dir, source, limit, progress)
+
+    record, present = _read_record(folder), _load_or_none(data_dir, name)
+    if present and source is None and limit is None:
+        return Prepared(folder, present, str(record.get("kind", "prepared before")), changed=False)
+    if source is None and record.get("source") and Path(record["source"]).exists():
+        source = Path(record["source"])
+    origin = _recognise(name, folder, source, progress)
+    wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
+    if present and record.items() >= (wanted | _checksums(present)).items():
+        return Prepared(folder, present, origin.kind, changed=False)
+
+    train, test = origin.read(limit)
+    remove(folder / "test.npz")  # until it is there again, the data set does not count as prepared
+    splits = [
+        save_split(folder / f"{split}.npz", *arrays) for split, arrays in (("train", train), ("test", test))
+    ]
+    dataset = Dataset(name, folder, *splits)
+    with replacing(folder / _RECORD) as file:
+        place = str(source.resolve()) if source else None
+        file.write(json.dumps(wanted | _checksums(dataset) | {"source": place}, indent=1).encode())
+    was = present.test.checksum if present else record.get("test")
+    stale = (folder / "corrupted" / "labels.npy").is_file() and was != dataset.test.checksum
+    return Prepared(folder, dataset, origin.kind, changed=True, stale_corruptions=stale)
+
+
+def _prepare_corrupted(
+    name: str, data_dir: Path, source: Path, limit: int | None, progress: Progress
+) -> Prepared:
+    dataset = load_dataset(data_dir, name)
+    folder = dataset.folder / "corrupted"
+    try:
+        before = open_corrupted(folder, name).identity
+    except UserError:
+        before = None
+    after = import_corrupted(source, folder, test=dataset.test, limit=limit, progress=progress)
+    return Prepared(dataset.folder, dataset, "CIFAR-10-C folder", changed=after.identity != before)
+
+
+def _recognise(name: str, folder: Path, source: Path | None, progress: Progress) -> _Source:
+    """Tell what the source is from its content, the default source of `name` if None."""
+    if name == "shapes":
+        if source is not None:
+            raise UserError("shapes is drawn and takes no --source: choose another name for your images")
+        return _Source("drawn shapes", f"shapes-{shapes.VERSION}", _draw)
+    official = sources.official_name(source) if source else name if name in sources.OFFICIAL else None
+    if official:
+        if name in sources.OFFICIAL and name != official:
+            raise UserError(f"{source} is {official}, not {name}: prepare it with --dataset {official}")
+
+        def read_official(limit: int | None) -> tuple[Arrays, Arrays]:
+            train, test = sources.read_cifar(official, source, folder / "download", progress)
+            return train.limited(limit), test.limited(limit)
+
+        # The official files are verified when read, so wherever they come from they are the same.
+        return _Source(f"official {official}", official, read_official)
+    if source is None:
+        raise UserError(f"data set {name!r} needs a source: give --source PATH, {_ACCEPTED}")
+    if sources.is_image_tree(source):
+        return _Source(
+            "image folder" if source.is_dir() else "image archive",
+            sources.tree_fingerprint(source),
+            lambda limit: sources.read_image_tree(source, limit=limit, progress=progress),
+        )
+    raise UserError(f"{source} is not a source of images: give {_ACCEPTED}")
+
+
+def _draw(limit: int | None) -> tuple[Arrays, Arrays]:
+    train = Arrays(*shapes.draw_shapes(shapes.TRAIN_SIZE, 0, "train"))
+    test = Arrays(*shapes.draw_shapes(shapes.TEST_SIZE, 0, "test"))
+    return train.limited(limit), test.limited(limit)
+
+
+def _checksums(dataset: Dataset) -> dict[str, str]:
+    return {"train": dataset.train.checksum, "test": dataset.test.checksum}
+
+
+def _load_or_none(data_dir: Path, name: str) -> Dataset | None:
+    try:
+        return load_dataset(data_dir, name)
+    except UserError:
+        return None  # absent, damaged or half prepared: to be prepared anew
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / _RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
