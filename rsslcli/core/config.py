@@ -122,9 +122,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lookahead_scale": 10.0,
         "task_options": {
             "color": {"scale": 2.0},
-            "ir": {"precursor_head": True},
-            "bir": {"precursor_head": True, "sigma": 7 / 255},
-            "inpaint": {"precursor_head": True},
+            "ir": {"hidden": True},
+            "bir": {"hidden": True, "sigma": 7 / 255},
+            "inpaint": {"hidden": True},
         },
     },
     # Minutes on two CPU cores, on the embedded data set.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -109,4 +109,6 @@ class MultiTaskNetwork(nn.Module):
         return F.cross_entropy(outputs, targets) if name == MAIN else self.tasks[name].loss(outputs, targets)
 
     def _precision(self, like: Tensor) -> AbstractContextManager[None]:
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.autocast)
+        if not self.autocast:
+            return nullcontext()
+        return torch.autocast(like.device.type, torch.bfloat16)

@@ -144,14 +144,16 @@ def linear_head(features: int, outputs: int) -> nn.Module:
     return nn.Linear(features, outputs)
 
 
-def deconvolution_head(features: int, *channels: int) -> nn.Sequential:
+def deconvolution_head(features: int, *channels: int, hidden: bool = False) -> nn.Sequential:
     """A stack of transposed convolutions, supplement A.1: features (N, features) → (N, channels[-1], S, S).
 
     The first one (kernel 4, stride 1, padding 0) makes 4×4 of 1×1; each further one (kernel 4, stride 2,
     padding 1) doubles the side, so S = 2 ** (len(channels) + 1). BatchNorm and ReLU stand between them;
-    a convolution before a BatchNorm has no bias, which the BatchNorm would take away again.
+    a convolution before a BatchNorm has no bias, which the BatchNorm would take away again. With `hidden`,
+    FC(features, features) and ReLU come first, as in the paper's published precursor code.
     """
-    layers: list[nn.Module] = [nn.Unflatten(1, (features, 1, 1))]
+    layers: list[nn.Module] = [nn.Linear(features, features), nn.ReLU()] if hidden else []
+    layers.append(nn.Unflatten(1, (features, 1, 1)))
     inputs = features
     for i, outputs in enumerate(channels):
         if i:
@@ -161,8 +163,3 @@ def deconvolution_head(features: int, *channels: int) -> nn.Sequential:
         layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=last))
         inputs = outputs
     return nn.Sequential(*layers)
-
-
-def precursor_decoder(features: int, decoder: nn.Module) -> nn.Sequential:
-    """FC + ReLU before the decoder and a sigmoid after it, as in the paper's published precursor code."""
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), decoder, nn.Sigmoid())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks import deconvolution_head, precursor_decoder
+from rsslcli.core.networks import deconvolution_head
 from rsslcli.core.tasks.base import Task
 
 HOLE = 8
@@ -23,14 +23,13 @@ class Inpainting(Task):
     """
 
     scale: float = 30.0
-    #: Use the precursor code's decoder, which has a hidden layer before the convolutions.
-    precursor_head: bool = False
+    #: Begin the decoder with a hidden layer, as the precursor code does.
+    hidden: bool = False
 
     title: ClassVar[str] = "Inpainting"
 
     def head(self, features: int) -> nn.Module:
-        decoder = deconvolution_head(features, 64, 3)
-        return precursor_decoder(features, decoder) if self.precursor_head else decoder.append(nn.Sigmoid())
+        return deconvolution_head(features, 64, 3, hidden=self.hidden).append(nn.Sigmoid())
 
     def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         top, left = (images.shape[2] - HOLE) // 2, (images.shape[3] - HOLE) // 2

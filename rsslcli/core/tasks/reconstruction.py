@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks import deconvolution_head, precursor_decoder
+from rsslcli.core.networks import deconvolution_head
 from rsslcli.core.tasks.base import Task
 
 
@@ -19,20 +19,23 @@ from rsslcli.core.tasks.base import Task
 class ImageReconstruction(Task):
     """Reconstruct the image itself: an autoencoder.
 
-    Targets and outputs are float (N, 3, H, W), the targets in [0, 1]. The loss is the mean squared error
-    over pixels and channels; with scale 1 and λ = 0.5 it is too small to act beside cross-entropies.
+    Targets and outputs are float (N, 3, H, W) in [0, 1]. The loss is the mean squared error over pixels and
+    channels; with scale 1 and λ = 0.5 it is too small to act beside cross-entropies. Supplement A.1 lists no
+    sigmoid here, but without one a scale of 10 or more diverges at the paper's learning rate of 0.1.
     """
 
     scale: float = 30.0
-    #: Use the precursor code's decoder (see `precursor_decoder`) in place of the paper's.
-    precursor_head: bool = False
+    #: End the decoder in a sigmoid, which keeps the outputs in the range of images.
+    sigmoid: bool = True
+    #: Begin it with a hidden layer, as the precursor code does.
+    hidden: bool = False
 
     title: ClassVar[str] = "Image reconstruction"
     clean_input: ClassVar[bool] = True
 
     def head(self, features: int) -> nn.Module:
-        decoder = deconvolution_head(features, 256, 128, 64, 3)
-        return precursor_decoder(features, decoder) if self.precursor_head else decoder
+        decoder = deconvolution_head(features, 256, 128, 64, 3, hidden=self.hidden)
+        return decoder.append(nn.Sigmoid()) if self.sigmoid else decoder
 
     def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         return images, images
