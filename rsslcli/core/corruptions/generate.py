@@ -8,13 +8,14 @@ whatever the number of workers and of images that follow.
 import difflib
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -40,8 +41,11 @@ def corrupt(images: Images, name: str, severity: int, *, seed: int = 0) -> Image
     """
     _check_images(images)
     _check_corruption(name, severity)
-    with _one_thread_per_worker():
-        return _corrupt_block(images, name, severity, seed, threading.Event())
+    result = np.empty_like(images)
+    with _one_thread_per_operation():
+        for index in range(_chunks(images)):
+            result[index * CHUNK : (index + 1) * CHUNK] = _corrupt_chunk(images, name, severity, seed, index)
+    return result
 
 
 def generate_corrupted(
@@ -60,13 +64,16 @@ def generate_corrupted(
     A file holds five blocks of N images, severity 1 to 5. Until all five are there it is called
     `<corruption>.npy.partial`; a later call with the same images, labels and seed makes only the blocks
     that are missing. `corruptions.json` records what each file was made from and which of its blocks are
-    finished; files that it records as made from something else are removed and made anew.
+    finished; files that it records as made from something else are removed and made anew, files that it
+    does not know are replaced.
 
-    `workers` threads share the work, by default one per processor core. Raises UserError as `corrupt`
-    does, and for labels that do not fit the images; an OSError (such as a full disk) passes through, and
-    what was finished before it stays.
+    `workers` threads share the work, by default as many as torch would use. Raises UserError as `corrupt`
+    does, for labels that do not fit the images, and for no images at all; an OSError (such as a full disk)
+    passes through, and what was finished before it stays.
     """
     _check_images(images)
+    if len(images) == 0:
+        raise UserError("there are no images to corrupt")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise UserError(
             f"labels must be {len(images)} integers, one per image, not {labels.dtype} {labels.shape}"
@@ -89,34 +96,32 @@ def generate_corrupted(
 
     stop = threading.Event()
 
-    def work(name: str, severity: int) -> str:
-        block = _corrupt_block(images, name, severity, seed, stop)
-        if not stop.is_set():
-            files.write(name, severity, block)
-        return name
+    def work(name: str, severity: int) -> None:
+        with files.open_block(name, severity) as file:
+            for index in range(_chunks(images)):
+                if stop.is_set():
+                    return
+                file.write(_corrupt_chunk(images, name, severity, seed, index).tobytes())
+        files.finish_block(name, severity)
 
-    with _one_thread_per_worker(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(workers or torch.get_num_threads())
+    with _one_thread_per_operation(), pool:
         try:
             for future in as_completed([pool.submit(work, *block) for block in todo]):
                 future.result()
                 done += 1
                 progress("corrupting", done, total)
-        finally:  # after an error or an interruption let no block start, and none be written half-made
+        finally:  # after an error or an interruption, leave what is half made
             stop.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _corrupt_block(images: Images, name: str, severity: int, seed: int, stop: threading.Event) -> Images:
-    result = np.empty_like(images)
-    for start in range(0, len(images), CHUNK):
-        if stop.is_set():
-            break
-        chunk = images[start : start + CHUNK]
-        result[start : start + CHUNK] = _corrupt_chunk(chunk, name, severity, seed, start // CHUNK)
-    return result
+def _chunks(images: Images) -> int:
+    return -(-len(images) // CHUNK)
 
 
-def _corrupt_chunk(chunk: Images, name: str, severity: int, seed: int, index: int) -> Images:
+def _corrupt_chunk(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
+    chunk = images[index * CHUNK : (index + 1) * CHUNK]
     # A short last chunk is filled up, so that its images draw the same random numbers as in a full one.
     padded = np.zeros((CHUNK, *chunk.shape[1:]), np.uint8)
     padded[: len(chunk)] = chunk
@@ -131,8 +136,8 @@ def _corrupt_chunk(chunk: Images, name: str, severity: int, seed: int, index: in
 
 
 @contextmanager
-def _one_thread_per_worker() -> Iterator[None]:
-    """Let every operation run on one thread: workers then share the cores, and the order of sums is fixed."""
+def _one_thread_per_operation() -> Iterator[None]:
+    """Keep torch from splitting operations: workers share the cores, and the order of sums is fixed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -162,29 +167,35 @@ class _CorruptionFiles:
         """Get the file of a corruption ready to be written; return the severities that it still lacks."""
         complete, partial = self._paths(name)
         entry = self.record.get(name)
-        if entry is not None and entry["identity"] == self.identity:
+        if entry and entry["identity"] == self.identity:
             finished = entry["severities"]
-            if len(finished) == len(SEVERITIES) and partial.exists():
+            all_finished = len(finished) == len(SEVERITIES)
+            if all_finished and self._is_ours(partial):
                 partial.replace(complete)  # the last run ended just before this
-            if (complete if len(finished) == len(SEVERITIES) else partial).exists():
+            if self._is_ours(complete if all_finished else partial):
                 return [severity for severity in severities if severity not in finished]
-        if entry is not None:
+        if entry:
             complete.unlink(missing_ok=True)
-        np.lib.format.open_memmap(partial, "w+", np.uint8, self.shape)
         self.record[name] = {"identity": self.identity, "severities": []}
         self._write_record()
+        np.lib.format.open_memmap(partial, "w+", np.uint8, self.shape)
         return list(severities)
 
-    def write(self, name: str, severity: int, block: Images) -> None:
-        """Write a finished block, then record it, and give the file its name once all five are there."""
-        complete, partial = self._paths(name)
-        offset = np.lib.format.open_memmap(partial, "r").offset
-        # A plain write: on a full disk it raises OSError, where writing to a memory map kills the process.
+    @contextmanager
+    def open_block(self, name: str, severity: int) -> Iterator[BinaryIO]:
+        """Open the unfinished file of a corruption where the block of a severity begins, to write it."""
+        _, partial = self._paths(name)
+        start = np.load(partial, mmap_mode="r").offset
+        # Plain writes: on a full disk they raise OSError, where writing to a memory map kills the process.
         with partial.open("r+b") as file:
-            file.seek(offset + (severity - 1) * block.nbytes)
-            file.write(block.data)
+            file.seek(start + (severity - 1) * math.prod(self.shape) // len(SEVERITIES))
+            yield file
             file.flush()
             os.fsync(file.fileno())
+
+    def finish_block(self, name: str, severity: int) -> None:
+        """Record a block as finished, and give the file its name once all five are."""
+        complete, partial = self._paths(name)
         with self.lock:
             finished = sorted({*self.record[name]["severities"], severity})
             self.record[name]["severities"] = finished
@@ -194,6 +205,14 @@ class _CorruptionFiles:
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.folder / f"{name}.npy", self.folder / f"{name}.npy.partial"
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether the file is there, with the right shape and nothing cut off."""
+        try:
+            stored = np.load(path, mmap_mode="r")
+        except (FileNotFoundError, ValueError, EOFError):
+            return False
+        return bool(stored.shape == self.shape and stored.dtype == np.uint8)
 
     def _read_record(self) -> dict[str, Any]:
         try:
@@ -209,7 +228,7 @@ class _CorruptionFiles:
 
 
 def _write_labels(folder: Path, labels: NDArray[Any]) -> None:
-    fits = len(labels) == 0 or (labels.min() >= 0 and labels.max() <= 255)
+    fits = labels.min() >= 0 and labels.max() <= 255
     partial = folder / "labels.npy.partial"
     with partial.open("wb") as file:
         np.save(file, np.tile(labels, len(SEVERITIES)).astype(np.uint8 if fits else np.int64))

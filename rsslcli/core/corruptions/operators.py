@@ -34,14 +34,14 @@ def box_matrix(source: int, target: int) -> Tensor:
     Each pixel is the mean of those it covers; one counts wholly or not at all, by where its centre lies.
     """
     scale = source / target
-    support = 0.5 * max(scale, 1.0)
-    matrix = torch.zeros(target, source)
-    for row in range(target):
-        centre = (row + 0.5) * scale
-        first = max(int(centre - support + 0.5), 0)
-        last = min(int(centre + support + 0.5), source)
-        matrix[row, first:last] = 1 / (last - first)
-    return matrix
+    stretch = max(scale, 1.0)
+    pixel = torch.arange(source)
+    centre = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    # Pillow's two conditions, in its order of operations: where a centre lies on a border, rounding decides.
+    first, last = (centre - 0.5 * stretch + 0.5).floor(), (centre + 0.5 * stretch + 0.5).floor()
+    position = (pixel - centre + 0.5) * (1 / stretch)
+    covered = (pixel >= first) & (pixel < last) & (position > -0.5) & (position <= 0.5)
+    return covered / covered.sum(1, keepdim=True)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,13 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+
+@pytest.fixture(scope="session")
+def images() -> NDArray[np.uint8]:
+    """Coloured patches with some texture (40, 32, 32, 3); the first three are black, white and grey."""
+    random = np.random.default_rng(0)
+    patches = random.integers(0, 256, (40, 8, 8, 3)).repeat(4, 1).repeat(4, 2)
+    textured = np.clip(patches + random.normal(0, 12, patches.shape), 0, 255).astype(np.uint8)
+    textured[0], textured[1], textured[2] = 0, 255, 128
+    return textured

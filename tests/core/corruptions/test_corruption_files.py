@@ -1,0 +1,246 @@
+"""The generator: errors, parts that do not depend on the rest, files, resuming."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
+from rsslcli.core.corruptions import generate as module
+from rsslcli.core.corruptions.generate import CHUNK, corrupt, generate_corrupted
+from rsslcli.core.errors import UserError
+
+Images = NDArray[np.uint8]
+PAIR = ("contrast", "gaussian_noise")
+
+
+@pytest.fixture(scope="session")
+def labels() -> NDArray[np.int64]:
+    return np.arange(40) % 10
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_names_come_without_torch() -> None:
+    code = "import sys, rsslcli.core.corruptions; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestCorrupt:
+    @given(count=st.integers(0, 3), name=st.sampled_from(CORRUPTIONS), severity=st.sampled_from(SEVERITIES))
+    @settings(max_examples=15, deadline=None)
+    def test_keeps_shape_and_dtype_and_input(self, count: int, name: str, severity: int) -> None:
+        clean = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        before = clean.copy()
+        result = corrupt(clean, name, severity)
+        assert result.shape == clean.shape
+        assert result.dtype == np.uint8
+        assert np.array_equal(clean, before)
+
+    @pytest.mark.parametrize("name", CORRUPTIONS)
+    def test_first_images_do_not_depend_on_those_that_follow(self, name: str, images: Images) -> None:
+        assert np.array_equal(corrupt(images[:7], name, 3), corrupt(images, name, 3)[:7])
+
+    def test_every_chunk_draws_its_own_numbers(self) -> None:
+        grey = np.full((CHUNK + 2, 32, 32, 3), 128, np.uint8)
+        result = corrupt(grey, "gaussian_noise", 1)
+        assert not np.array_equal(result[CHUNK:], result[:2])
+
+    def test_seed_and_severity_change_the_numbers(self, images: Images) -> None:
+        assert np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=3))
+        assert not np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=4))
+
+    def test_other_sizes_work(self) -> None:
+        clean = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), dtype=np.uint8)
+        for name in CORRUPTIONS:
+            assert corrupt(clean, name, 5).shape == clean.shape
+
+    @pytest.mark.parametrize(
+        ("name", "severity", "shape", "dtype", "message"),
+        [
+            ("gausian_noise", 1, (1, 32, 32, 3), np.uint8, "did you mean gaussian_noise?"),
+            ("?", 1, (1, 32, 32, 3), np.uint8, "choose from gaussian_noise, "),
+            ("fog", 0, (1, 32, 32, 3), np.uint8, "severity must be one of 1, 2, 3, 4, 5, not 0"),
+            ("fog", 1, (32, 32, 3), np.uint8, "uint8 (N, H, W, 3), not uint8 (32, 32, 3)"),
+            ("fog", 1, (1, 32, 32, 3), np.float32, "not float32"),
+        ],
+    )
+    def test_errors_are_one_clear_line(
+        self, name: str, severity: int, shape: tuple[int, ...], dtype: type, message: str
+    ) -> None:
+        with pytest.raises(UserError) as error:
+            corrupt(np.zeros(shape, dtype), name, severity)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+class TestFiles:
+    def test_layout_is_that_of_cifar10_c(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path
+    ) -> None:
+        calls: list[tuple[int, int]] = []
+        generate_corrupted(
+            images,
+            labels,
+            tmp_path,
+            corruptions=PAIR,
+            progress=lambda _, done, total: calls.append((done, total)),
+        )
+        assert calls == [(done, 10) for done in range(11)]
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "contrast.npy", "gaussian_noise.npy", "labels.npy", "corruptions.json",
+        }  # fmt: skip
+        stored_labels = np.load(tmp_path / "labels.npy")
+        assert stored_labels.dtype == np.uint8
+        assert np.array_equal(stored_labels, np.tile(labels, 5))
+        for name in PAIR:
+            stored = np.load(tmp_path / f"{name}.npy")
+            assert stored.dtype == np.uint8
+            blocks = stored.reshape(5, *images.shape)
+            for severity in SEVERITIES:
+                assert np.array_equal(blocks[severity - 1], corrupt(images, name, severity))
+
+    def test_number_of_workers_does_not_matter(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path
+    ) -> None:
+        for workers in (1, 3):
+            generate_corrupted(
+                images, labels, tmp_path / str(workers), corruptions=("zoom_blur", "snow"), workers=workers
+            )
+        assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+    @pytest.mark.parametrize("stop_after", [1, 4, 6])
+    def test_goes_on_after_an_interruption(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path, stop_after: int
+    ) -> None:
+        whole, broken = tmp_path / "whole", tmp_path / "broken"
+        generate_corrupted(images, labels, whole, corruptions=PAIR)
+
+        def interrupt(description: str, done: int, total: int) -> None:
+            if done == stop_after:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            generate_corrupted(images, labels, broken, corruptions=PAIR, workers=1, progress=interrupt)
+        for name in PAIR:  # what has its final name is whole
+            if (broken / f"{name}.npy").exists():
+                assert (broken / f"{name}.npy").read_bytes() == (whole / f"{name}.npy").read_bytes()
+        started: list[int] = []
+        generate_corrupted(
+            images, labels, broken, corruptions=PAIR, progress=lambda _, done, __: started.append(done)
+        )
+        assert started[0] >= stop_after
+        assert contents(broken) == contents(whole)
+
+    def test_some_severities_leave_the_file_unfinished(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path
+    ) -> None:
+        generate_corrupted(images, labels, tmp_path, corruptions=["contrast"], severities=(2, 4))
+        assert not (tmp_path / "contrast.npy").exists()
+        assert (tmp_path / "contrast.npy.partial").exists()
+        done: list[int] = []
+        generate_corrupted(
+            images, labels, tmp_path, corruptions=["contrast"], progress=lambda _, n, __: done.append(n)
+        )
+        assert done == [2, 3, 4, 5]
+        assert np.array_equal(np.load(tmp_path / "contrast.npy")[:40], corrupt(images, "contrast", 1))
+        assert not (tmp_path / "contrast.npy.partial").exists()
+
+    def test_finished_files_are_left_alone(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generate_corrupted(images, labels, tmp_path, corruptions=PAIR)
+
+        def fail(*_: Any) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(module, "_corrupt_chunk", fail)
+        generate_corrupted(images, labels, tmp_path, corruptions=PAIR)
+        generate_corrupted(images, labels, tmp_path, corruptions=["contrast"], severities=[3])
+
+    @pytest.mark.parametrize("change", ["seed", "images", "version", "cut off", "no record", "broken record"])
+    def test_anything_else_is_made_anew(
+        self,
+        images: Images,
+        labels: NDArray[np.int64],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        change: str,
+    ) -> None:
+        generate_corrupted(images, labels, tmp_path, corruptions=["impulse_noise"])
+        file = tmp_path / "impulse_noise.npy"
+        seed = 0
+        match change:
+            case "seed":
+                seed = 1
+            case "images":
+                images = images[::-1]
+            case "version":
+                monkeypatch.setattr(module, "GENERATOR_VERSION", module.GENERATOR_VERSION + 1)
+            case "cut off":
+                file.write_bytes(file.read_bytes()[:-1])
+            case "no record":
+                (tmp_path / "corruptions.json").unlink()
+            case "broken record":
+                (tmp_path / "corruptions.json").write_text("{", encoding="utf-8")
+        done: list[int] = []
+        generate_corrupted(
+            images, labels, tmp_path, corruptions=["impulse_noise"], seed=seed,
+            progress=lambda _, n, __: done.append(n),
+        )  # fmt: skip
+        assert done == [0, 1, 2, 3, 4, 5]
+        assert np.array_equal(np.load(file)[:40], corrupt(images, "impulse_noise", 1, seed=seed))
+
+    def test_outdated_files_are_gone_before_new_ones_are_whole(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path
+    ) -> None:
+        generate_corrupted(images, labels, tmp_path, corruptions=["contrast"])
+        generate_corrupted(images[:20], labels[:20], tmp_path, corruptions=["contrast"], severities=[1])
+        assert not (tmp_path / "contrast.npy").exists()
+        record = json.loads((tmp_path / "corruptions.json").read_text(encoding="utf-8"))
+        assert record["contrast"]["severities"] == [1]
+        assert record["contrast"]["identity"]["images"] == 20
+
+    def test_a_failed_write_passes_through_and_what_was_finished_stays(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = module._corrupt_chunk
+
+        def full_disk(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
+            if severity == 3:
+                raise OSError(28, "No space left on device")
+            return original(images, name, severity, seed, index)
+
+        monkeypatch.setattr(module, "_corrupt_chunk", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            generate_corrupted(images, labels, tmp_path, corruptions=["contrast"], workers=1)
+        record = json.loads((tmp_path / "corruptions.json").read_text(encoding="utf-8"))
+        assert record["contrast"]["severities"][:2] == [1, 2]
+        assert 3 not in record["contrast"]["severities"]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [np.arange(39), np.zeros(40), np.zeros((40, 1), int)],
+        ids=["too few", "not integers", "shape"],
+    )
+    def test_labels_must_fit(self, images: Images, wrong: NDArray[Any], tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="labels must be 40 integers"):
+            generate_corrupted(images, wrong, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+    def test_no_images_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="no images"):
+            generate_corrupted(np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, int), tmp_path)
+
+    def test_large_labels_are_kept(self, images: Images, tmp_path: Path) -> None:
+        generate_corrupted(images, np.arange(40) + 300, tmp_path, corruptions=["contrast"])
+        assert np.load(tmp_path / "labels.npy").max() == 339
