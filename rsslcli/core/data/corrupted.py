@@ -145,7 +145,7 @@ def _read_labels(path: Path) -> Labels:
         raise UserError(
             f"{path} is missing: the corrupted test set is incomplete, prepare it again"
         ) from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # as above
         raise UserError(
             f"{path} is damaged or no array of labels: prepare the corrupted test set again"
         ) from error
@@ -169,7 +169,7 @@ def _map_blocks(path: Path, images_per_cell: int) -> Images:
         # Unlike np.load this never unpickles, and a truncated file raises here rather than when it is read.
         array = np.lib.format.open_memmap(path, mode="r")
         complete = path.stat().st_size == array.offset + array.nbytes
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # as above
         raise UserError(
             f"{path} is damaged, truncated or no array: prepare the corrupted test set again"
         ) from error

@@ -76,23 +76,23 @@ def _direction(degrees: float) -> tuple[float, float]:
 SHAPES: dict[str, tuple[Distance, float]] = {
     "arrow": (
         _polygon((0, 1), (0.75, 0.1), (0.3, 0.1), (0.3, -0.95), (-0.3, -0.95), (-0.3, 0.1), (-0.75, 0.1)),
-        0.55,
+        0.5,
     ),
-    "circle": (_circle(), 0.15),
-    "crescent": (_crescent, 0.12),
+    "circle": (_circle(), 0.3),
+    "crescent": (_crescent, 0.1),
     "cross": (
         _polygon(
             (0.3, 0.95), (0.3, 0.3), (0.95, 0.3), (0.95, -0.3), (0.3, -0.3), (0.3, -0.95),
             (-0.3, -0.95), (-0.3, -0.3), (-0.95, -0.3), (-0.95, 0.3), (-0.3, 0.3), (-0.3, 0.95),
         ),
-        0.0,
+        0.7,
     ),
-    "heart": (_heart, 0.95),
+    "heart": (_heart, 0.9),
     "hexagon": (_regular([0.97] * 6), 0.8),
     "ring": (_ring, 0.6),
-    "square": (_polygon((0.78, 0.78), (0.78, -0.78), (-0.78, -0.78), (-0.78, 0.78)), 0.05),
-    "star": (_regular([1.05, 0.45] * 5), 0.17),
-    "triangle": (_polygon((0, 0.95), (0.95, -0.75), (-0.95, -0.75)), 0.35),
+    "square": (_polygon((0.78, 0.78), (0.78, -0.78), (-0.78, -0.78), (-0.78, 0.78)), 0.0),
+    "star": (_regular([1.05, 0.45] * 5), 0.2),
+    "triangle": (_polygon((0, 0.95), (0.95, -0.75), (-0.95, -0.75)), 0.4),
 }  # fmt: skip
 
 
@@ -130,21 +130,21 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     ground = _colour(between(0.05, 0.33), between(0.2, 0.7), between(0.25, 0.6))
     canvas = _mix(ground, sky, _step((y - horizon) / between(0.1, 0.5)))
     canvas = canvas * (1 + between(0.08, 0.22) * y)[..., None]
-    canvas = canvas * (1 + between(0, 0.12) * _texture(between, 6, count))[..., None]
+    canvas = canvas * (1 + between(0, 0.1) * _texture(between, 6, count))[..., None]
 
     # Distractors behind the shape: soft blobs and sharp bars in any colour.
-    for _ in range(3):
+    for _ in range(2):
         distance = np.sqrt((x - between(-1, 1)) ** 2 + (y - between(-1, 1)) ** 2) / between(0.1, 0.45)
-        canvas = _mix(canvas, _any_colour(between), _step(1.5 - distance) * between(0, 0.7))
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * between(0, 0.8))
+        canvas = _mix(canvas, _any_colour(between), _step(1.5 - distance) * between(0, 0.6))
+    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * between(0, 0.5))
 
     # The shape: moved, scaled, tilted; a shadow beneath; shaded from above; a darker or lighter rim.
     cos, sin = _tilts(random.integers(-_TILT, _TILT, scalar, endpoint=True))
-    scale = between(0.42, 0.72)
-    from_x, from_y = x - between(-0.3, 0.3), y - between(-0.3, 0.3)
+    scale = between(0.55, 0.85)
+    from_x, from_y = x - between(-0.15, 0.15), y - between(-0.15, 0.15)
     distance, shadow = np.empty(x.shape), np.empty(x.shape)
     across, along = (cos * from_x + sin * from_y) / scale, (cos * from_y - sin * from_x) / scale
-    stretch = between(0.85, 1.15)
+    stretch = between(0.93, 1.07)
     for label, (outline, _) in enumerate(SHAPES.values()):
         mine = labels == label
         distance[mine] = outline(across[mine] * stretch[mine], along[mine] / stretch[mine])
@@ -152,21 +152,21 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     pixel = 2 / _SIZE / scale
     canvas = _mix(canvas, canvas * 0.45, np.clip(0.5 - shadow / (4 * pixel), 0, 1) * between(0.2, 0.9))
     usual = np.array([hue for _, hue in SHAPES.values()])[labels][:, None, None]
-    hue = np.where(random.random(scalar) < 0.5, usual + between(-0.08, 0.08), random.random(scalar)) % 1
-    fill = _colour(hue, between(0.3, 1), between(0.35, 1))
+    hue = np.where(random.random(scalar) < 0.6, usual + between(-0.06, 0.06), random.random(scalar)) % 1
+    fill = _colour(hue, between(0.5, 1), between(0.5, 1))
     shade = 1 + between(0.1, 0.35) * along + between(0, 0.15) * _texture(between, 9, count)
-    rim = _step(1.5 + distance / pixel) * between(-0.5, 0.3)
+    rim = _step(1.5 + distance / pixel) * between(-0.7, 0)
     fill = fill * (shade * (1 + rim))[..., None]
-    opacity = between(0.7, 1)
+    opacity = between(0.8, 1)
     canvas = _mix(canvas, fill, np.clip(0.5 - distance / pixel, 0, 1) * opacity)
 
     # What is in front: a bar across half of the pictures.
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * (random.random(scalar) < 0.5))
+    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * (random.random(scalar) < 0.3))
 
     # The camera: contrast, exposure and noise (a sum of uniforms is near enough to a Gaussian).
-    canvas = 0.5 + (canvas - 0.5) * between(0.6, 1)[..., None] + between(-0.08, 0.08)[..., None]
+    canvas = 0.5 + (canvas - 0.5) * between(0.7, 1)[..., None] + between(-0.08, 0.08)[..., None]
     noise = sum(random.random(canvas.shape) for _ in range(4)) - 2
-    canvas = canvas + noise * between(0.01, 0.07)[..., None]
+    canvas = canvas + noise * between(0.005, 0.035)[..., None]
     return np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
 
