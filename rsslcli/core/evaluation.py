@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Evaluation:
         accuracy: by corruption, at severity 1 to 5.
         images: source images evaluated in each cell of `accuracy`.
         excluded: indices of the source images left out because they tuned λ.
-        data: what was evaluated on: names and fingerprints.
+        about: what was evaluated on what: names and fingerprints.
     """
 
     clean_accuracy: float
@@ -41,7 +41,7 @@ class Evaluation:
     accuracy: dict[str, list[float]]
     images: int
     excluded: tuple[int, ...]
-    data: dict[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mean_accuracy(self) -> float | None:
@@ -70,14 +70,39 @@ class Evaluation:
             "images": self.images,
             "clean_images": self.clean_images,
             "excluded": list(self.excluded),
-            **self.data,
+            **self.about,
         }
         return json.dumps(content, indent=2) + "\n"
 
+    def to_csv(self) -> str:
+        """A line per corruption and severity: corruption,severity,accuracy,images; clean is severity 0."""
+        lines = ["corruption,severity,accuracy,images", f"clean,0,{self.clean_accuracy},{self.clean_images}"]
+        for name, values in self.accuracy.items():
+            lines += [
+                f"{name},{s},{value},{self.images}" for s, value in zip(SEVERITIES, values, strict=True)
+            ]
+        return "\n".join(lines) + "\n"
+
+    def to_markdown(self) -> str:
+        """A table in per cent: a row per corruption, a column per severity, and means."""
+        lines = ["| corruption | 1 | 2 | 3 | 4 | 5 | mean |", "|---|--:|--:|--:|--:|--:|--:|"]
+        for name, values in self.accuracy.items():
+            cells = [*values, float(np.mean(values))]
+            lines.append(f"| {name} | " + " | ".join(f"{100 * cell:.2f}" for cell in cells) + " |")
+        means = {
+            "clean": self.clean_accuracy,
+            "mean of 19": self.mean_accuracy,
+            "mean of 15": self.mean_accuracy_15,
+        }
+        lines += ["", *(f"- {name}: {100 * mean:.2f} %" for name, mean in means.items() if mean is not None)]
+        lines.append(f"- {self.images} images per cell, {len(self.excluded)} left out because they tuned λ")
+        return "\n".join(lines) + "\n"
+
     def save(self, path: Path) -> None:
-        """Write the JSON to `path`, whole or not at all."""
+        """Write to `path`, whole or not at all: CSV or Markdown if it ends in .csv or .md, else JSON."""
+        text = {".csv": self.to_csv, ".md": self.to_markdown}.get(path.suffix, self.to_json)()
         with replacing(path) as file:
-            file.write(self.to_json().encode())
+            file.write(text.encode())
 
 
 @torch.inference_mode()
@@ -116,6 +141,7 @@ def evaluate(
     excluded: Sequence[int] = (),
     limit: int | None = None,
     corruptions: Sequence[str] | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate a classifier on a test set and its corrupted versions.
@@ -129,6 +155,7 @@ def evaluate(
             hold the same images in the same order.
         limit: evaluate only the first `limit` source images that are not excluded.
         corruptions: which ones; all that there are by default.
+        about: what the result shall say of its origin, such as the checkpoint's name.
         progress: told after every cell.
 
     Raises:
@@ -167,5 +194,5 @@ def evaluate(
         accuracy=accuracy,
         images=len(chosen),
         excluded=tuple(int(i) for i in excluded),
-        data={"test_data": test.checksum, "corrupted_data": corrupted.identity},
+        about={**(about or {}), "test_data": test.checksum, "corrupted_data": corrupted.identity},
     )

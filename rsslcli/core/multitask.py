@@ -72,10 +72,10 @@ class MultiTaskNetwork(nn.Module):
         if self.batch_norm == "joint":
             with self._precision(images):
                 joint = self.network.features(torch.cat(inputs))
-            features = torch.split(joint, [len(x) for x in inputs])
+            parts = torch.split(joint, [len(x) for x in inputs])
             yield {
                 name: self._loss(name, part, targets[name])
-                for names, part in zip(passes, features, strict=True)
+                for names, part in zip(passes, parts, strict=True)
                 for name in names
             }
             return

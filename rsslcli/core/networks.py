@@ -24,8 +24,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.updates_statistics:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        out: Tensor = super().forward(x)
-        return out
+        return super().forward(x)  # type: ignore[no-any-return]
 
 
 @contextmanager

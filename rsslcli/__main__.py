@@ -1,0 +1,5 @@
+"""`python -m rsslcli` is `rssl`."""
+
+from rsslcli.app import main
+
+main()

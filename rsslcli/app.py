@@ -1,0 +1,68 @@
+"""The command line: names the subcommands, and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from rsslcli import __version__
+from rsslcli.commands.eval_c import eval_c
+from rsslcli.commands.prepare_data import prepare_data
+from rsslcli.commands.train_automl import train_automl
+from rsslcli.commands.train_single import train_single
+from rsslcli.commands.visualize_tasks import visualize_tasks
+from rsslcli.core.errors import RsslError
+
+app = typer.Typer(
+    name="rssl",
+    help="Train image classifiers that hold up on corrupted images.\n\n"
+    "Self-supervision tasks are trained beside the classifier, and their weights tune themselves.",
+    epilog="Start here: rssl train-automl --preset quick",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (prepare_data, train_single, train_automl, eval_c, visualize_tasks):
+    app.command()(command)
+
+# Typer exports this class only by way of its child.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"rssl {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except RsslError as error:
+        _fail(str(error), error.exit_code)
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "rssl"
+        message = error.format_message()
+        _fail(f"{message.rstrip('.')} (see {command} --help)", 2)
+    except BrokenPipeError:
+        _fail("the reader of the output went away", 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    # One line, and no control characters that a file name may hold reach the terminal.
+    line = "".join(c if c.isprintable() else " " for c in message)
+    print(f"rssl: error: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,117 @@
+"""`rssl eval-c`: accuracy on the clean and the corrupted test set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from rsslcli.commands.console import (
+    DEFAULT_DATA_DIR,
+    DataDir,
+    DatasetName,
+    Device,
+    err,
+    out,
+    percent,
+    progress_bar,
+    split_names,
+)
+from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rsslcli.core.evaluation import Evaluation
+
+
+def eval_c(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run directory, or a WideResNet state dict.")
+    ],
+    dataset: DatasetName = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    limit: Annotated[int | None, typer.Option(help="Evaluate only so many source images.")] = None,
+    corruptions: Annotated[
+        str | None, typer.Option(help="Evaluate only these corruptions, separated by commas.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run."),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Evaluate a classifier on the corrupted test set: 19 corruptions at 5 severities.
+
+    rssl eval-c runs/20261122-101500-automl-rotation-bir-color-ir
+    """
+    if output is not None and output.suffix not in _WRITERS:
+        raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: expected at least 1")
+    from rsslcli.core.checkpoint import checkpoint_path, load_classifier
+    from rsslcli.core.data.loading import load, load_corrupted
+    from rsslcli.core.evaluation import evaluate
+    from rsslcli.core.runtime import resolve_device
+
+    network, trained = load_classifier(checkpoint)
+    target = resolve_device(device or "auto")
+    name = dataset or (trained.config.dataset if trained else "cifar10")
+    with progress_bar() as progress:
+        data = load(name, data_dir, progress)
+        corrupted = load_corrupted(data, progress)
+        if trained and trained.excluded and trained.validation_data != corrupted.identity:
+            err.print(
+                f"note: λ was tuned on another corrupted set than {corrupted.folder}; "
+                "the images with the same numbers are left out all the same",
+                soft_wrap=True,
+            )
+        result = evaluate(
+            network,
+            data.test,
+            corrupted,
+            device=target,
+            excluded=trained.excluded if trained else (),
+            limit=limit,
+            corruptions=None if corruptions is None else split_names(corruptions),
+            about={"checkpoint": str(checkpoint), "dataset": name},
+            progress=progress,
+        )
+    out.print(result_table(result, f"{checkpoint} on corrupted {name}: accuracy in %"))
+    out.print(_summary(result), soft_wrap=True)
+    path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
+    if path is not None:
+        result.save(path)
+        out.print(f"written to {path}", soft_wrap=True)
+
+
+_WRITERS = (".json", ".csv", ".md")
+
+
+def result_table(result: Evaluation, title: str) -> Table:
+    """The table of an evaluation: a row per corruption, a column per severity, and means."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("corruption")
+    for severity in SEVERITIES:
+        table.add_column(str(severity), justify="right")
+    table.add_column("mean", justify="right", style="bold")
+    for name, values in result.accuracy.items():
+        table.add_row(name, *map(percent, values), percent(result.mean([name])))
+    table.add_section()
+    by_severity = [
+        sum(values[i] for values in result.accuracy.values()) / len(result.accuracy)
+        for i in range(len(SEVERITIES))
+    ]
+    table.add_row("mean", *map(percent, by_severity), percent(result.mean(list(result.accuracy))))
+    return table
+
+
+def _summary(result: Evaluation) -> str:
+    parts = [f"clean {percent(result.clean_accuracy)}%"]
+    if result.mean_accuracy is not None:
+        parts.append(f"mean over the 19 corruptions {percent(result.mean_accuracy)}%")
+    if result.mean_accuracy_15 is not None:
+        parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
+    left_out = f", {len(result.excluded)} that tuned λ left out" if result.excluded else ""
+    return f"{' · '.join(parts)}  ({result.images} images per cell{left_out})"

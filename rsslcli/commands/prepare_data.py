@@ -1,0 +1,128 @@
+"""`rssl prepare-data`: bring a data set into the form that the other commands read."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, err, out, progress_bar, split_names
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.errors import UserError
+
+
+class Corruptions(str, Enum):
+    """Where the corrupted test set comes from."""
+
+    none = "none"
+    generate = "generate"
+    download = "download"
+
+
+def prepare_data(
+    dataset: Annotated[
+        str, typer.Option(help="cifar10, cifar100, shapes (embedded), or a name for images of your own.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder or archive of train/<class>/* and test/<class>/*, the official CIFAR archive, or "
+            "a CIFAR-10-C folder; with --corruptions download, its archive or URL. Default: download."
+        ),
+    ] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    corruptions: Annotated[
+        Corruptions | None,
+        typer.Option(help="How to come by the corrupted test set. Default: generate for shapes, else none."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Keep so many images of each split, or of each corruption.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Generate only these corruptions, separated by commas.")
+    ] = None,
+    severity: Annotated[
+        str | None, typer.Option(help="Generate only these severities, 1 to 5, separated by commas.")
+    ] = None,
+    keep_archive: Annotated[bool, typer.Option(help="Keep the archive that was downloaded.")] = False,
+) -> None:
+    """Prepare a data set, and its corrupted test set.
+
+    rssl prepare-data --dataset cifar10 --corruptions generate
+    """
+    from rsslcli.core.data.loading import generate_corruptions
+    from rsslcli.core.data.prepare import prepare
+    from rsslcli.core.data.store import load_dataset
+
+    names = split_names(only) if only is not None else list(CORRUPTIONS)
+    levels = _severities(severity)
+    downloads = corruptions is Corruptions.download
+    if corruptions is None:
+        corruptions = Corruptions.generate if dataset == "shapes" else Corruptions.none
+    if (only is not None or severity is not None) and corruptions is not Corruptions.generate:
+        raise UserError("--only and --severity choose what to generate: add --corruptions generate")
+    with progress_bar() as progress:
+        # --source names the archive of corrupted images if those are to be downloaded, else the data set.
+        prepared = prepare(
+            dataset,
+            data_dir,
+            source=Path(source) if source is not None and not downloads else None,
+            limit=limit if not (downloads or corruptions is Corruptions.generate) else None,
+            progress=progress,
+        )
+    done = "prepared" if prepared.changed else "already prepared"
+    data = prepared.dataset
+    out.print(
+        f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(data.train.labels)} training and "
+        f"{len(data.test.labels)} test images of {len(data.train.classes)} classes",
+        soft_wrap=True,
+    )
+    if prepared.stale_corruptions:
+        err.print(
+            f"the corrupted images in {prepared.folder / 'corrupted'} are of other test images: "
+            "prepare them again with --corruptions generate",
+            soft_wrap=True,
+        )
+    if corruptions is Corruptions.generate:
+        with progress_bar() as progress:
+            corrupted = generate_corruptions(
+                load_dataset(data_dir, dataset),
+                limit=limit,
+                names=names,
+                severities=levels,
+                progress=progress,
+            )
+    elif downloads:
+        from rsslcli.core.data.download import download_corrupted
+
+        with progress_bar() as progress:
+            corrupted = download_corrupted(
+                dataset,
+                prepared.folder / "corrupted",
+                test=data.test,
+                source=source,
+                keep_archive=keep_archive,
+                limit=limit,
+                progress=progress,
+            )
+    else:
+        return
+    if corrupted is None:
+        out.print("the corrupted images asked for are made; the rest of their files is still missing")
+        return
+    out.print(
+        f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
+        f"in {corrupted.folder}",
+        soft_wrap=True,
+    )
+
+
+def _severities(text: str | None) -> list[int]:
+    if text is None:
+        return list(SEVERITIES)
+    try:
+        return [int(part) for part in split_names(text)]
+    except ValueError:
+        raise UserError(f"--severity {text}: expected numbers from 1 to 5, such as 1,3,5") from None

@@ -1,0 +1,45 @@
+"""`rssl train-single`: the baseline, or one task beside the main one (section 3)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rsslcli.commands import training_run as options
+from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device
+from rsslcli.core.errors import UserError
+
+
+def train_single(
+    task: Annotated[
+        str | None,
+        typer.Option(help="rotation, color, ir, bir, inpaint, rgb or jigsaw; none for the baseline."),
+    ] = None,
+    dataset: DatasetName = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    output: options.Output = None,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    epochs: options.Epochs = None,
+    train_size: options.TrainSize = None,
+    depth: options.Depth = None,
+    width: options.Width = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    initial_lambda: options.InitialLambda = None,
+    batch_norm: options.BatchNorm = None,
+    seed: options.Seed = None,
+    device: Device = None,
+    precision: options.Precision = None,
+    resume: options.Resume = False,
+) -> None:
+    """Train with one self-supervision task at a fixed weight, or with none.
+
+    rssl train-single --task rotation --preset quick
+    """
+    given = locals()
+    if task is None and not resume and config is None:
+        raise UserError("--task is missing: name a task, or none for the baseline")
+    tasks = None if task is None else [] if task == "none" else [task]
+    options.run_training(given, tasks, automl=False, single=True)

@@ -1,0 +1,71 @@
+"""Load a prepared data set and its corrupted test set; the embedded ones are made on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
+from rsslcli.core.data.prepare import prepare
+from rsslcli.core.data.store import Dataset, load_dataset
+from rsslcli.core.progress import Progress, silent
+
+#: The data set that needs no source.
+EMBEDDED = "shapes"
+
+
+def load(name: str, data_dir: Path, progress: Progress = silent) -> Dataset:
+    """The data set called `name`; the embedded one is drawn where it is missing.
+
+    Raises:
+        UserError: it is not prepared, or damaged.
+    """
+    if name == EMBEDDED:
+        return prepare(name, data_dir, progress=progress).dataset
+    return load_dataset(data_dir, name)
+
+
+def load_corrupted(dataset: Dataset, progress: Progress = silent) -> CorruptedSet:
+    """The corrupted test set of `dataset`; that of the embedded one is generated where it is missing.
+
+    Raises:
+        UserError: it is not prepared, or damaged.
+    """
+    if dataset.name == EMBEDDED:
+        generate_corruptions(dataset, progress=progress)
+    return open_corrupted(corrupted_folder(dataset), dataset.name)
+
+
+def generate_corruptions(
+    dataset: Dataset,
+    *,
+    limit: int | None = None,
+    names: Sequence[str] = CORRUPTIONS,
+    severities: Sequence[int] = SEVERITIES,
+    progress: Progress = silent,
+) -> CorruptedSet | None:
+    """Generate the corrupted test set of `dataset` from its (first `limit`) test images; what is there stays.
+
+    Returns:
+        The set, or None while no corruption has all its severities.
+    """
+    from rsslcli.core.corruptions.generate import generate_corrupted
+
+    folder, test = corrupted_folder(dataset), dataset.test
+    generate_corrupted(
+        test.images[:limit],
+        test.labels[:limit],
+        folder,
+        corruptions=names,
+        severities=severities,
+        progress=progress,
+    )
+    if not any((folder / f"{name}.npy").is_file() for name in CORRUPTIONS):
+        return None
+    return open_corrupted(folder, dataset.name)
+
+
+def corrupted_folder(dataset: Dataset) -> Path:
+    """Where the corrupted test set of a data set lives."""
+    return dataset.folder / "corrupted"
