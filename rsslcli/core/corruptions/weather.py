@@ -149,16 +149,21 @@ def _rim_light(drops: Tensor) -> Tensor:
     The distance to the drops' edges, with its histogram equalised, is taken as a surface and embossed. In the
     original, OpenCV does the steps; where its distance is a chamfer approximation, ours is exact.
     """
-    pixels = drops[0].numel()
-    distance = _distance(find_edges(drops, 50, 150)).clamp(max=20)
-    level = _box_blur(distance).floor()
-    histogram = F.one_hot(level.flatten(1).long(), 21).sum(1)
+    pixels, most = drops[0].numel(), 20
+    distance = _distance(find_edges(drops, 50, 150)).clamp(max=most)
+    level = _box_blur(distance).long().flatten(1)
+
+    bins = most + 1
+    first_bin = bins * torch.arange(len(level))[:, None]
+    histogram = torch.bincount((first_bin + level).flatten(), minlength=bins * len(level)).view(-1, bins)
     below = histogram.cumsum(1)
-    lowest = (below == 0).sum(1, keepdim=True)  # the first level in use
-    floor = below.gather(1, lowest)
-    equalised = ((below - floor) * (255 / (pixels - floor).clamp(min=1))).round().clamp(min=0)
-    equalised = torch.where(floor == pixels, torch.arange(21.0), equalised)
-    surface = equalised.gather(1, level.flatten(1).long()).view_as(level)
+    lowest = below.gather(1, level.amin(1, keepdim=True))  # pixels of the lowest level that is there
+    equalised = ((below - lowest) * (255 / (pixels - lowest).clamp(min=1))).round()
+    equalised = torch.where(
+        lowest == pixels, torch.arange(float(bins)), equalised
+    )  # one level only: it stays
+    surface = equalised.gather(1, level).view_as(distance)
+
     emboss = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
     lit = F.conv2d(F.pad(surface, (1,) * 4, mode="reflect"), emboss[None, None]).clamp(0, 255)
     return _box_blur(lit).round()
@@ -171,10 +176,22 @@ def _box_blur(planes: Tensor) -> Tensor:
 
 def _distance(edges: Tensor) -> Tensor:
     """Euclidean distance of every pixel to the nearest edge pixel of its plane (N, 1, H, W), or infinity."""
-    height, width = edges.shape[-2:]
-    x, y = torch.arange(float(width)), torch.arange(float(height))
-    along_row = torch.where(edges[..., None, :], (x[:, None] - x) ** 2, torch.inf).amin(-1)
-    return (along_row.mT[..., None, :] + (y[:, None] - y) ** 2).amin(-1).mT.sqrt()
+    squared = torch.zeros(edges.shape).masked_fill(~edges, torch.inf)
+    return _nearest(_nearest(squared).mT).mT.sqrt()
+
+
+def _nearest(squared: Tensor) -> Tensor:
+    """For each place of the last axis, the least of any place's value plus the square of the way there."""
+    sources = squared.movedim(-1, 0).contiguous()
+    places = torch.arange(float(len(sources))).view(-1, 1, 1, 1)
+    return torch.stack([(sources + (places - target) ** 2).amin(0) for target in range(len(sources))], -1)
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """A mask (N, 1, H, W) bool with all pixels set that touch it, diagonally too."""
+    padded = F.pad(mask, (1,) * 4)
+    tall = padded[..., :-2, :] | padded[..., 1:-1, :] | padded[..., 2:, :]
+    return tall[..., :-2] | tall[..., 1:-1] | tall[..., 2:]
 
 
 def find_edges(planes: Tensor, low: float, high: float) -> Tensor:
@@ -203,7 +220,7 @@ def find_edges(planes: Tensor, low: float, high: float) -> Tensor:
     # Follow weak ridges from the strong ones.
     edges = ridge & (magnitude > high)
     while True:
-        grown = ridge & (F.max_pool2d(edges.float(), 3, stride=1, padding=1) > 0)
+        grown = ridge & _grown(edges)
         if torch.equal(grown, edges):
             return edges
         edges = grown
