@@ -33,21 +33,7 @@ SPLITS = ("train", "test")
 MAX_FILE_BYTES = 16 * 2**20
 MAX_IMAGES = 1_000_000  # 3 GB in memory
 #: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.
-_FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "GIF",
-    "TIFF",
-    "WEBP",
-    "PPM",
-    "TGA",
-    "MPO",
-    "JPEG2000",
-    "PCX",
-    "ICO",
-    "AVIF",
-)
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 #: The folder and the archive in which the official data sets come, and the archive's md5.
 OFFICIAL = {
     "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
@@ -134,9 +120,10 @@ def tree_fingerprint(source: Path) -> str:
 
 def is_image_tree(source: Path) -> bool:
     """Whether `source` is a folder that holds `train/` and `test/`, or an archive that could."""
-    if source.is_dir():
-        return bool(_roots(source))
-    return zipfile.is_zipfile(source) or tarfile.is_tarfile(source)
+    with _one_line_errors(source):
+        if source.is_dir():
+            return bool(_roots(source))
+        return zipfile.is_zipfile(source) or tarfile.is_tarfile(source)
 
 
 def _survey(source: Path) -> tuple[dict[str, dict[str, set[_Parts]]], tuple[str, ...]]:
@@ -249,7 +236,7 @@ def _decode(opener: _Opener, parts: _Parts) -> Images:
     if len(data) > MAX_FILE_BYTES:
         raise UserError(f"image {name} is larger than {MAX_FILE_BYTES // 2**20} MiB: remove it")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
             size, image = opened.size, opened
             if size == IMAGE_SHAPE[:2]:
                 image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
@@ -276,11 +263,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 @cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.OPEN if name in _FORMATS)
+
+
+@cache
 def _extensions() -> frozenset[str]:
-    known = Image.registered_extensions()
-    return frozenset(
-        extension for extension, name in known.items() if name in _FORMATS and name in Image.OPEN
-    )
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())
 
 
 def shown(text: str) -> str:
@@ -305,11 +295,13 @@ def official_name(source: Path) -> str | None:
         if source.is_dir():
             if source.name == folder or (source / folder).is_dir() or (source / archive).is_file():
                 return name
-        elif source.is_file() and tarfile.is_tarfile(source):
-            with _one_line_errors(source), tarfile.open(source) as opened:
-                first = opened.next()
-                if first and first.name.split("/")[0] == folder:
-                    return name
+        else:
+            with _one_line_errors(source):
+                if tarfile.is_tarfile(source):
+                    with tarfile.open(source) as opened:
+                        first = opened.next()
+                        if first and first.name.split("/")[0] == folder:
+                            return name
     return None
 
 

@@ -1,0 +1,433 @@
+"""Readers of image trees and of the official archives, against friendly and hostile input."""
+
+import hashlib
+import io
+import pickle
+import tarfile
+import urllib.error
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rsslcli.core.data import sources
+from rsslcli.core.data.sources import Arrays, download, official_name, read_cifar, read_image_tree
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.progress import silent
+
+REAL = Path(__file__).parents[4] / "shared" / "data" / "cifar10-images.tar.gz"
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tree(prefix: str = "") -> dict[str, bytes]:
+    """Two classes, three training images and two test images each, seeded in the order of reading."""
+    files = {}
+    for split, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("ant", "bee")):
+            for index in range(count):
+                content = encoded(picture(label * count + index))
+                files[f"{prefix}{split}/{name}/{index:03}.png"] = content
+    return files
+
+
+def as_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def as_tar(path: Path, files: dict[str, bytes], extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
+    mode = {".tar": "w", ".gz": "w:gz", ".tgz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}[path.suffix]
+    with tarfile.open(path, mode) as archive:
+        for member in extra:
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def as_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def read(source: Path, limit: int | None = None) -> tuple[Arrays, Arrays]:
+    return read_image_tree(source, limit=limit, progress=silent)
+
+
+def assert_is_tree(result: tuple[Arrays, Arrays]) -> None:
+    for arrays, count in zip(result, (3, 2), strict=True):
+        assert arrays.classes == ("ant", "bee")
+        assert arrays.labels.tolist() == [0] * count + [1] * count
+        assert (arrays.labels.dtype, arrays.images.dtype) == (np.int64, np.uint8)
+        assert np.array_equal(arrays.images, [picture(seed) for seed in range(2 * count)])
+
+
+def refused(source: Path, match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        read(source)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("prefix", ["", "data/", "./", "./data/"])
+@pytest.mark.parametrize("suffix", ["", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip"])
+def test_folder_and_archives_read_alike(tmp_path: Path, prefix: str, suffix: str) -> None:
+    pack = {"": as_folder, ".zip": as_zip}.get(suffix, as_tar)
+    assert_is_tree(read(pack(tmp_path / f"tree{suffix}", tree(prefix))))
+
+
+@settings(deadline=None, max_examples=30)
+@given(order=st.permutations(sorted(tree())), gzip=st.booleans())
+def test_order_in_the_archive_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, order: list[str], gzip: bool
+) -> None:
+    path = tmp_path_factory.mktemp("order") / ("tree.tgz" if gzip else "tree.tar")
+    assert_is_tree(read(as_tar(path, {name: tree()[name] for name in order})))
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_damage_is_one_line_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    suffix, pack = data.draw(st.sampled_from([("tar", as_tar), ("tar.gz", as_tar), ("zip", as_zip)]))
+    path = pack(tmp_path_factory.mktemp("damage") / f"tree.{suffix}", tree())
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    message = "harmless"
+    try:
+        read(path)
+    except UserError as error:
+        message = str(error)
+    assert message.isprintable()
+
+
+def test_truncated_archives(tmp_path: Path) -> None:
+    for suffix in ("tar", "tar.gz"):
+        path = as_tar(tmp_path / f"tree.{suffix}", tree())
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 7])
+        refused(path, "cannot read .* damaged or incomplete")
+
+
+def test_damaged_header_does_not_end_the_archive(tmp_path: Path) -> None:
+    path = as_tar(tmp_path / "tree.tar", tree() | {"train/ant/9.png": encoded(picture(9))})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"train/ant/9.png")] ^= 1
+    path.write_bytes(content)
+    refused(path, "damaged header")
+
+
+def special(name: str, kind: bytes, link: str = "", size: int = 0) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, link, size
+    return member
+
+
+def test_hostile_members_are_passed_over_and_nothing_is_written(tmp_path: Path) -> None:
+    hostile = (
+        special("train/ant/link.png", tarfile.SYMTYPE, "/etc/passwd"),
+        special("train/ant/hard.png", tarfile.LNKTYPE, "train/ant/000.png"),
+        special("train/ant/device.png", tarfile.CHRTYPE),
+        special("train/ant/pipe.png", tarfile.FIFOTYPE),
+        special("/train/ant/absolute.png", tarfile.REGTYPE, size=9),
+        special("../train/ant/up.png", tarfile.REGTYPE, size=9),
+        special("train/ant/../../../up.png", tarfile.REGTYPE, size=9),
+        special("train/../train/ant/up.png", tarfile.REGTYPE, size=9),
+        special("train/ant/.hidden.png", tarfile.REGTYPE, size=9),
+        special("train/.git/x.png", tarfile.REGTYPE, size=9),
+        special("train/ant/notes.txt", tarfile.REGTYPE, size=9),
+        special("train/ant/deep/x.png", tarfile.REGTYPE, size=9),
+        special("train/loose.png", tarfile.REGTYPE, size=9),
+        special("validation/ant/x.png", tarfile.REGTYPE, size=9),
+        special("a/b/train/ant/x.png", tarfile.REGTYPE, size=9),
+    )
+    path = as_tar(tmp_path / "tree.tar", tree(), hostile)
+    assert_is_tree(read(path))
+    assert list(tmp_path.rglob("*")) == [path]
+
+
+def test_links_in_a_zip_archive_are_passed_over(tmp_path: Path) -> None:
+    path = as_zip(tmp_path / "tree.zip", tree())
+    with zipfile.ZipFile(path, "a") as archive:
+        member = zipfile.ZipInfo("train/ant/link.png")
+        member.create_system, member.external_attr = 3, 0o120777 << 16
+        archive.writestr(member, "/etc/passwd")
+    assert_is_tree(read(path))
+
+
+def test_last_of_duplicate_members_counts(tmp_path: Path) -> None:
+    path = tmp_path / "tree.tar"
+    as_tar(path, {"train/ant/000.png": encoded(picture(77)), **{f"./{k}": v for k, v in tree().items()}})
+    assert_is_tree(read(path))
+
+
+def test_names_are_escaped_in_messages(tmp_path: Path) -> None:
+    for name in ("train/ant/\x1b[31m\n.png", "train/ant/\udcff.png", "train/ant/" + "x" * 200 + ".png"):
+        refused(
+            as_tar(tmp_path / "tree.tar", tree() | {name: b"no image"}), "cannot decode image 'train/ant/"
+        )
+    evil = {name.replace("ant", "a\nnt"): content for name, content in tree().items()}
+    refused(as_tar(tmp_path / "tree.tar", evil), r"class named 'a\\nnt'")
+
+
+def test_wrong_size_names_the_image_and_its_size(tmp_path: Path) -> None:
+    path = as_tar(tmp_path / "t.tar", tree() | {"train/bee/x.png": encoded(np.zeros((48, 33, 3), np.uint8))})
+    refused(path, "image 'train/bee/x.png' is 33x48 pixels: images must be 32x32")
+
+
+def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encoded(Image.new("1", (20000, 20000)))
+    refused(
+        as_tar(tmp_path / "t.tar", tree() | {"train/bee/x.png": bomb}),
+        "'train/bee/x.png' has too many pixels",
+    )
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2**20)
+    large = encoded(picture(0)) + bytes(2**20)
+    refused(as_tar(tmp_path / "t.tar.gz", tree() | {"train/bee/x.png": large}), "larger than 1 MiB")
+    refused(as_zip(tmp_path / "t.zip", tree() | {"train/bee/x.png": large}), "larger than 1 MiB")
+    monkeypatch.setattr(sources, "MAX_IMAGES", 5)
+    refused(as_tar(tmp_path / "t.tar", tree()), "more than 5 images")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", encoded(picture(0))[:-900], encoded(picture(0), "JPEG")[:500]]
+)
+def test_images_that_do_not_decode(tmp_path: Path, content: bytes) -> None:
+    refused(
+        as_folder(tmp_path / "t", tree() | {"test/ant/x.png": content}),
+        "cannot decode image 'test/ant/x.png'",
+    )
+
+
+def test_postscript_is_never_run(tmp_path: Path) -> None:
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n"
+    refused(as_folder(tmp_path / "t", tree() | {"test/ant/x.png": program}), "not an image")
+    assert_is_tree(read(as_folder(tmp_path / "u", tree() | {"test/ant/x.eps": program})))
+
+
+def test_classes_must_agree_and_have_images(tmp_path: Path) -> None:
+    refused(
+        as_tar(tmp_path / "a.tar", tree() | {"train/cow/1.png": encoded(picture(0))}),
+        "no images of class 'cow' in test/",
+    )
+    refused(
+        as_tar(tmp_path / "b.tar", tree(), (special("test/cow", tarfile.DIRTYPE),)), "class 'cow' in train/"
+    )
+    folder = as_folder(tmp_path / "c", tree())
+    (folder / "train" / "cow").mkdir()
+    refused(folder, "class 'cow' in train/")
+    refused(as_tar(tmp_path / "d.tar", {"readme.txt": b""}), "no images in .*: expected train/")
+    refused(as_tar(tmp_path / "e.tar", tree("x/") | tree("y/")), "several trees")
+    refused(as_folder(tmp_path / "f", tree("x/") | tree("y/")), "several trees")
+
+
+def gradient() -> np.ndarray:
+    return np.broadcast_to(np.linspace(0, 65535, 32), (32, 32)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (lambda: Image.fromarray(picture(1)[..., 0]), picture(1)[..., :1].repeat(3, 2)),
+        (lambda: Image.fromarray(gradient()), (gradient() >> 8)[..., None].repeat(3, 2)),
+        (lambda: Image.fromarray(picture(1)[..., 0] > 99), (picture(1)[..., :1] > 99).repeat(3, 2) * 255),
+        (lambda: Image.fromarray(picture(1) // 128 * 255).quantize(8), picture(1) // 128 * 255),
+        (
+            lambda: Image.merge(
+                "RGBA", [*Image.fromarray(picture(1)).split(), Image.new("L", (32, 32), 255)]
+            ),
+            picture(1),
+        ),
+        (lambda: Image.new("RGBA", (32, 32), (9, 9, 9, 0)), np.full((32, 32, 3), 255)),
+        (lambda: Image.new("LA", (32, 32), (0, 0)), np.full((32, 32, 3), 255)),
+    ],
+    ids=["grey", "16 bit", "1 bit", "palette", "opaque", "transparent", "grey and transparent"],
+)
+def test_image_modes(tmp_path: Path, image: Callable[[], Image.Image], expected: np.ndarray) -> None:
+    files = tree() | {"test/ant/000.png": encoded(image())}
+    _, test = read(as_folder(tmp_path / "t", files))
+    assert np.array_equal(test.images[0], expected)
+
+
+def test_other_formats_frames_and_orientation(tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    half = Image.fromarray(np.repeat(np.uint8([255, 0]), 16)[:, None, None].repeat(32, 1).repeat(3, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    files = tree() | {
+        "test/ant/1.gif": encoded(red, "GIF", save_all=True, append_images=[blue]),
+        "test/ant/2.bmp": encoded(red, "BMP"),
+        "test/ant/3.tiff": encoded(red, "TIFF"),
+        "test/ant/4.webp": encoded(red, "WEBP", lossless=True),
+        "test/ant/5.JPG": encoded(red.convert("CMYK"), "JPEG", quality=100),
+        "test/ant/6.ppm": encoded(red, "PPM"),
+        "test/ant/7.jpeg": encoded(half, "JPEG", exif=exif),
+    }
+    _, test = read(as_folder(tmp_path / "t", files))
+    for index in range(6):
+        assert np.abs(test.images[2 + index] - np.array([255.0, 0, 0])).max() < 4
+    assert test.images[8][:12].max() < 20
+    assert test.images[8][20:].min() > 235
+    refused(
+        as_folder(tmp_path / "u", tree() | {"test/ant/f.tiff": encoded(Image.new("F", (32, 32)), "TIFF")}),
+        "floating-point",
+    )
+
+
+def test_limit_takes_a_balanced_subset(tmp_path: Path) -> None:
+    train, test = read(as_tar(tmp_path / "t.tar", tree()), limit=4)
+    assert train.labels.tolist() == [0, 0, 1, 1]
+    assert test.labels.tolist() == [0, 0, 1, 1]  # no more than it has
+    whole = read(tmp_path / "t.tar")[0].limited(4)
+    assert np.array_equal(train.images, whole.images)
+
+
+def test_unreadable_sources(tmp_path: Path) -> None:
+    (tmp_path / "t.tar").write_bytes(b"no archive at all")
+    refused(tmp_path / "t.tar", "cannot read")
+    refused(tmp_path / "none.tar", "cannot read")
+
+
+def test_encrypted_zip(tmp_path: Path) -> None:
+    path = as_zip(tmp_path / "t.zip", tree())
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = -1
+        while (start := content.find(signature, start + 1)) >= 0:
+            content[start + offset] |= 1
+    path.write_bytes(content)
+    refused(path, "encrypted|password")
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason=f"needs the CIFAR-10 images at {REAL}")
+def test_real_archive() -> None:
+    train, test = read(REAL, limit=500)
+    assert train.classes == (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
+    for arrays in (train, test):
+        assert np.bincount(arrays.labels).tolist() == [50] * 10
+        assert 100 < arrays.images.mean() < 140
+
+
+@pytest.fixture
+def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive like the official one, of ten images a batch, whose md5s stand in for the published ones."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "made" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
+    md5s = {}
+    for seed, name in enumerate(names):
+        pixels = np.random.default_rng(seed).integers(0, 256, (10, 3072), dtype=np.uint8)
+        content: dict[str, object] = {"data": pixels, "labels": list(range(10))}
+        if name == "batches.meta":
+            content = {"label_names": [f"class{index}" for index in range(10)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+        md5s[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5s[name]] for name in names[:5]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5s["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5s["batches.meta"]})
+    archive = tmp_path / "made" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as opened:
+        opened.add(folder, folder.name)
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(sources.OFFICIAL, "cifar10", (folder.name, archive.name, md5))
+    return archive
+
+
+def test_official_archive_and_folders(official: Path, tmp_path: Path) -> None:
+    batches = official.parent / "cifar-10-batches-py"
+    results = []
+    for source in (official, official.parent, batches):
+        assert official_name(source) == "cifar10"
+        results.append(read_cifar("cifar10", source, tmp_path / "scratch"))
+    batches.rename(tmp_path / "elsewhere")
+    results.append(read_cifar("cifar10", official.parent, tmp_path / "scratch"))
+    assert list((tmp_path / "scratch").iterdir()) == []
+    for train, test in results:
+        assert (train.images.shape, test.images.shape) == ((50, 32, 32, 3), (10, 32, 32, 3))
+        assert train.classes == tuple(f"class{index}" for index in range(10))
+        first = np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8)[0]
+        assert np.array_equal(train.images[0], first.reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_nothing_is_unpickled_before_its_md5_is_checked(official: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    for name in ("data_batch_3", "test_batch", "batches.meta"):
+        path = official.parent / "cifar-10-batches-py" / name
+        good = path.read_bytes()
+        path.write_bytes(pickle.dumps(Evil()))
+        with pytest.raises(UserError, match="damaged or incomplete"):
+            read_cifar("cifar10", official.parent, tmp_path / "scratch")
+        path.write_bytes(good)
+    official.write_bytes(official.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"is not the official cifar-10-python\.tar\.gz, or damaged"):
+        read_cifar("cifar10", official, tmp_path / "scratch")
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "scratch").exists()
+
+
+class Response(io.BytesIO):
+    """What urlopen returns."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.headers = {"Content-Length": str(len(content))}
+
+
+def test_download(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def urlopen(url: str, timeout: float) -> Response:
+        calls.append(url)
+        return Response(official.read_bytes())
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    for _ in range(2):
+        train, _test = read_cifar("cifar10", None, tmp_path / "download")
+        assert len(train.labels) == 50
+    assert calls == ["https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"]
+
+
+def test_failed_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_connection(url: str, timeout: float) -> Response:
+        raise urllib.error.URLError("no\nroute")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_connection)
+    with pytest.raises(RsslError, match=r"cannot download https://.*--source") as caught:
+        read_cifar("cifar10", None, tmp_path)
+    assert caught.value.exit_code == 1
+    assert str(caught.value).isprintable()
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"login page"))
+    with pytest.raises(RsslError, match="gave another file"):
+        download("https://example.org/x", tmp_path / "x", "0" * 32, silent)
+    assert list(tmp_path.iterdir()) == []
