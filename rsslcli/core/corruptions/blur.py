@@ -49,7 +49,7 @@ def glass_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
 
     The original means to swap a pixel with its neighbour, but its assignment through array views only
     copies the neighbour, which always lies above or to the left and has not been overwritten yet (its
-    published images confirm it). So each pass is one gather.
+    output confirms it). So each pass is one gather.
     """
     sigma, passes = GLASS[severity - 1]
     count, _, height, width = images.shape

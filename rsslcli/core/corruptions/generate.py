@@ -127,7 +127,7 @@ def _corrupt_chunk(images: Images, name: str, severity: int, seed: int, index: i
     padded[: len(chunk)] = chunk
     digest = hashlib.sha256(f"{seed}/{name}/{severity}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    with torch.inference_mode():
+    with torch.no_grad():
         pixels = torch.from_numpy(padded).permute(0, 3, 1, 2).float().contiguous() / 255
         pixels = FUNCTIONS[name](pixels, severity, generator).clamp(0, 1)
         # Cut off, not rounded, as the original does. The little that is added keeps whole grey levels whole.

@@ -1,8 +1,8 @@
 """Noise, independent in every pixel and channel.
 
 Every corruption takes images (N, 3, H, W) float32 in [0, 1], a severity 1…5 and the generator of its
-random numbers, and returns images of the same shape; the caller clips them to [0, 1]. The parameters per
-severity are those of the original generator of CIFAR-10-C (Hendrycks and Dietterich 2019).
+random numbers, and returns images of the same shape; the caller clips them to [0, 1]. All on the CPU. The
+parameters per severity are those of the original generator of CIFAR-10-C (Hendrycks and Dietterich 2019).
 """
 
 import torch
