@@ -135,13 +135,13 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     # Distractors behind the shape: soft blobs and sharp bars in any colour.
     for _ in range(2):
         distance = np.sqrt((x - between(-1, 1)) ** 2 + (y - between(-1, 1)) ** 2) / between(0.1, 0.45)
-        canvas = _mix(canvas, _any_colour(between), _step(1.5 - distance) * between(0, 0.6))
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * between(0, 0.5))
+        canvas = _mix(canvas, _any_colour(between), _step(1.5 - distance) * between(0, 0.4))
+    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * between(0, 0.3))
 
     # The shape: moved, scaled, tilted; a shadow beneath; shaded from above; a darker or lighter rim.
     cos, sin = _tilts(random.integers(-_TILT, _TILT, scalar, endpoint=True))
-    scale = between(0.55, 0.85)
-    from_x, from_y = x - between(-0.15, 0.15), y - between(-0.15, 0.15)
+    scale = between(0.6, 0.88)
+    from_x, from_y = x - between(-0.12, 0.12), y - between(-0.12, 0.12)
     distance, shadow = np.empty(x.shape), np.empty(x.shape)
     across, along = (cos * from_x + sin * from_y) / scale, (cos * from_y - sin * from_x) / scale
     stretch = between(0.93, 1.07)
@@ -152,7 +152,7 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     pixel = 2 / _SIZE / scale
     canvas = _mix(canvas, canvas * 0.45, np.clip(0.5 - shadow / (4 * pixel), 0, 1) * between(0.2, 0.9))
     usual = np.array([hue for _, hue in SHAPES.values()])[labels][:, None, None]
-    hue = np.where(random.random(scalar) < 0.6, usual + between(-0.06, 0.06), random.random(scalar)) % 1
+    hue = np.where(random.random(scalar) < 0.65, usual + between(-0.06, 0.06), random.random(scalar)) % 1
     fill = _colour(hue, between(0.5, 1), between(0.5, 1))
     shade = 1 + between(0.1, 0.35) * along + between(0, 0.15) * _texture(between, 9, count)
     rim = _step(1.5 + distance / pixel) * between(-0.7, 0)
@@ -161,12 +161,12 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     canvas = _mix(canvas, fill, np.clip(0.5 - distance / pixel, 0, 1) * opacity)
 
     # What is in front: a bar across half of the pictures.
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * (random.random(scalar) < 0.3))
+    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * (random.random(scalar) < 0.2))
 
     # The camera: contrast, exposure and noise (a sum of uniforms is near enough to a Gaussian).
     canvas = 0.5 + (canvas - 0.5) * between(0.7, 1)[..., None] + between(-0.08, 0.08)[..., None]
     noise = sum(random.random(canvas.shape) for _ in range(4)) - 2
-    canvas = canvas + noise * between(0.005, 0.035)[..., None]
+    canvas = canvas + noise * between(0.005, 0.025)[..., None]
     return np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
 

@@ -1,0 +1,203 @@
+"""Preparing data sets: whatever the source, done once, and never half."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsslcli.core.data import prepare as module
+from rsslcli.core.data import shapes, sources
+from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
+from rsslcli.core.data.prepare import Prepared, prepare
+from rsslcli.core.data.sources import Arrays
+from rsslcli.core.data.store import load_dataset, prepared_datasets
+from rsslcli.core.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 4)):
+        for name in ("ant", "bee", "cow"):
+            folder = tmp_path / "tree" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "tree"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def assert_idempotent(again: Callable[[], Prepared], data: Path) -> None:
+    before = state(data)
+    prepared = again()
+    assert not prepared.changed
+    assert not prepared.stale_corruptions
+    assert state(data) == before
+
+
+def test_shapes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "TRAIN_SIZE", 60)
+    monkeypatch.setattr(shapes, "TEST_SIZE", 30)
+    prepared = prepare("shapes", data)
+    assert prepared.changed
+    assert prepared.kind == "drawn shapes"
+    assert prepared.folder == data / "shapes"
+    assert load_dataset(data, "shapes").train.checksum == prepared.dataset.train.checksum
+    assert_idempotent(lambda: prepare("shapes", data), data)
+    limited = prepare("shapes", data, limit=40)
+    assert limited.changed
+    assert [len(split.labels) for split in (limited.dataset.train, limited.dataset.test)] == [40, 30]
+    assert_idempotent(lambda: prepare("shapes", data, limit=40), data)
+    assert_idempotent(lambda: prepare("shapes", data), data)  # asked for nothing in particular
+    with pytest.raises(UserError, match="takes no --source"):
+        prepare("shapes", data, source=data)
+
+
+def test_default_shapes_have_the_promised_size(data: Path) -> None:
+    dataset = prepare("shapes", data).dataset
+    assert np.bincount(dataset.train.labels).tolist() == [400] * 10
+    assert np.bincount(dataset.test.labels).tolist() == [100] * 10
+
+
+def test_image_tree(tree: Path, data: Path) -> None:
+    prepared = prepare("folder", data, source=tree)
+    assert (prepared.changed, prepared.kind) == (True, "image folder")
+    assert prepared.dataset.train.classes == ("ant", "bee", "cow")
+    assert prepared_datasets(data) == ["folder"]
+    assert_idempotent(lambda: prepare("folder", data, source=tree), data)
+    assert_idempotent(lambda: prepare("folder", data), data)
+
+    limited = prepare("folder", data, limit=6)  # of the same source
+    assert limited.changed
+    assert len(limited.dataset.train.labels) == len(limited.dataset.test.labels) == 6
+    assert prepare("folder", data, source=tree).changed
+
+    Image.new("RGB", (32, 32)).save(tree / "train" / "ant" / "new.png")
+    assert len(prepare("folder", data, source=tree).dataset.train.labels) == 19
+
+
+def test_damaged_split_is_prepared_again(tree: Path, data: Path) -> None:
+    good = prepare("folder", data, source=tree).dataset.test.checksum
+    for damaged in ("test.npz", "train.npz", "prepared.json"):
+        (data / "folder" / damaged).write_bytes(b"damaged")
+        prepared = prepare("folder", data, source=tree)
+        assert prepared.changed
+        assert prepared.dataset.test.checksum == good
+    (data / "folder" / "prepared.json").write_text("[]")
+    assert prepare("folder", data, source=tree).changed
+
+
+def test_interruption_leaves_nothing_that_looks_complete(
+    tree: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+
+    def interrupt(path: Path, *arrays: object) -> object:
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+        saved.append(path)
+        return save_split(path, *arrays)
+
+    save_split = module.save_split
+    prepare("folder", data, source=tree)
+    monkeypatch.setattr(module, "save_split", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("folder", data, source=tree, limit=3)
+    assert prepared_datasets(data) == []
+    monkeypatch.undo()
+    assert prepare("folder", data, source=tree, limit=3).changed
+
+
+def test_failed_reading_leaves_the_old_data_set(tree: Path, data: Path) -> None:
+    prepare("folder", data, source=tree)
+    before = state(data)
+    (tree / "train" / "ant" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot decode"):
+        prepare("folder", data, source=tree)
+    assert state(data) == before
+
+
+def test_sources_that_are_refused(tree: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    for name, source, match in (
+        ("folder", tmp_path / "none", "no such source: .*: give a folder or archive"),
+        ("folder", tmp_path / "text", "is not a source of images: give a folder or archive"),
+        ("folder", tmp_path / "empty", "is not a source of images: give a folder or archive"),
+        ("folder", None, "'folder' needs a source: give --source PATH"),
+        ("Folder", tree, "not a data set name"),
+    ):
+        with pytest.raises(UserError, match=match):
+            prepare(name, data, source=source)
+    for limit in (0, -1, 2):
+        with pytest.raises(UserError, match=r"a limit of|a subset of"):
+            prepare("folder", data, source=tree, limit=limit)
+    assert not data.exists()
+
+
+def test_official_data_sets(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def read_cifar(
+        name: str, source: Path | None, download_folder: Path, progress: object
+    ) -> tuple[Arrays, Arrays]:
+        calls.append((name, source, download_folder))
+        arrays = Arrays(np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10, tuple("abcdefghij"))
+        return arrays, arrays
+
+    monkeypatch.setattr(sources, "read_cifar", read_cifar)
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    assert prepare("cifar10", data).kind == "official cifar10"
+    assert_idempotent(lambda: prepare("cifar10", data), data)
+    assert_idempotent(lambda: prepare("cifar10", data, source=batches), data)  # the same images
+    assert len(prepare("mine", data, source=tmp_path, limit=10).dataset.train.labels) == 10
+    assert calls == [
+        ("cifar10", None, data / "cifar10" / "download"),
+        ("cifar10", tmp_path, data / "mine" / "download"),
+    ]
+    with pytest.raises(UserError, match="is cifar10, not cifar100"):
+        prepare("cifar100", data, source=batches)
+
+
+def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:
+    source = tmp_path / "CIFAR-10-C"
+    source.mkdir()
+    labels = np.repeat([0, 1, 2], 4)
+    write_blocks(source / "fog.npy", (np.full((12, 32, 32, 3), severity, np.uint8) for severity in range(5)))
+    np.save(source / "labels.npy", np.tile(labels, 5))
+    with pytest.raises(UserError, match="no prepared data set 'folder'"):
+        prepare("folder", data, source=source)
+
+    prepare("folder", data, source=tree)
+    imported = prepare("folder", data, source=source)
+    assert (imported.changed, imported.kind) == (True, "CIFAR-10-C folder")
+    corrupted = open_corrupted(data / "folder" / "corrupted", "folder")
+    assert aligned(corrupted, imported.dataset.test)
+    assert_idempotent(lambda: prepare("folder", data, source=source), data)
+    assert prepare("folder", data, source=source, limit=5).changed
+
+    other = prepare("folder", data, source=tree, limit=6)
+    assert other.changed
+    assert other.stale_corruptions
+    assert (data / "folder" / "corrupted" / "fog.npy").is_file()
+
+
+def test_record_is_small_and_plain(tree: Path, data: Path) -> None:
+    dataset = prepare("folder", data, source=tree, limit=9).dataset
+    record = json.loads((data / "folder" / "prepared.json").read_text())
+    assert record["kind"] == "image folder"
+    assert record["limit"] == 9
+    assert (record["train"], record["test"]) == (dataset.train.checksum, dataset.test.checksum)
