@@ -31,6 +31,7 @@ from rsslcli.core.progress import Progress, silent
 
 SPLITS = ("train", "test")
 MAX_FILE_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 2**20
 MAX_IMAGES = 1_000_000  # 3 GB in memory
 #: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -196,8 +197,20 @@ def _open(path: str) -> IO[bytes]:
     return Path(path).open("rb")
 
 
+class _Header(tarfile.TarInfo):
+    """A tar header that refuses to be followed by an endless name, which tarfile would read into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        extensions = (b"L", b"K", b"x", b"g", b"X")  # of GNU, of POSIX and of Solaris
+        if header.type in extensions and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"header of {header.size} bytes")
+        return header
+
+
 def _tar_members(source: Path) -> Iterator[tuple[str, _Opener | None]]:
-    with tarfile.open(source) as archive:
+    with tarfile.open(source, tarinfo=_Header) as archive:
         while member := archive.next():
             archive.members = []  # type: ignore[attr-defined]  # or it remembers them all
             if member.isdir():
@@ -298,7 +311,7 @@ def official_name(source: Path) -> str | None:
         else:
             with _one_line_errors(source):
                 if tarfile.is_tarfile(source):
-                    with tarfile.open(source) as opened:
+                    with tarfile.open(source, tarinfo=_Header) as opened:
                         first = opened.next()
                         if first and first.name.split("/")[0] == folder:
                             return name

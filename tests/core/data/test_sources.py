@@ -170,6 +170,12 @@ def test_hostile_members_are_passed_over_and_nothing_is_written(tmp_path: Path) 
     assert list(tmp_path.rglob("*")) == [path]
 
 
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g", b"X"])
+def test_endless_header(tmp_path: Path, kind: bytes) -> None:
+    path = as_tar(tmp_path / "t.tar.gz", tree(), (special("name", kind, size=2**21),))
+    refused(path, "header of 2097152 bytes")
+
+
 def test_links_in_a_zip_archive_are_passed_over(tmp_path: Path) -> None:
     path = as_zip(tmp_path / "tree.zip", tree())
     with zipfile.ZipFile(path, "a") as archive:
