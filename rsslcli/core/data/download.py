@@ -122,17 +122,19 @@ def download_corrupted(
     if present := _installed(folder, origin, limit):
         return present
     archive = folder / _DOWNLOADS / (published.file_name if published else f"{name}-{origin[:12]}.tar")
-    _fetch(url, archive, published, limit, progress)
     try:
-        result = _install(archive, folder, test, origin, limit, progress, complete=published is not None)
-    except UserError:
-        remove(archive)  # of no use, and the next run must not take it up again
-        raise
-    if not keep_archive:
-        remove(archive)
-    with suppress(OSError):
-        archive.parent.rmdir()  # unless something is still in it
-    return result
+        _fetch(url, archive, published, limit, progress)
+        try:
+            result = _install(archive, folder, test, origin, limit, progress, complete=published is not None)
+        except UserError:
+            remove(archive)  # of no use, and the next run must not take it up again
+            raise
+        if not keep_archive:
+            remove(archive)
+        return result
+    finally:
+        with suppress(OSError):
+            archive.parent.rmdir()  # unless something is still in it
 
 
 def _checked_url(source: str) -> str | None:
@@ -220,22 +222,27 @@ class _Part:
     def __init__(self, path: Path, url: str, published: Archive | None, progress: Progress) -> None:
         self.path = path
         self.url = url
+        self.published = published
         self.state = path.with_name(f"{path.name}.json")
         self.done = 0
         self.digest = hashlib.md5(usedforsecurity=False)
         #: The ETag or date of the file that this is the beginning of, as far as the same server gave one.
         self.validator = self._read_validator()
-        found = path.stat().st_size if path.is_file() else 0
-        # Without a validator or an md5 nothing would show that the pieces are not of one file.
-        if found and (self.validator or published) and not (published and found > published.size):
+        if path.is_file() and not (published and path.stat().st_size > published.size):
             for chunk in _chunks(path, progress):
                 self.digest.update(chunk)
                 self.done += len(chunk)
 
+    @property
+    def continued(self) -> bool:
+        """Whether to ask for the rest alone."""
+        # Without a validator or an md5 nothing would show that the pieces are not of one file.
+        return self.done > 0 and bool(self.validator or self.published)
+
     def headers(self) -> dict[str, str]:
         """What to ask the server for."""
         headers = {"User-Agent": "rsslcli"}
-        if self.done:
+        if self.continued:
             headers["Range"] = f"bytes={self.done}-"
             if self.validator:
                 headers["If-Range"] = self.validator
@@ -274,7 +281,7 @@ def _fetch(url: str, archive: Path, published: Archive | None, limit: int | None
             remove(archive)
         part = _Part(archive.with_name(f"{archive.name}.part"), url, published, progress)
         if published is None or part.done != published.size:
-            _transfer_all(part, published, limit, progress)
+            _transfer_all(part, limit, progress)
         md5 = part.digest.hexdigest()
         if published and md5 != published.md5:
             part.remove()
@@ -288,11 +295,11 @@ def _fetch(url: str, archive: Path, published: Archive | None, limit: int | None
         raise RsslError(f"cannot write below {archive.parent}: {error.strerror or error}") from error
 
 
-def _transfer_all(part: _Part, published: Archive | None, limit: int | None, progress: Progress) -> None:
+def _transfer_all(part: _Part, limit: int | None, progress: Progress) -> None:
     failures, furthest = 0, part.done
     while True:
         try:
-            _transfer(part, published, limit, progress)
+            _transfer(part, limit, progress)
             return
         except _BrokenError as error:
             # A server that sends a little more each time is a slow one, not a dead one.
@@ -309,8 +316,9 @@ def _transfer_all(part: _Part, published: Archive | None, limit: int | None, pro
             time.sleep(min(PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
 
 
-def _transfer(part: _Part, published: Archive | None, limit: int | None, progress: Progress) -> None:
+def _transfer(part: _Part, limit: int | None, progress: Progress) -> None:
     """Ask for the rest of a file once, and add to the part what comes."""
+    published = part.published
     opener = urllib.request.build_opener(_OnlyHTTP)
     with _network():
         response: http.client.HTTPResponse = opener.open(
@@ -361,7 +369,7 @@ def _total(part: _Part, response: http.client.HTTPResponse) -> int | None:
     # Not every server knows If-Range, so compare what it says of the file with what it said at first.
     now = {response.headers.get("ETag"), response.headers.get("Last-Modified")} - {None}
     changed = part.validator and now and part.validator not in now
-    if not span or not part.done or int(span[1]) != part.done or changed:
+    if not span or not part.continued or int(span[1]) != part.done or changed:
         raise _RangeError
     return None if span[2] == "*" else int(span[2])
 
