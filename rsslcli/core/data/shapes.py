@@ -72,7 +72,7 @@ def _direction(degrees: float) -> tuple[float, float]:
     return round(math.cos(angle), 9), round(math.sin(angle), 9)
 
 
-#: Per class: its outline and the hue, in [0, 1), that about half of its pictures have.
+#: Per class: its outline and the hue, in [0, 1), that two thirds of its pictures have, nearly.
 SHAPES: dict[str, tuple[Distance, float]] = {
     "arrow": (
         _polygon((0, 1), (0.75, 0.1), (0.3, 0.1), (0.3, -0.95), (-0.3, -0.95), (-0.3, 0.1), (-0.75, 0.1)),
@@ -124,12 +124,13 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
         np.broadcast_to(-axis[:, None], (count, _SIZE, _SIZE)),
     )
 
-    # Sky above the horizon, ground below; both lighter towards the top.
+    # Sky above the horizon, ground below, in two of five pictures one of them alone; lighter towards the top.
     horizon = between(-0.7, 0.1) + between(-0.15, 0.15) * x
+    horizon = horizon + (random.random(scalar) < 0.4) * random.choice([-2, 2], scalar)
     sky = _colour(between(0.5, 0.66), between(0.15, 0.6), between(0.55, 0.95))
     ground = _colour(between(0.05, 0.33), between(0.2, 0.7), between(0.25, 0.6))
     canvas = _mix(ground, sky, _step((y - horizon) / between(0.1, 0.5)))
-    canvas = canvas * (1 + between(0.08, 0.22) * y)[..., None]
+    canvas = canvas * (1 + between(0.02, 0.18) * y)[..., None]
     canvas = canvas * (1 + between(0, 0.1) * _texture(between, 6, count))[..., None]
 
     # Distractors behind the shape: soft blobs and sharp bars in any colour.
@@ -140,8 +141,8 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
 
     # The shape: moved, scaled, tilted; a shadow beneath; shaded from above; a darker or lighter rim.
     cos, sin = _tilts(random.integers(-_TILT, _TILT, scalar, endpoint=True))
-    scale = between(0.6, 0.88)
-    from_x, from_y = x - between(-0.12, 0.12), y - between(-0.12, 0.12)
+    scale = between(0.65, 0.9)
+    from_x, from_y = x - between(-0.1, 0.1), y - between(-0.1, 0.1)
     distance, shadow = np.empty(x.shape), np.empty(x.shape)
     across, along = (cos * from_x + sin * from_y) / scale, (cos * from_y - sin * from_x) / scale
     stretch = between(0.93, 1.07)
@@ -166,7 +167,7 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     # The camera: contrast, exposure and noise (a sum of uniforms is near enough to a Gaussian).
     canvas = 0.5 + (canvas - 0.5) * between(0.7, 1)[..., None] + between(-0.08, 0.08)[..., None]
     noise = sum(random.random(canvas.shape) for _ in range(4)) - 2
-    canvas = canvas + noise * between(0.005, 0.025)[..., None]
+    canvas = canvas + noise * between(0.004, 0.016)[..., None]
     return np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
 
