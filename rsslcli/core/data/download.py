@@ -127,7 +127,8 @@ def download_corrupted(
         try:
             result = _install(archive, folder, test, origin, limit, progress, complete=published is not None)
         except UserError:
-            remove(archive)  # of no use, and the next run must not take it up again
+            if published is None:  # it is of no use, and the next run must not take it up again
+                remove(archive)
             raise
         if not keep_archive:
             remove(archive)
@@ -472,11 +473,13 @@ def _unpack(
     _check_space(staging, _image_bytes(count) * len(arrays))
     with replacing(staging / "labels.npy") as file:
         np.save(file, blocks[:, :count].astype(np.int64).reshape(-1))
-    for done, (name, array) in enumerate(arrays.items()):
-        progress("unpacking corruptions", done, len(arrays))
+    names = list(arrays)
+    for done, name in enumerate(names):
+        progress("unpacking corruptions", done, len(names))
+        array = arrays.pop(name)  # so that only one array at a time stays mapped in memory
         starts = range(0, len(array), available)
         write_blocks(staging / f"{name}.npy", (array[start : start + count] for start in starts))
-    progress("unpacking corruptions", len(arrays), len(arrays))
+    progress("unpacking corruptions", len(names), len(names))
     return available
 
 

@@ -154,7 +154,7 @@ def _published(server: Server, tar: bytes, monkeypatch: pytest.MonkeyPatch) -> N
     """Publish the small archive on the local server, and lose no time."""
     archive = Archive(server.url, len(tar), hashlib.md5(tar).hexdigest())
     monkeypatch.setattr(download, "PUBLISHED", {"cifar10": archive})
-    monkeypatch.setattr(download, "TIMEOUT", 0.4)
+    monkeypatch.setattr(download, "TIMEOUT", 10.0)
     monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setattr(download, "_CHUNK", 2**14)
     monkeypatch.setattr("os.fsync", lambda file: None)
@@ -448,7 +448,7 @@ def test_a_weak_tag_is_no_validator(server: Server, folder: Path, test: Split) -
 
 @pytest.mark.parametrize("answer", [{"status": 416}, {"shift": 1}, {"shift": -10}])
 def test_a_server_that_cannot_continue(
-    server: Server, folder: Path, test: Split, answer: dict[str, int]
+    server: Server, folder: Path, test: Split, answer: dict[str, Any]
 ) -> None:
     server.script = [replace(server.default, stop=100_000), replace(server.default, **answer)]
     download_corrupted("cifar10", folder, test=test)
@@ -456,7 +456,8 @@ def test_a_server_that_cannot_continue(
     assert server.ranges == [None, "bytes=100000-", None]
 
 
-def test_hanging_servers(server: Server, folder: Path, test: Split) -> None:
+def test_hanging_servers(server: Server, folder: Path, test: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
     server.script = [
         replace(server.default, silent=True),
         replace(server.default, stop=100_000, hang=True),
@@ -585,8 +586,9 @@ def test_no_space(
 def test_no_space_to_unpack(
     folder: Path, test: Split, tmp_path: Path, tar: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    usage = namedtuple("usage", "free")
     (tmp_path / "mine.tar").write_bytes(tar)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(19 * 5 * 3072 * 2 - 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(19 * 5 * 3072 * 2 - 1))
     with fails(RsslError, "needed: free some"):
         download_corrupted("cifar10", folder, test=test, source=tmp_path / "mine.tar", limit=2)
     assert not list(folder.iterdir())
@@ -736,6 +738,15 @@ def test_published_archive_must_be_complete(
     server.default = replace(server.default, body=body)
     with fails(UserError, r"has no fog\.npy"):
         download_corrupted("cifar10", folder, test=test)
+
+
+def test_labels_that_do_not_fit_cost_no_second_download(server: Server, folder: Path, test: Split) -> None:
+    other = make_split(test.images, np.zeros(COUNT, np.int64), ("a", "b"))
+    with fails(UserError, "out of the 2 classes of the data set"):
+        download_corrupted("cifar10", folder, test=other)
+    download_corrupted("cifar10", folder, test=test)
+    check(folder)
+    assert len(server.requests) == 1
 
 
 # --- downloaded and generated files in one folder -------------------------------------------------
