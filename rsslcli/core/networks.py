@@ -24,7 +24,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.updates_statistics:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return super().forward(x)  # type: ignore[no-any-return]
+        return super().forward(x)
 
 
 @contextmanager
@@ -55,7 +55,8 @@ class BasicBlock(nn.Module):
         activated = F.relu(self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         # The shortcut of a widening block starts after the shared activation, as in the original code.
-        return out + (x if self.convShortcut is None else self.convShortcut(activated))
+        shortcut: Tensor = x if self.convShortcut is None else self.convShortcut(activated)
+        return shortcut + out
 
 
 class NetworkBlock(nn.Module):

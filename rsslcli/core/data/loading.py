@@ -13,6 +13,8 @@ from rsslcli.core.progress import Progress, silent
 
 #: The data set that needs no source.
 EMBEDDED = "shapes"
+#: Of its test images, so many are corrupted unless another number is asked for: seconds, not a minute.
+EMBEDDED_LIMIT = 500
 
 
 def load(name: str, data_dir: Path, progress: Progress = silent) -> Dataset:
@@ -53,6 +55,8 @@ def generate_corruptions(
     from rsslcli.core.corruptions.generate import generate_corrupted
 
     folder, test = corrupted_folder(dataset), dataset.test
+    if limit is None and dataset.name == EMBEDDED:
+        limit = EMBEDDED_LIMIT
     generate_corrupted(
         test.images[:limit],
         test.labels[:limit],

@@ -66,10 +66,10 @@ class Arrays(NamedTuple):
 def read_image_tree(source: Path, *, limit: int | None, progress: Progress) -> tuple[Arrays, Arrays]:
     """Read `train/<class>/*` and `test/<class>/*`, possibly below one leading folder, into memory.
 
-    `source` is a folder, a tar archive (plain or compressed) or a zip archive. Classes are numbered by name
-    and images ordered by class, then by file name, whatever the order in the archive. Hidden files and files
-    without the extension of an image are passed over. `limit` keeps a class-balanced subset of so many images
-    of each split.
+    `source` is a folder, a tar archive (plain or compressed) or a zip archive. Classes are numbered by name.
+    Whatever the order in the archive, the images are the first by name of every class, the second of every
+    class, and so on. Hidden files and files without the extension of an image are passed over. `limit` keeps
+    a class-balanced subset of so many images of each split.
 
     Raises:
         UserError: no such tree, classes that differ between the splits or are empty, or an image that is
@@ -83,8 +83,14 @@ def read_image_tree(source: Path, *, limit: int | None, progress: Progress) -> t
         splits: list[Arrays] = []
         places: dict[_Parts, Images] = {}
         for split in SPLITS:
-            labels = np.repeat(np.arange(len(classes)), [len(files[split][name]) for name in classes])
-            paths = [parts for name in classes for parts in sorted(files[split][name])]
+            # Rank before class, so that the first images of a split hold every class.
+            ordered = sorted(
+                (rank, label, parts)
+                for label, name in enumerate(classes)
+                for rank, parts in enumerate(sorted(files[split][name]))
+            )
+            labels = np.array([label for _, label, _ in ordered])
+            paths = [parts for *_, parts in ordered]
             if limit is not None and limit < len(paths):
                 chosen = class_balanced_subset(labels, limit, seed=0)
                 labels, paths = labels[chosen], [paths[index] for index in chosen]

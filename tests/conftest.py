@@ -1,0 +1,39 @@
+"""Shared fixtures; `--slow` runs the slow tests too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Smooth random colour images, float64 (4, 3, 32, 32) in [0, 1]."""
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand(4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.tensor([3, 0, 7, 7])
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
