@@ -31,13 +31,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 def keep_running_statistics(network: nn.Module) -> Iterator[None]:
     """Within this context, training passes through `network` leave its running statistics alone."""
     layers = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
+    before = [layer.updates_statistics for layer in layers]
     for layer in layers:
         layer.updates_statistics = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.updates_statistics = True
+        for layer, updates in zip(layers, before, strict=True):
+            layer.updates_statistics = updates
 
 
 class BasicBlock(nn.Module):
@@ -118,14 +119,20 @@ class WideResNet(nn.Module):
         Raises:
             UserError: `state` is not of a WideResNet with 16 · width channels in its first stage.
         """
+        wrong = "these weights are not of a WideResNet for 32×32 images"
+        state = {str(name): value for name, value in state.items()}
+        first, last = "block1.layer.0.conv1.weight", "fc.weight"
+        for name in (first, last):
+            if not isinstance(state.get(name), Tensor) or state[name].dim() == 0:
+                raise UserError(f"{wrong}: no tensor '{name}'")
+        blocks = len({name.split(".")[2] for name in state if name.startswith("block1.layer.")})
         try:
-            count = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("block1.layer."))
-            width = state["block1.layer.0.conv1.weight"].shape[0] // 16
-            network = cls(6 * count + 4, width, state["fc.weight"].shape[0])
-            network.load_state_dict(dict(state))
-        except (KeyError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"these weights are not of a WideResNet for 32×32 images: {reason}") from None
+            network = cls(6 * blocks + 4, state[first].shape[0] // 16, state[last].shape[0])
+            network.load_state_dict(state)
+        except (ValueError, RuntimeError) as error:
+            lines = str(error).split("\n")  # torch names what is wrong below a headline
+            reason = " ".join(" ".join(lines[1:] or lines).split())
+            raise UserError(f"{wrong}: {reason[:200]}") from None
         return network
 
 
