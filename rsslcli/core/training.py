@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -236,13 +236,11 @@ class _Run:
             record = self.metrics.add(counters, values, batch)
             if record is not None:
                 self.on_event(StepsDone(record))
+            if step + 1 == first + trainer.steps_per_epoch:
+                break  # what is saved at the end of an epoch includes its accuracy
             if self.should_stop():
                 self.save()
-                self.note(f"stopped at step {self.step}")
-                raise InterruptedTrainingError(
-                    f"stopped at step {self.step} of {trainer.steps}, all saved: "
-                    f"go on with --resume --output {self.directory}"
-                )
+                self.stop()
             if time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self.save()
         record = self.metrics.flush()
@@ -266,6 +264,16 @@ class _Run:
         self.save()
         self.note(f"epoch {epoch + 1}: clean accuracy {record['clean_accuracy']:.4f}")
         self.on_event(EpochDone(record))
+        if self.step < trainer.steps and self.should_stop():
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Leave the run, which is saved, to be resumed."""
+        self.note(f"stopped at step {self.step}")
+        raise InterruptedTrainingError(
+            f"stopped at step {self.step} of {self.trainer.steps}, all saved: "
+            f"go on with --resume --output {self.directory}"
+        )
 
     def result(self) -> TrainingResult:
         """What the finished run came to."""

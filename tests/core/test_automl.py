@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +13,7 @@ from torch.func import functional_call
 
 from rsslcli.core.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.config import Config
-from rsslcli.core.data.augment import pad_images
+from rsslcli.core.data.augment import pad_images, to_float
 from rsslcli.core.multitask import MultiTaskNetwork
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.tasks import TASKS, build_tasks
@@ -111,9 +114,15 @@ def test_equals_double_backward(
     assert relative((lambdas - updated) / BETA, (lambdas - expected_lambdas) / BETA) < 1e-9
     inside = expected_lambdas > 0
     assert relative(((lambdas - updated) / BETA)[inside], expected_gradient[inside]) < 1e-9
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         assert relative(parameter.grad, expected[name]) < 1e-9, name
+    torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4).step()
+    for name, parameter in model.named_parameters():
+        # The first step with Nesterov momentum: the velocity is the gradient.
+        weights = before[name] - 0.1 * (1 + 0.9) * (expected[name] + 5e-4 * before[name])
+        assert relative(parameter.detach(), weights) < 1e-9, name
 
 
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
@@ -195,7 +204,9 @@ def test_meta_step_leaves_weights_and_running_statistics(
     else:
         views = [t.transform(images, again)[0] for t in reference.tasks.values()]
         reference.network.features(torch.cat([images, *views[:3]]))  # `ir` shares the clean images
-    for (name, value), expected in zip(model.network.named_buffers(), reference.network.buffers(), strict=True):
+    expected_buffers = dict(reference.network.named_buffers())
+    for name, value in model.network.named_buffers():
+        expected = expected_buffers[name]
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14, msg=name)
 
 
@@ -242,13 +253,16 @@ def test_lambda_is_fixed_in_the_warm_up_and_moves_after_it() -> None:
         values = trainer.step(step, order[position : position + 8])
         seen.append([float(values[f"lambda/{task}"]) for task in FOUR])
     assert seen[:6] == [[0.5] * 4] * 6
-    assert all(later != earlier for earlier, later in zip(seen[5:], seen[6:], strict=False))
+    assert all(later != earlier for earlier, later in pairwise(seen[5:]))
 
 
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
 @pytest.mark.parametrize("warmup", [0, 1])
-def test_steps_equal_a_hand_written_run(mode: str, warmup: int) -> None:
-    """Weights after two whole steps equal double backward followed by SGD written out, in float64."""
+def test_steps_are_sgd_with_the_scheduled_rate(
+    mode: str, warmup: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights after two whole steps equal SGD written out on the steps' gradients, in float64."""
+    monkeypatch.setattr("rsslcli.core.trainer.to_float", partial(to_float, dtype=torch.float64))
     trainer = make_trainer("cpu", batch_norm=mode, warmup_epochs=warmup, meta_lr=BETA)
     trainer.model.double().train()
     trainer.lambdas = trainer.lambdas.double()
@@ -264,8 +278,7 @@ def test_steps_equal_a_hand_written_run(mode: str, warmup: int) -> None:
 
     trainer.optimizer.step = capture  # type: ignore[assignment, method-assign]
     for step in range(2):
-        with torch.random.fork_rng():
-            trainer.step(step, trainer.epoch_order(0)[8 * step : 8 * step + 8])
+        trainer.step(step, trainer.epoch_order(0)[8 * step : 8 * step + 8])
         rate = trainer.learning_rate(step)
         for name, gradient in captured[step].items():
             gradient = gradient + 5e-4 * expected[name]  # noqa: PLW2901

@@ -101,6 +101,8 @@ def import_corrupted(
         return present
 
     remove(folder / "labels.npy")
+    for record in ("corruptions.json", "downloaded.json"):  # whose files these are no longer
+        remove(folder / record)
     for name in set(CORRUPTIONS) - set(original.names):
         remove(folder / f"{name}.npy")
     for done, name in enumerate(original.names):

@@ -9,6 +9,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.prepare import prepare
 from rsslcli.core.data.store import Dataset, load_dataset
+from rsslcli.core.errors import UserError
 from rsslcli.core.progress import Progress, silent
 
 #: The data set that needs no source.
@@ -51,12 +52,20 @@ def generate_corruptions(
 
     Returns:
         The set, or None while no corruption has all its severities.
+
+    Raises:
+        UserError: the folder holds a set that came from elsewhere.
     """
-    from rsslcli.core.corruptions.generate import generate_corrupted
+    from rsslcli.core.corruptions.generate import RECORD, generate_corrupted
 
     folder, test = corrupted_folder(dataset), dataset.test
     if limit is None and dataset.name == EMBEDDED:
         limit = EMBEDDED_LIMIT
+    present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)
+    if present and not (folder / RECORD).exists():
+        raise UserError(
+            f"{folder} holds a corrupted test set that was not generated: move it away to generate one there"
+        )
     generate_corrupted(
         test.images[:limit],
         test.labels[:limit],
@@ -65,7 +74,7 @@ def generate_corruptions(
         severities=severities,
         progress=progress,
     )
-    if not any((folder / f"{name}.npy").is_file() for name in CORRUPTIONS):
+    if not any((folder / f"{name}.npy").exists() for name in CORRUPTIONS):
         return None
     return open_corrupted(folder, dataset.name)
 

@@ -175,7 +175,7 @@ def test_official_data_sets(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:
     source = tmp_path / "CIFAR-10-C"
     source.mkdir()
-    labels = np.repeat([0, 1, 2], 4)
+    labels = np.tile([0, 1, 2], 4)
     write_blocks(source / "fog.npy", (np.full((12, 32, 32, 3), severity, np.uint8) for severity in range(5)))
     np.save(source / "labels.npy", np.tile(labels, 5))
     with pytest.raises(UserError, match="no prepared data set 'folder'"):

@@ -1,0 +1,129 @@
+"""Evaluation against an independent loop, to the last image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
+from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
+from rsslcli.core.data.store import Split, make_split
+from rsslcli.core.errors import UserError
+from rsslcli.core.evaluation import Evaluation, evaluate
+from rsslcli.core.networks import WideResNet
+
+CPU = torch.device("cpu")
+COUNT = 30
+
+
+def corrupted_set(folder: Path, names: tuple[str, ...], labels: np.ndarray) -> CorruptedSet:
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for name in names:
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (5 * COUNT, 32, 32, 3), dtype=np.uint8))
+    np.save(folder / "labels.npy", np.tile(labels, 5))
+    return open_corrupted(folder, "toy")
+
+
+@pytest.fixture
+def test_split() -> Split:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (COUNT + 7, 32, 32, 3), dtype=np.uint8)
+    return make_split(images, rng.integers(0, 3, COUNT + 7), ["ant", "bee", "cow"])
+
+
+@pytest.fixture
+def network() -> WideResNet:
+    torch.manual_seed(0)
+    network = WideResNet(10, 1, classes=3)
+    network.train()(torch.rand(16, 3, 32, 32))  # running statistics that are not the initial ones
+    return network.eval()
+
+
+def accuracy_by_hand(network: WideResNet, images: np.ndarray, labels: np.ndarray) -> float:
+    """One image at a time, in NCHW layout, by the definition."""
+    right = 0
+    for image, label in zip(images, labels, strict=True):
+        x = torch.tensor(np.array(image).transpose(2, 0, 1)[None] / 255.0, dtype=torch.float32)
+        with torch.no_grad():
+            right += int(np.argmax(network(x).numpy()[0]) == label)
+    return right / len(labels)
+
+
+@pytest.mark.parametrize("excluded", [(), (0, 4, 29)])
+@pytest.mark.parametrize("limit", [None, 11])
+def test_equals_a_loop_over_single_images(
+    network: WideResNet, test_split: Split, tmp_path: Path, excluded: tuple[int, ...], limit: int | None
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog", "snow"), test_split.labels[:COUNT])
+    result = evaluate(network, test_split, corrupted, device=CPU, excluded=excluded, limit=limit)
+    kept = [i for i in range(COUNT) if i not in excluded][:limit]
+    assert result.images == len(kept)
+    for name in ("snow", "fog"):
+        blocks = np.load(tmp_path / "c" / f"{name}.npy").reshape(5, COUNT, 32, 32, 3)
+        expected = [accuracy_by_hand(network, block[kept], test_split.labels[kept]) for block in blocks]
+        assert result.accuracy[name] == expected
+    clean = kept if limit else [i for i in range(COUNT + 7) if i not in excluded]
+    assert result.clean_images == len(clean)
+    assert result.clean_accuracy == accuracy_by_hand(
+        network, test_split.images[clean], test_split.labels[clean]
+    )
+    assert list(result.accuracy) == ["snow", "fog"]  # in the benchmark's order
+
+
+def test_clean_images_stay_where_the_corrupted_ones_are_in_another_order(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    other_order = np.roll(test_split.labels[:COUNT], 1)
+    assert not np.array_equal(other_order, test_split.labels[:COUNT])
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), other_order)
+    result = evaluate(network, test_split, corrupted, device=CPU, excluded=(1, 2))
+    assert (result.images, result.clean_images) == (COUNT - 2, COUNT + 7)
+
+
+def test_batches_do_not_change_the_result(
+    network: WideResNet, test_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    whole = evaluate(network, test_split, corrupted, device=CPU)
+    monkeypatch.setattr("rsslcli.core.evaluation.BATCH_SIZE", 7)
+    assert evaluate(network, test_split, corrupted, device=CPU).accuracy == whole.accuracy
+
+
+def test_means(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    accuracy = {name: rng.random(5).tolist() for name in CORRUPTIONS}
+    whole = Evaluation(0.5, 10, accuracy, 10, (3,))
+    assert whole.mean_accuracy == pytest.approx(sum(map(sum, accuracy.values())) / 95)
+    assert whole.mean_accuracy_15 == pytest.approx(sum(sum(accuracy[name]) for name in STANDARD) / 75)
+    standard = Evaluation(0.5, 10, {name: accuracy[name] for name in STANDARD}, 10, ())
+    assert standard.mean_accuracy is None
+    assert standard.mean_accuracy_15 == whole.mean_accuracy_15
+    extra = Evaluation(0.5, 10, {name: accuracy[name] for name in EXTRA}, 10, ())
+    assert extra.mean_accuracy_15 is None
+
+    whole.save(tmp_path / "r.json")
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["mean_accuracy"] == whole.mean_accuracy
+    assert content["accuracy"] == accuracy
+    assert content["excluded"] == [3]
+    whole.save(tmp_path / "r.csv")
+    lines = (tmp_path / "r.csv").read_text().splitlines()
+    assert len(lines) == 2 + 95
+    assert lines[2] == f"gaussian_noise,1,{accuracy['gaussian_noise'][0]},10"
+    whole.save(tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text()
+    assert f"- mean of 19: {100 * whole.mean_accuracy:.2f} %" in text
+    assert sum(line.startswith("| ") for line in text.splitlines()) == 20
+
+
+def test_refuses(network: WideResNet, test_split: Split, tmp_path: Path) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    with pytest.raises(UserError, match="has no 'frost': it has fog"):
+        evaluate(network, test_split, corrupted, device=CPU, corruptions=["frost"])
+    with pytest.raises(UserError, match="no image is left"):
+        evaluate(network, test_split, corrupted, device=CPU, excluded=range(COUNT))
