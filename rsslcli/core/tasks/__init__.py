@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +33,9 @@ def check_task_names(names: Iterable[str]) -> None:
     seen = set()
     for name in names:
         if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, 1)
+            near = difflib.get_close_matches(quoted(name).strip("'"), TASKS, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(TASKS)}"
-            raise UserError(f"unknown task '{name}': {hint}")
+            raise UserError(f"unknown task {quoted(name)}: {hint}")
         if name in seen:
             raise UserError(f"task '{name}' is named twice: name each task once")
         seen.add(name)
@@ -61,16 +60,25 @@ def _build(name: str, options: Mapping[str, Any]) -> Task:
     allowed = kind.options()
     if not isinstance(options, Mapping):
         raise UserError(
-            f"task_options of '{name}': expected a mapping such as {{scale: 1.0}}, got {options!r}"
+            f"task_options of '{name}': expected a mapping such as {{scale: 1.0}}, got {quoted(options)}"
         )
     for key, value in options.items():
         if key not in allowed:
-            raise UserError(f"task '{name}' has no option '{key}': it takes {', '.join(allowed)}")
+            raise UserError(f"task '{name}' has no option {quoted(key)}: it takes {', '.join(allowed)}")
         if isinstance(allowed[key], bool):
             fits, expected = isinstance(value, bool), "true or false"
         else:
-            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-            expected = "a positive number"
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 <= value <= 1e3
+            expected = "a number from 1e-6 to 1000"
         if not fits:
-            raise UserError(f"task '{name}', option '{key}': expected {expected}, got {str(value)[:60]!r}")
+            raise UserError(f"task '{name}', option '{key}': expected {expected}, got {quoted(value)}")
     return kind(**options)
+
+
+def quoted(value: object) -> str:
+    """A value as messages show it: on one short line, whatever a file held in its place."""
+    if isinstance(value, list | tuple | set | Mapping):
+        return f"a {type(value).__name__}"  # which may hold itself
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a huge number"  # which Python refuses to print
+    return repr(value[:60] if isinstance(value, str | bytes) else value)[:300]
