@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import check_task_names
+from rsslcli.core.tasks import check_task_names, quoted
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 BATCH_NORM_MODES = ("per-task", "joint")
 #: A configuration file is a page of text; a larger file is something else.
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,13 @@ class Config:
         check_task_names(self.task_options)
         for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
-            if value is not None and not minimum <= value < float("inf"):
-                raise UserError(f"{name}: expected at least {minimum}, got {value}")
+            if value is not None and not minimum <= value < _LIMIT:
+                raise UserError(f"{name}: expected at least {minimum}, below 2^63, got {quoted(value)}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UserError(f"{name}: expected one of {', '.join(choices)}, got '{getattr(self, name)}'")
+                raise UserError(
+                    f"{name}: expected one of {', '.join(choices)}, got {quoted(getattr(self, name))}"
+                )
         if self.lr <= 0:
             raise UserError(f"lr: the learning rate must be above 0, got {self.lr}")
         if self.min_lr > self.lr:
@@ -109,6 +111,8 @@ _MINIMUM = {
     "initial_lambda": 0, "meta_lr": 0, "meta_batch_size": 2, "lookahead_scale": 0, "warmup_epochs": 0,
     "validation_images": 1, "depth": 10, "width": 1, "seed": 0,
 }  # fmt: skip
+#: No setting is as large; below it, every number converts to any other kind.
+_LIMIT = 2**63
 _CHOICES = {"batch_norm": BATCH_NORM_MODES, "device": DEVICES, "precision": PRECISIONS}
 
 #: Presets: what each sets beside the defaults.
@@ -148,7 +152,7 @@ def make_config(
         UserError: an unknown preset or option, or a value of the wrong kind.
     """
     if preset not in PRESETS:
-        raise UserError(f"unknown preset '{preset}': choose from {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {quoted(preset)}: choose from {', '.join(PRESETS)}")
     values = dict(PRESETS[preset])
     if file is not None:
         values |= read_config_file(file)
@@ -164,14 +168,14 @@ def read_config_file(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"{file} is no configuration: it is larger than 1 MiB")
+        raise UserError(f"{file} is no configuration: it is larger than 64 KiB")
     try:
         values = yaml.load(data, Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except Exception as error:  # PyYAML raises almost anything on values that do not fit their tags
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{file}{where} is not plain YAML: {problem}") from None
+        problem = getattr(error, "problem", None) or error or type(error).__name__
+        raise UserError(f"{file}{where} is not plain YAML: {' '.join(str(problem).split())[:200]}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -179,9 +183,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
     known = [option.name for option in dataclasses.fields(Config)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
+            near = difflib.get_close_matches(quoted(key).strip("'"), known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"the options are {', '.join(known)}"
-            raise UserError(f"{file}: unknown option {str(key)[:60]!r}: {hint}")
+            raise UserError(f"{file}: unknown option {quoted(key)}: {hint}")
     return values
 
 
@@ -202,7 +206,8 @@ def _check_type(name: str, value: object, annotation: str) -> None:
         fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
         expected = "a list of names"
     elif annotation.startswith("Mapping"):
-        fits, expected = isinstance(value, Mapping), "a mapping"
+        fits = isinstance(value, Mapping) and all(map(_are_options, value.values()))
+        expected = "a mapping such as {bir: {sigma: 1.5}}"
     elif annotation == "bool":
         fits, expected = isinstance(value, bool), "true or false"
     elif annotation.startswith("int"):
@@ -213,4 +218,12 @@ def _check_type(name: str, value: object, annotation: str) -> None:
     else:
         fits, expected = isinstance(value, str), "a word"
     if not fits:
-        raise UserError(f"{name}: expected {expected}, got {str(value)[:60]!r}")
+        raise UserError(f"{name}: expected {expected}, got {quoted(value)}")
+
+
+def _are_options(value: object) -> bool:
+    """Whether `value` can be the options of a task, which checks them itself when it is built."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(number, int | float) and abs(number) < _LIMIT
+        for name, number in value.items()
+    )

@@ -1,0 +1,379 @@
+"""Settings: precedence, refusals of one line, and YAML files that mean no good."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rsslcli.core.config import MAX_FILE_BYTES, PRESETS, Config, make_config, read_config_file
+from rsslcli.core.errors import UserError
+from rsslcli.core.tasks import TASKS, build_tasks
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The message with which `call` is refused: a UserError of one short line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert len(message) < 700
+    return message
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    file = folder / "config.yaml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("configs")
+
+
+# --- Presets, files, overrides --------------------------------------------------------------------------
+
+
+def test_the_default_is_the_paper() -> None:
+    config = make_config()
+    assert config == make_config("paper") == Config()
+    paper = {
+        "epochs": 100, "batch_size": 64, "lr": 0.1, "min_lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4,
+        "initial_lambda": 0.5, "meta_batch_size": 25, "warmup_epochs": 5, "validation_images": 100,
+        "depth": 40, "width": 2, "batch_norm": "per-task", "lookahead_scale": 1.0,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in paper} == paper
+
+
+def test_presets() -> None:
+    precursor = make_config("precursor")
+    assert (precursor.batch_norm, precursor.meta_lr, precursor.lookahead_scale) == ("joint", 0.01, 10.0)
+    # What moves λ per step is β · α: the same in both presets.
+    assert precursor.meta_lr * precursor.lookahead_scale == pytest.approx(Config().meta_lr)
+    built = build_tasks(TASKS, precursor.task_options)
+    assert vars(built["color"]) == {"scale": 2.0}
+    assert vars(built["bir"]) == {"scale": 30.0, "sigmoid": True, "hidden": True, "sigma": 7 / 255}
+    assert make_config("quick").dataset == "shapes"
+    for preset in PRESETS:
+        assert build_tasks(TASKS, make_config(preset).task_options)
+    assert "choose from paper, precursor, quick" in refusal(lambda: make_config("fast"))
+    refusal(lambda: make_config("a\nb"))
+    refusal(lambda: make_config("x" * 9999))
+
+
+def test_overrides_beat_the_file_which_beats_the_preset(folder: Path) -> None:
+    file = written(folder, "epochs: 20\nbatch_size: 32\ntasks: [rotation, bir]\nautoml: yes\n")
+    config = make_config("quick", file, {"epochs": 3, "lr": None, "seed": 0})
+    assert (config.epochs, config.batch_size, config.depth, config.lr) == (3, 32, 10, 0.1)
+    assert config.tasks == ("rotation", "bir")
+    assert config.automl is True
+    assert make_config(file=written(folder, "")) == Config()
+    assert make_config(file=written(folder, "# nothing yet\n---\n")) == Config()
+    before = {name: dict(values) for name, values in PRESETS.items()}
+    make_config("precursor", written(folder, "task_options: {bir: {sigma: 2}}"))
+    assert before == PRESETS
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("1E-6", 1e-6),
+        ("5.e-3", 5e-3),
+        (".5e-3", 5e-4),
+        ("+2e-2", 0.02),
+        ("1e0", 1.0),
+        ("0", 0.0),
+    ],
+)
+def test_numbers_as_people_write_them(text: str, value: float, folder: Path) -> None:
+    assert make_config(file=written(folder, f"weight_decay: {text}")).weight_decay == value
+
+
+def test_what_only_looks_like_a_number_is_none(folder: Path) -> None:
+    for text in ("1e", "e5", "1e-6x", "'1e-6'", "1 e-6", "0x", "1.2.3", "--1"):
+        assert "weight_decay: expected a number" in refusal(
+            lambda text=text: make_config(file=written(folder, f"weight_decay: {text}"))  # type: ignore[misc]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "baseline"),
+        ({"tasks": ("rotation",)}, "rotation"),
+        ({"tasks": ("rotation", "bir")}, "fixed-rotation-bir"),
+        ({"tasks": ("bir", "color"), "automl": True}, "automl-bir-color"),
+        ({"tasks": ["bir"], "automl": True}, "automl-bir"),
+    ],
+)
+def test_names_of_runs(options: dict[str, Any], name: str) -> None:
+    assert Config(**options).name == name
+
+
+# --- Refusals -------------------------------------------------------------------------------------------
+
+KINDS = {
+    "a whole number": (
+        "epochs",
+        "batch_size",
+        "train_size",
+        "meta_batch_size",
+        "warmup_epochs",
+        "seed",
+        "depth",
+    ),
+    "a number": ("lr", "min_lr", "momentum", "weight_decay", "initial_lambda", "meta_lr", "lookahead_scale"),
+    "true or false": ("automl", "nesterov"),
+    "a word": ("dataset", "batch_norm", "device", "precision"),
+    "a list of names": ("tasks",),
+    "a mapping": ("task_options",),
+}
+WRONG: dict[str, tuple[Any, ...]] = {
+    "a whole number": (True, "5", 5.0, [5], {}, math.nan, 1e3),
+    "a number": (True, "0.5", [0.5], {}, None),
+    "true or false": (1, 0, "yes", None, []),
+    "a word": (1, None, True, ["cpu"], 1.5),
+    "a list of names": ("rotation", None, 5, {"rotation": 1}, [1], ["rotation", None], [["rotation"]]),
+    "a mapping": (None, [], "bir", 3, {"bir": None}, {"bir": 3}, {"bir": {"sigma": "wide"}}, {"bir": {1: 2}}),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in KINDS.items() for name in names])
+def test_values_of_the_wrong_kind(kind: str, name: str) -> None:
+    for value in WRONG[kind]:
+        message = refusal(lambda value=value: Config(**{name: value}))  # type: ignore[misc]
+        assert message.startswith(f"{name}: expected {kind}"), value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, -1, 1 << 20_000, -(1 << 20_000)],
+    ids=["nan", "inf", "-inf", "-1", "huge", "-huge"],
+)
+def test_numbers_out_of_range(value: float) -> None:
+    for kind in ("a whole number", "a number"):
+        for name in KINDS[kind]:
+            assert refusal(lambda name=name: Config(**{name: value})).startswith(f"{name}: expected")  # type: ignore[misc]
+    assert "task_options" in refusal(lambda: Config(task_options={"bir": {"sigma": 1 << 20_000}}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0}, "lr: "),
+        ({"lr": 1e-3, "min_lr": 1e-2}, "min_lr: "),
+        ({"momentum": 1.0}, "momentum: "),
+        ({"momentum": 0.0}, "nesterov: "),
+        ({"batch_size": 1}, "batch_size: expected at least 2"),
+        ({"meta_batch_size": 1}, "meta_batch_size: expected at least 2"),
+        ({"depth": 11}, "depth: "),
+        ({"depth": 4}, "depth: "),
+        ({"width": 0}, "width: "),
+        ({"train_size": 0}, "train_size: "),
+        ({"automl": True}, "tasks: "),
+        ({"batch_norm": "both"}, "batch_norm: expected one of per-task, joint"),
+        ({"device": "tpu"}, "device: expected one of auto, cpu, cuda"),
+        ({"precision": "a\nb"}, "precision: expected one of"),
+        ({"precision": "x" * 9999}, "precision: expected one of"),
+        ({"tasks": ["rotaton"]}, "did you mean 'rotation'?"),
+        ({"tasks": ["bir", "bir"]}, "named twice"),
+        ({"task_options": {"birr": {}}}, "did you mean 'bir'?"),
+        ({"task_options": {5: {}}}, "unknown task"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    assert message in refusal(lambda: Config(**options))
+
+
+def test_settings_at_the_border_are_taken() -> None:
+    config = Config(
+        momentum=0, nesterov=False, min_lr=0.1, warmup_epochs=0, train_size=None, lr=1, seed=2**62
+    )
+    assert (config.lr, config.seed) == (1, 2**62)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.lr = 2.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch: 3", "unknown option 'epoch': did you mean 'epochs'?"),
+        ("lambda: 3", "initial_lambda"),
+        ("zzzzz: 3", "the options are dataset, tasks"),
+        ("5: 3", "unknown option 5"),
+        ("null: 3", "unknown option None"),
+        ("yes: 3", "unknown option True"),
+        ("? 0x" + "f" * 9999 + "\n: 3", "unknown option a huge number"),
+        (f"? {'x' * 200}\n: 3", "unknown option"),
+        ("? [1, 2]\n: 3", "is not plain YAML"),
+        ("- epochs: 3", "got a list"),
+        ("epochs", "got a str"),
+        ("5", "got a int"),
+        ("epochs: [", "line 1 is not plain YAML"),
+        ("epochs: 3\nlr: {", "line 2 is not plain YAML"),
+        ("epochs: 3\n---\nepochs: 4", "is not plain YAML"),
+        ("epochs: *missing", "undefined alias"),
+        ("epochs: !!python/object/apply:os.system ['touch pwned']", "constructor for the tag"),
+        ("epochs: !!python/name:os.system", "constructor for the tag"),
+        ("!!python/object/new:type {args: [a, [], {}]}", "constructor for the tag"),
+        ("epochs: !!int ''", "is not plain YAML"),
+        ("epochs: !!float ''", "is not plain YAML"),
+        ("epochs: !!bool maybe", "is not plain YAML"),
+        ("epochs: !!timestamp soon", "is not plain YAML"),
+        ("epochs: 2020-13-45", "is not plain YAML"),
+        ("epochs: " + "9" * 5000, "is not plain YAML"),
+        ("epochs: " + ":".join(["59"] * 400) + ".5", "is not plain YAML"),
+        ("epochs: !!binary '*'", "expected a whole number"),
+        ("[" * 5000, "is not plain YAML"),
+        ("{a: " * 5000, "is not plain YAML"),
+        ("a: &a [*a]\nlr: *a", "unknown option 'a'"),
+        ("lr: &a [*a]", "lr: expected a number, got a list"),
+        ("tasks: &a [*a]", "tasks: expected a list of names"),
+        ("task_options: &a {bir: *a}", "task_options: expected a mapping"),
+        (b"\x00\x01\x02", "is not plain YAML"),
+        (b"\xff\xfe\xfd", "is not plain YAML"),
+        (b"\x80abc", "is not plain YAML"),
+        (bytes(range(256)) * 20, "is not plain YAML"),
+        ("dataset: \x1b[31m", "is not plain YAML"),
+        (b"PK\x03\x04" + bytes(200), "is not plain YAML"),
+        (b"a" * (MAX_FILE_BYTES + 1), "larger than"),
+    ],
+)
+def test_files_that_are_no_configuration(content: str | bytes, message: str, tmp_path: Path) -> None:
+    file = written(tmp_path, content)
+    text = refusal(lambda: make_config(file=file))
+    assert message in text
+    assert list(tmp_path.iterdir()) == [file], "no code may run"
+    assert not Path("pwned").exists()
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "No such file" in refusal(lambda: make_config(file=tmp_path / "none.yaml"))
+    assert "directory" in refusal(lambda: make_config(file=tmp_path))
+
+
+@pytest.mark.parametrize("option", ["lr", "tasks", "task_options", "dataset", "epochs", "automl"])
+def test_an_alias_bomb_is_refused_at_once(option: str, folder: Path) -> None:
+    lines = ["lr: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    bomb = "\n".join(lines).replace("lr: &a0", "k0: &a0") + f"\n{option}: *a11\n"
+    began = time.perf_counter()
+    # Nested in the option's own value, so that no other key is refused first.
+    nested = "&a0 [x, x, x]"
+    for i in range(1, 25):
+        nested = f"&a{i} [{nested}, *a{i - 1}, *a{i - 1}]"
+    for text in (
+        bomb,
+        f"{option}: {nested}",
+        f"{option}: {{bir: {nested}}}",
+        f"{option}: {{bir: {{sigma: {nested}}}}}",
+    ):
+        refusal(lambda text=text: make_config(file=written(folder, text)))  # type: ignore[misc]
+    assert time.perf_counter() - began < 5
+
+
+# --- Round trips and fuzzing ----------------------------------------------------------------------------
+
+positive = st.floats(1e-9, 1e9)
+not_negative = st.just(0.0) | positive | st.integers(0, 10**9)
+configs = st.builds(
+    Config,
+    dataset=st.text(max_size=20),
+    tasks=st.lists(st.sampled_from(list(TASKS)), min_size=1, unique=True),
+    automl=st.booleans(),
+    epochs=st.integers(1, 10**9),
+    batch_size=st.integers(2, 10**6),
+    train_size=st.none() | st.integers(1, 10**9),
+    lr=st.floats(0.1, 1e6),
+    min_lr=st.floats(0, 0.1),
+    momentum=st.floats(1e-12, 1, exclude_max=True),
+    nesterov=st.booleans(),
+    weight_decay=not_negative,
+    initial_lambda=not_negative,
+    meta_lr=not_negative,
+    meta_batch_size=st.integers(2, 10**6),
+    lookahead_scale=not_negative,
+    warmup_epochs=st.integers(0, 100),
+    validation_images=st.integers(1, 9999),
+    depth=st.integers(1, 30).map(lambda n: 6 * n + 4),
+    width=st.integers(1, 20),
+    batch_norm=st.sampled_from(["per-task", "joint"]),
+    task_options=st.dictionaries(
+        st.sampled_from(list(TASKS)),
+        st.dictionaries(st.sampled_from(["scale", "sigma", "hidden"]), positive | st.booleans()),
+    ),
+    seed=st.integers(0, 2**62),
+    device=st.sampled_from(["auto", "cpu", "cuda"]),
+    precision=st.sampled_from(["float32", "tf32", "bfloat16"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(configs)
+def test_yaml_round_trip(folder: Path, config: Config) -> None:
+    file = written(folder, config.to_yaml())
+    assert make_config("quick", file) == config
+    assert yaml.safe_load(config.to_yaml()).keys() == {option.name for option in dataclasses.fields(Config)}
+
+
+def check_file(folder: Path, content: str | bytes) -> None:
+    """Whatever a file holds, reading it gives options or a refusal of one line."""
+    file = written(folder, content)
+    refused = ""
+    try:
+        assert isinstance(read_config_file(file), dict)
+        config = make_config(file=file)
+        build_tasks(config.tasks, config.task_options)
+    except UserError as error:
+        refused = str(error)
+    assert len(refused.splitlines()) == bool(refused)
+    if not refused:
+        assert make_config(file=written(folder, config.to_yaml())) == config
+
+
+names = [option.name for option in dataclasses.fields(Config)]
+tokens = [
+    *names, *TASKS, ": ", "\n", "\n  ", "\n- ", "{", "}", "[", "]", ", ", "? ", "&a ", "*a", "!!int ",
+    "!!float ", "!!bool ", "!!str ", "!!binary ", "!!timestamp ", "!!set ", "!!omap ", "!!pairs ",
+    "!!null ", "!!python/tuple ", "! ", "<<: ", "= ", "1e-6", "-.inf", ".nan", "0x_", "0b", "1:30", "1_0",
+    "''", '"', "'", "~", "on", "2020-01-01", "|\n ", ">\n ", "%YAML 1.1\n", "---", "...", "#", "\t", "é",
+    "\\x", "{sigma: 2}", "true", "5",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(tokens), max_size=14).map("".join))
+@example("lr: 1:1.5e400")
+def test_fuzz_with_pieces_of_yaml(folder: Path, content: str) -> None:
+    check_file(folder, content)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text() | st.binary())
+def test_fuzz_with_anything(folder: Path, content: str | bytes) -> None:
+    check_file(folder, content)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.dates(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(names), plain)
+def test_fuzz_with_values_of_any_kind(folder: Path, name: str, value: object) -> None:
+    check_file(folder, yaml.safe_dump({name: value}))
