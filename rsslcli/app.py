@@ -20,7 +20,6 @@ app = typer.Typer(
     help="Train image classifiers that hold up on corrupted images.\n\n"
     "Self-supervision tasks are trained beside the classifier, and their weights tune themselves.",
     epilog="Start here: rssl train-automl --preset quick",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,19 +31,26 @@ for command in (prepare_data, train_single, train_automl, eval_c, visualize_task
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         print(f"rssl {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except RsslError as error:
         _fail(str(error), error.exit_code)
     except _UsageError as error:

@@ -15,6 +15,7 @@ from rsslcli.core.data.store import Split, class_balanced_subset, replacing
 from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks import build_tasks
+from rsslcli.core.tasks.base import Task
 
 #: Side of a cell in pixels: every pixel of a 32×32 image becomes a square of 5, so it stays crisp.
 CELL = 160
@@ -43,8 +44,7 @@ def draw_tasks(split: Split, tasks: Sequence[str], *, rows: int = 5, seed: int =
     generator = seeded_generator(torch.device("cpu"), seed, "figure")
     columns = {"Original": originals}
     for task in built.values():
-        inputs, _ = task.transform(originals, generator)
-        columns[task.title] = _one_view_each(inputs, rows)
+        columns[task.title] = _inputs(task, originals, generator)
 
     width = 2 * MARGIN + len(columns) * CELL + (len(columns) - 1) * GAP
     height = 2 * MARGIN + LABEL_HEIGHT + rows * CELL + (rows - 1) * GAP
@@ -83,6 +83,16 @@ def _different_classes(split: Split, rows: int, seed: int) -> np.ndarray[tuple[i
     classes = random.choice(present, min(rows, len(present)), replace=False)
     chosen = [random.choice(np.flatnonzero(split.labels == label)) for label in classes]
     return np.array(chosen, np.int64)
+
+
+def _inputs(task: Task, originals: Tensor, generator: torch.Generator | None) -> Tensor:
+    """An input for every image, drawn again a few times where a random choice changed nothing."""
+    rows = len(originals)
+    shown = _one_view_each(task.transform(originals, generator)[0], rows)
+    for _ in range(8):
+        same = (shown == originals).flatten(1).all(1)[:, None, None, None]
+        shown = torch.where(same, _one_view_each(task.transform(originals, generator)[0], rows), shown)
+    return shown
 
 
 def _one_view_each(inputs: Tensor, rows: int) -> Tensor:

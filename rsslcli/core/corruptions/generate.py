@@ -7,6 +7,7 @@ whatever the number of workers and of images that follow.
 
 import difflib
 import hashlib
+import io
 import json
 import math
 import os
@@ -229,10 +230,13 @@ class _CorruptionFiles:
 
 def _write_labels(folder: Path, labels: NDArray[Any]) -> None:
     fits = labels.min() >= 0 and labels.max() <= 255
-    partial = folder / "labels.npy.partial"
-    with partial.open("wb") as file:
-        np.save(file, np.tile(labels, len(SEVERITIES)).astype(np.uint8 if fits else np.int64))
-    partial.replace(folder / "labels.npy")
+    content = io.BytesIO()
+    np.save(content, np.tile(labels, len(SEVERITIES)).astype(np.uint8 if fits else np.int64))
+    path, partial = folder / "labels.npy", folder / "labels.npy.partial"
+    if path.exists() and path.read_bytes() == content.getvalue():
+        return
+    partial.write_bytes(content.getvalue())
+    partial.replace(path)
 
 
 def _check_images(images: Images) -> None:
