@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 1 << 16
 class Config:
     """Everything that decides what a run computes. The defaults are the preset `paper`.
 
-    Where the paper gives a value, that is the default; the other defaults are explained in docs/settings.md.
+    Where the paper gives a value, that is the default; the other defaults are explained in the README.
     """
 
     dataset: str = "cifar10"
@@ -134,7 +134,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Minutes on two CPU cores, on the embedded data set.
     "quick": {
         "dataset": "shapes",
-        "epochs": 8,
+        "epochs": 6,
         "warmup_epochs": 2,
         "depth": 10,
         "width": 1,
