@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.data.store import replacing
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks import WideResNet
+from rsslcli.core.tasks import quoted
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
@@ -74,22 +75,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = checkpoint_path(path)
     content = _read(path)
-    if content.get("format") != FORMAT:
+    if not _is_ours(content):
         raise UserError(f"{path} holds weights, but is no checkpoint of rssl: only eval-c takes it")
-    if content.get("version") != VERSION:
-        raise UserError(
-            f"{path} has checkpoint version {content.get('version')!r}, this rssl reads version {VERSION}: "
-            "use the rssl that wrote it"
-        )
-    try:
-        names = [field.name for field in dataclasses.fields(Checkpoint)]
-        values = {name: content[name] for name in names}
-        values["config"] = Config(**values["config"])
-        values["classes"] = tuple(str(name) for name in values["classes"])
-        values["excluded"] = tuple(int(index) for index in values["excluded"])
-        return Checkpoint(**values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is a damaged checkpoint: {type(error).__name__}: {error}") from None
+    return _checkpoint(path, content)
 
 
 def load_classifier(path: Path) -> tuple[WideResNet, Checkpoint | None]:
@@ -102,17 +90,15 @@ def load_classifier(path: Path) -> tuple[WideResNet, Checkpoint | None]:
     """
     path = checkpoint_path(path)
     content = _read(path)
-    if content.get("format") == FORMAT:
-        checkpoint = load_checkpoint(path)
-        return checkpoint.network(), checkpoint
+    if _is_ours(content):
+        checkpoint = _checkpoint(path, content)
+        return _classifier(path, checkpoint.classifier), checkpoint
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    try:
-        return WideResNet.from_state_dict(state).eval(), None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return _classifier(
+        path, {str(name).removeprefix("module."): value for name, value in state.items()}
+    ), None
 
 
 def checkpoint_path(path: Path) -> Path:
@@ -128,22 +114,86 @@ def _read(path: Path) -> Mapping[str, Any]:
     """The dictionary in a file of torch.save, without running any code that the file holds."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-    ) as error:
-        harmful = isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # torch raises almost anything on damaged and foreign files
+        harmful = isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower()
         reason = "it holds objects other than tensors" if harmful else "it is damaged or of another program"
         raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     return content
+
+
+def _is_ours(content: Mapping[str, Any]) -> bool:
+    found = content.get("format")
+    return isinstance(found, str) and found == FORMAT
+
+
+def _checkpoint(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint that `content`, read from `path`, describes; checked part by part."""
+    version = content.get("version")
+    if not isinstance(version, int) or version != VERSION:
+        raise UserError(
+            f"{path} has checkpoint version {quoted(version)}, this rssl reads version {VERSION}: "
+            "use the rssl that wrote it"
+        )
+    for name, fits in _PARTS.items():
+        if not fits(content.get(name)):
+            raise UserError(f"{path} is a damaged checkpoint: '{name}' is missing or of the wrong kind")
+    values = {name: content[name] for name in _PARTS}
+    values |= {"classes": tuple(values["classes"]), "excluded": tuple(values["excluded"])}
+    try:
+        values["config"] = Config(**values["config"])
+    except (TypeError, UserError) as error:  # an option of another version, or a value out of range
+        raise UserError(f"{path} is a damaged checkpoint: its configuration: {error}") from None
+    if len(values["lambdas"]) != len(values["config"].tasks):
+        raise UserError(f"{path} is a damaged checkpoint: not one λ per task")
+    return Checkpoint(**values)
+
+
+def _classifier(path: Path, state: Mapping[str, Tensor]) -> WideResNet:
+    try:
+        return WideResNet.from_state_dict(state).eval()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _are_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str)
+
+
+#: The parts of a checkpoint file, and whether a value can be one.
+_PARTS: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, Mapping) and all(map(_is_word, value)),
+    "classes": lambda value: _is_list(value, _is_word),
+    "step": _is_count,
+    "classifier": _are_tensors,
+    "heads": _are_tensors,
+    "optimizer": lambda value: isinstance(value, Mapping),
+    "lambdas": lambda value: isinstance(value, Tensor) and value.dim() == 1 and value.is_floating_point(),
+    "excluded": lambda value: _is_list(value, _is_count),
+    "train_data": _is_word,
+    "validation_data": _is_word,
+}
 
 
 def _plain(config: Config) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
-        out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         # The shortcut of a widening block starts after the shared activation, as in the original code.
         shortcut: Tensor = x if self.convShortcut is None else self.convShortcut(activated)
         return shortcut + out

@@ -1,0 +1,467 @@
+"""Checkpoints: what is written is read back, nothing in a file is run, and damage never passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rsslcli.core.checkpoint import (
+    FORMAT,
+    VERSION,
+    Checkpoint,
+    checkpoint_path,
+    load_checkpoint,
+    load_classifier,
+    save_checkpoint,
+)
+from rsslcli.core.config import Config
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.multitask import MultiTaskNetwork
+from rsslcli.core.networks import WideResNet
+from rsslcli.core.tasks import build_tasks
+
+
+def refusal(call: Callable[[], object], kind: type[RsslError] = UserError) -> str:
+    """The message with which `call` is refused: one short line."""
+    with pytest.raises(RsslError) as caught:
+        call()
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert len(message) < 500
+    return message
+
+
+def make_checkpoint(**changes: Any) -> Checkpoint:
+    torch.manual_seed(4)
+    tasks = ("rotation", "inpaint")
+    model = MultiTaskNetwork(WideResNet(10, 1, 3), build_tasks(tasks))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sum((p**2).sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    checkpoint = Checkpoint(
+        config=Config(tasks=tasks, automl=True, depth=10, width=1, task_options={"inpaint": {"scale": 2.0}}),
+        classes=("cat", "dog", "Ölpfütze"),
+        step=12,
+        classifier=model.network.state_dict(),
+        heads=model.heads.state_dict(),
+        optimizer=optimizer.state_dict(),
+        lambdas=torch.tensor([0.25, 0.75]),
+        excluded=(3, 5, 99),
+        train_data="a" * 64,
+        validation_data="b" * 64,
+    )
+    return dataclasses.replace(checkpoint, **changes)
+
+
+def assert_same(first: Any, second: Any) -> None:
+    assert type(first) is type(second) or (isinstance(first, dict) and isinstance(second, dict))
+    if isinstance(first, Tensor):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert list(first) == list(second)
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        for a, b in zip(first, second, strict=True):
+            assert_same(a, b)
+    else:
+        assert first == second
+
+
+def assert_same_checkpoint(first: Checkpoint, second: Checkpoint) -> None:
+    for field in dataclasses.fields(Checkpoint):
+        assert_same(getattr(first, field.name), getattr(second, field.name))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint that tests must leave as it is."""
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    save_checkpoint(path, make_checkpoint(heads={"rotation.bias": torch.ones(4)}, optimizer=optimizer))
+    return path
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+# --- Round trips ----------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    save_checkpoint(tmp_path / "new" / "run" / "checkpoint.pt", checkpoint)
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["checkpoint.pt"]
+    for path in (tmp_path / "new" / "run" / "checkpoint.pt", tmp_path / "new" / "run"):
+        assert_same_checkpoint(load_checkpoint(path), checkpoint)
+        network, found = load_classifier(path)
+        assert found is not None
+        assert_same_checkpoint(found, checkpoint)
+        assert not network.training
+        assert_same(dict(network.state_dict()), checkpoint.classifier)
+    network = checkpoint.network()
+    assert not network.training
+    assert network.fc.out_features == 3
+
+
+def test_a_baseline_without_tasks(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(
+        config=Config(), heads={}, lambdas=torch.empty(0), excluded=(), validation_data=""
+    )
+    save_checkpoint(tmp_path / "c.pt", checkpoint)
+    assert_same_checkpoint(load_checkpoint(tmp_path / "c.pt"), checkpoint)
+
+
+@pytest.mark.parametrize("under", ["", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_plain_state_dicts(under: str, prefix: str, legacy: bool, tmp_path: Path, images: Tensor) -> None:
+    network = WideResNet(10, 2, 7).eval()
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    content = {under: state, "epoch": 3, "best_acc": 0.9} if under else state
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    loaded, checkpoint = load_classifier(tmp_path / "w.pt")
+    assert checkpoint is None
+    assert not loaded.training
+    assert torch.equal(loaded(images.float()), network(images.float()))
+    assert "no checkpoint of rssl" in refusal(lambda: load_checkpoint(tmp_path / "w.pt"))
+
+
+def test_saving_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", make_checkpoint(step=1))
+    save_checkpoint(tmp_path / "c.pt", make_checkpoint(step=2))
+    assert load_checkpoint(tmp_path / "c.pt").step == 2
+
+
+# --- Writing fails --------------------------------------------------------------------------------------
+
+
+def half_written(*arguments: Any, **_: Any) -> None:
+    arguments[1].write(b"half of it")
+    raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nmore of it")
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "failure"),
+    [
+        (torch, "save", half_written),
+        (torch, "save", no_space),
+        (torch, "save", interrupted),
+        (os, "fsync", no_space),
+        (Path, "replace", no_space),
+        (Path, "replace", interrupted),
+    ],
+)
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_failing_write_leaves_the_old_file(
+    target: Any,
+    name: str,
+    failure: Callable[..., None],
+    exists: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    if exists:
+        save_checkpoint(path, make_checkpoint())
+    before = path.read_bytes() if exists else b""
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, failure)
+        if failure is interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                save_checkpoint(path, make_checkpoint(step=99))
+        else:
+            assert str(path) in refusal(lambda: save_checkpoint(path, make_checkpoint(step=99)), RsslError)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"] * exists
+    assert not exists or path.read_bytes() == before
+    save_checkpoint(path, make_checkpoint(step=99))
+    assert load_checkpoint(path).step == 99
+
+
+def test_where_no_file_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refusal(lambda: save_checkpoint(tmp_path / "file" / "c.pt", make_checkpoint()), RsslError)
+    (tmp_path / "folder").mkdir()
+    refusal(lambda: save_checkpoint(tmp_path / "folder", make_checkpoint()), RsslError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+# --- Files that are no checkpoint -----------------------------------------------------------------------
+
+
+def both_refuse(path: Path) -> str:
+    """Neither reader takes the file; the message of one."""
+    refusal(lambda: load_classifier(path))
+    return refusal(lambda: load_checkpoint(path))
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("way", ["zip", "legacy", "pickle", "nested"])
+def test_a_malicious_file_is_not_run(way: str, tmp_path: Path) -> None:
+    target, path = tmp_path / "pwned", tmp_path / "checkpoint.pt"
+    content: Any = Malicious(target)
+    if way == "nested":
+        save_checkpoint(path, make_checkpoint())
+        content = content_of(path) | {"optimizer": {"state": Malicious(target)}}
+    if way == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=way != "legacy")
+    message = both_refuse(path)
+    assert "cannot be read as a checkpoint: it holds objects other than tensors" in message
+    assert not target.exists()
+    # The file is as harmful as it should be; torch finds no weights after it has run the code.
+    with path.open("rb") as file, suppress(RuntimeError):
+        torch.load(file, weights_only=False)
+    assert target.is_dir()
+
+
+def archive_of_text() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("readme.txt", "no weights in here")
+    return stream.getvalue()
+
+
+def stored(content: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80",
+        b"\x80\x02.",
+        b"hello\n",
+        bytes(range(256)) * 50,
+        b"PK\x03\x04",
+        b"PK\x03\x04" + bytes(3000),
+        b"PK\x05\x06" + bytes(18),
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        archive_of_text(),
+        pickle.dumps([1, 2], protocol=2),
+        pickle.dumps({"format": FORMAT}, protocol=2),
+        stored([torch.ones(2)]),
+        stored(torch.ones(2)),
+        stored(5),
+        stored({}),
+        stored({"state_dict": 5}),
+        stored({"state_dict": {}}),
+        stored({"state_dict": {"fc.weight": [1.0]}}),
+        stored({"weight": torch.ones(3, 3)}),
+        stored({1: torch.ones(3, 3)}),
+        stored({"format": torch.ones(2)}),
+        stored({"format": "other", "version": 1}),
+        stored({"format": FORMAT}),
+        stored({"format": FORMAT, "version": VERSION}),
+    ],
+)
+def test_foreign_files(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(data)
+    assert str(path) in both_refuse(path)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for path in (tmp_path / "none.pt", tmp_path / "run"):
+        assert "no checkpoint at" in both_refuse(path)
+        assert "rssl train-automl" in refusal(lambda path=path: checkpoint_path(path))  # type: ignore[misc]
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    save_checkpoint(tmp_path / "c.pt", make_checkpoint())
+    monkeypatch.setattr(torch, "load", denied)
+    assert "Permission denied" in both_refuse(tmp_path / "c.pt")
+
+
+def test_truncated_files(saved: Path, tmp_path: Path) -> None:
+    data, path = saved.read_bytes(), tmp_path / "c.pt"
+    lengths = {
+        *range(0, 70, 10),
+        *np.linspace(70, len(data) - 1, 24).astype(int),
+        *range(len(data) - 3, len(data)),
+    }
+    for length in sorted(lengths):
+        path.write_bytes(data[:length])
+        assert "cannot be read as a checkpoint" in both_refuse(path), length
+
+
+def test_flipped_bits(saved: Path, tmp_path: Path) -> None:
+    """A flipped bit is noticed, or it is in a place that means nothing: never do other weights come back."""
+    data, path, original = saved.read_bytes(), tmp_path / "c.pt", load_checkpoint(saved)
+    random = np.random.default_rng(0)
+    places = np.concatenate([random.integers(0, len(data), 90), np.arange(len(data) - 40, len(data))])
+    noticed = 0
+    for place in places:
+        spoilt = bytearray(data)
+        spoilt[place] ^= 1 << random.integers(8)
+        path.write_bytes(spoilt)
+        try:
+            loaded = load_checkpoint(path)
+        except UserError:
+            noticed += 1
+        else:
+            assert_same_checkpoint(loaded, original)
+    assert 60 < noticed <= len(places)
+
+
+# --- Well-formed containers with wrong contents ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    [(2, "version 2"), (0, "version 0"), (None, "version None"), ("1", "version '1'"), (1.5, "version 1.5"),
+     (torch.ones(2), "version tensor"), ("x\ny" * 999, "version"), ([1], "version a list")],
+    ids=range(8),
+)  # fmt: skip
+def test_foreign_versions(version: Any, shown: str, saved: Path, tmp_path: Path) -> None:
+    torch.save(content_of(saved) | {"version": version}, tmp_path / "c.pt")
+    message = both_refuse(tmp_path / "c.pt")
+    assert shown in message
+    assert message.endswith("this rssl reads version 1: use the rssl that wrote it")
+
+
+WRONG: tuple[Any, ...] = (
+    None, -1, 5, True, "word", b"bytes", [], [None], ["a", 1], [-1], {}, {"a": 1}, {1: "b"},
+    {"a": torch.ones(2)}, torch.ones(2, 2), torch.ones(3), torch.tensor(1), torch.ones(2).int(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Checkpoint)])
+def test_missing_and_wrong_parts(name: str, saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    content = content_of(saved)
+    del content[name]
+    torch.save(content, path)
+    message = both_refuse(path)
+    assert f"'{name}'" in message
+    assert "damaged checkpoint" in message
+    may_be_empty = {"classes": [], "excluded": [], "heads": {}, "optimizer": {}, "step": 5}
+    for value in WRONG:
+        torch.save(content | {name: value}, path)
+        try:
+            loaded = load_checkpoint(path)
+        except UserError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+        else:
+            same_kind = name in may_be_empty and type(value) is type(may_be_empty[name])
+            assert same_kind or name in ("train_data", "validation_data", "classifier", "config"), (
+                name,
+                value,
+            )
+            if name == "classifier":
+                refusal(loaded.network)
+                refusal(lambda: load_classifier(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 3},
+        {"epochs": "x\ny"},
+        {"depth": 11},
+        {"tasks": ["rotaton"]},
+        {"tasks": []},
+        {"lr": float("nan")},
+    ],
+    ids=str,
+)
+def test_wrong_configurations_inside(change: dict[str, Any], saved: Path, tmp_path: Path) -> None:
+    content = content_of(saved)
+    torch.save(content | {"config": content["config"] | change}, tmp_path / "c.pt")
+    assert "c.pt is a damaged checkpoint" in both_refuse(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("spoil", ["missing", "surplus", "shape", "renamed"])
+def test_wrong_weights_inside(spoil: str, saved: Path, tmp_path: Path) -> None:
+    content = content_of(saved)
+    state = dict(content["classifier"])
+    if spoil == "surplus":
+        state["more"] = torch.ones(1)
+    elif spoil == "shape":
+        state["fc.weight"] = torch.ones(3, 65)
+    else:
+        weights = state.pop("fc.weight")
+        if spoil == "renamed":
+            state["head.weight"] = weights
+    torch.save(content | {"classifier": state}, tmp_path / "c.pt")
+    message = refusal(lambda: load_classifier(tmp_path / "c.pt"))
+    assert message.startswith(f"{tmp_path / 'c.pt'}: these weights are not of a WideResNet")
+    refusal(load_checkpoint(tmp_path / "c.pt").network)
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.just(torch.ones(2)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.integers(0, 3), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([field.name for field in dataclasses.fields(Checkpoint)]), anything, max_size=4
+    )
+)
+def test_fuzz_with_parts_of_any_kind(saved: Path, parts: dict[str, Any]) -> None:
+    path = saved.with_name("fuzzed.pt")
+    torch.save(content_of(saved) | parts, path)
+    for read in (
+        lambda: load_checkpoint(path),
+        lambda: load_checkpoint(path).network(),
+        lambda: load_classifier(path),
+    ):
+        refused = ""
+        try:
+            read()
+        except UserError as error:
+            refused = str(error)
+        assert len(refused.splitlines()) == bool(refused)
