@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.errors import UserError
 from rsslcli.core.progress import Progress as ProgressCallback
 
 #: Results go to stdout, all that accompanies them to stderr.
@@ -72,6 +74,17 @@ def stop_on_signal() -> Iterator[list[int]]:
 def split_names(value: str) -> list[str]:
     """A comma-separated option as a list."""
     return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def parse_severities(text: str | None) -> tuple[int, ...]:
+    """A comma-separated option of severities; all of them where it is not given."""
+    try:
+        chosen = SEVERITIES if text is None else tuple(int(part) for part in split_names(text))
+    except ValueError:
+        chosen = ()
+    if not chosen or not set(chosen) <= set(SEVERITIES):
+        raise UserError(f"--severity {text}: expected numbers from 1 to 5, such as 1,3,5")
+    return chosen
 
 
 def percent(fraction: float | None) -> str:

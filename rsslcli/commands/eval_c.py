@@ -15,6 +15,7 @@ from rsslcli.commands.console import (
     Device,
     err,
     out,
+    parse_severities,
     percent,
     progress_bar,
     split_names,
@@ -36,6 +37,9 @@ def eval_c(
     corruptions: Annotated[
         str | None, typer.Option(help="Evaluate only these corruptions, separated by commas.")
     ] = None,
+    severity: Annotated[
+        str | None, typer.Option(help="Evaluate only these severities, 1 to 5, separated by commas.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run."),
@@ -48,6 +52,7 @@ def eval_c(
     """
     if output is not None and output.suffix not in _WRITERS:
         raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
+    severities = parse_severities(severity)
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
     from rsslcli.core.checkpoint import checkpoint_path, load_classifier
@@ -58,6 +63,7 @@ def eval_c(
     network, trained = load_classifier(checkpoint)
     target = resolve_device(device or "auto")
     name = dataset or (trained.config.dataset if trained else "cifar10")
+    path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
     with progress_bar() as progress:
         data = load(name, data_dir, progress)
         corrupted = load_corrupted(data, progress)
@@ -75,12 +81,13 @@ def eval_c(
             excluded=trained.excluded if trained else (),
             limit=limit,
             corruptions=None if corruptions is None else split_names(corruptions),
+            severities=severities,
+            partial=path.with_name(path.name + ".partial") if path else None,
             about={"checkpoint": str(checkpoint), "dataset": name},
             progress=progress,
         )
     out.print(result_table(result, f"{checkpoint} on corrupted {name}: accuracy in %"))
     out.print(_summary(result), soft_wrap=True)
-    path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
     if path is not None:
         result.save(path)
         out.print(f"written to {path}", soft_wrap=True)
@@ -99,11 +106,8 @@ def result_table(result: Evaluation, title: str) -> Table:
     for name, values in result.accuracy.items():
         table.add_row(name, *map(percent, values), percent(result.mean([name])))
     table.add_section()
-    by_severity = [
-        sum(values[i] for values in result.accuracy.values()) / len(result.accuracy)
-        for i in range(len(SEVERITIES))
-    ]
-    table.add_row("mean", *map(percent, by_severity), percent(result.mean(list(result.accuracy))))
+    means = [*(result.mean_at(severity) for severity in SEVERITIES), result.mean(list(result.accuracy))]
+    table.add_row("mean", *map(percent, means))
     return table
 
 

@@ -8,8 +8,16 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, err, out, progress_bar, split_names
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.commands.console import (
+    DEFAULT_DATA_DIR,
+    DataDir,
+    err,
+    out,
+    parse_severities,
+    progress_bar,
+    split_names,
+)
+from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.errors import UserError
 
 
@@ -57,7 +65,7 @@ def prepare_data(
     from rsslcli.core.data.store import load_dataset
 
     names = split_names(only) if only is not None else list(CORRUPTIONS)
-    levels = _severities(severity)
+    levels = parse_severities(severity)
     downloads = corruptions is Corruptions.download
     if corruptions is None:
         corruptions = Corruptions.generate if dataset == "shapes" else Corruptions.none
@@ -117,12 +125,3 @@ def prepare_data(
         f"in {corrupted.folder}",
         soft_wrap=True,
     )
-
-
-def _severities(text: str | None) -> list[int]:
-    if text is None:
-        return list(SEVERITIES)
-    try:
-        return [int(part) for part in split_names(text)]
-    except ValueError:
-        raise UserError(f"--severity {text}: expected numbers from 1 to 5, such as 1,3,5") from None

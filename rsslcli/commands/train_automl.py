@@ -38,6 +38,7 @@ def train_automl(
     initial_lambda: options.InitialLambda = None,
     meta_lr: Annotated[float | None, typer.Option(help="β, the learning rate of λ.")] = None,
     warmup_epochs: Annotated[int | None, typer.Option(help="τ, epochs with λ fixed.")] = None,
+    validation_corruptions: options.ValidationCorruptions = None,
     batch_norm: options.BatchNorm = None,
     seed: options.Seed = None,
     device: Device = None,

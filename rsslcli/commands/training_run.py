@@ -31,6 +31,10 @@ Width = Annotated[int | None, typer.Option(help="Widening factor; features are 6
 BatchSize = Annotated[int | None, typer.Option(help="Images per step.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Initial learning rate.")]
 InitialLambda = Annotated[float | None, typer.Option("--lambda", help="Weight λ of each task at the start.")]
+ValidationCorruptions = Annotated[
+    str | None,
+    typer.Option(help="all, or extra: tune λ on the benchmark's four extra corruptions, test on the 15."),
+]
 BatchNorm = Annotated[
     str | None, typer.Option(help="per-task: a trunk pass for each task. joint: one for all.")
 ]
@@ -83,7 +87,7 @@ def run_training(
 #: Options of the commands that are options of the configuration by the same name.
 _CONFIG_OPTIONS = (
     "dataset", "epochs", "train_size", "depth", "width", "batch_size", "lr", "initial_lambda", "meta_lr",
-    "warmup_epochs", "batch_norm", "seed", "device", "precision",
+    "warmup_epochs", "validation_corruptions", "batch_norm", "seed", "device", "precision",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class Evaluation:
     Attributes:
         clean_accuracy: on the clean test set.
         clean_images: how many clean images that is.
-        accuracy: by corruption, at severity 1 to 5.
+        accuracy: by corruption, at severity 1 to 5; None where a severity was not evaluated.
         images: source images evaluated in each cell of `accuracy`.
         excluded: indices of the source images left out because they tuned λ.
         about: what was evaluated on what: names and fingerprints.
@@ -38,7 +39,7 @@ class Evaluation:
 
     clean_accuracy: float
     clean_images: int
-    accuracy: dict[str, list[float]]
+    accuracy: dict[str, list[float | None]]
     images: int
     excluded: tuple[int, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -55,9 +56,11 @@ class Evaluation:
 
     def mean(self, names: Sequence[str]) -> float | None:
         """The mean over these corruptions and all severities; None where one was not evaluated."""
-        if not names or not set(names) <= set(self.accuracy):
-            return None
-        return float(np.mean([self.accuracy[name] for name in names]))
+        return _mean([cell for name in names for cell in self.accuracy.get(name, [None])])
+
+    def mean_at(self, severity: int) -> float | None:
+        """The mean over the evaluated corruptions at one severity; None where it was not evaluated."""
+        return _mean([values[severity - 1] for values in self.accuracy.values()])
 
     def to_json(self) -> str:
         """The evaluation as a JSON object, as `eval-c` writes it."""
@@ -78,17 +81,16 @@ class Evaluation:
         """A line per corruption and severity: corruption,severity,accuracy,images; clean is severity 0."""
         lines = ["corruption,severity,accuracy,images", f"clean,0,{self.clean_accuracy},{self.clean_images}"]
         for name, values in self.accuracy.items():
-            lines += [
-                f"{name},{s},{value},{self.images}" for s, value in zip(SEVERITIES, values, strict=True)
-            ]
+            cells = zip(SEVERITIES, values, strict=True)
+            lines += [f"{name},{s},{value},{self.images}" for s, value in cells if value is not None]
         return "\n".join(lines) + "\n"
 
     def to_markdown(self) -> str:
         """A table in per cent: a row per corruption, a column per severity, and means."""
         lines = ["| corruption | 1 | 2 | 3 | 4 | 5 | mean |", "|---|--:|--:|--:|--:|--:|--:|"]
         for name, values in self.accuracy.items():
-            cells = [*values, float(np.mean(values))]
-            lines.append(f"| {name} | " + " | ".join(f"{100 * cell:.2f}" for cell in cells) + " |")
+            cells = ["–" if cell is None else f"{100 * cell:.2f}" for cell in [*values, self.mean([name])]]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         means = {
             "clean": self.clean_accuracy,
             "mean of 19": self.mean_accuracy,
@@ -141,6 +143,8 @@ def evaluate(
     excluded: Sequence[int] = (),
     limit: int | None = None,
     corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    partial: Path | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -155,6 +159,9 @@ def evaluate(
             hold the same images in the same order.
         limit: evaluate only the first `limit` source images that are not excluded.
         corruptions: which ones; all that there are by default.
+        severities: which ones.
+        partial: a file for the counts of finished cells. If it is of the same evaluation, interrupted, its
+            cells are not evaluated again; it is removed in the end.
         about: what the result shall say of its origin, such as the checkpoint's name.
         progress: told after every cell.
 
@@ -176,18 +183,21 @@ def evaluate(
     if same_order and limit is None:
         clean = np.setdiff1d(np.arange(len(test.labels)), np.asarray(excluded, np.int64))
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
-    cells = len(names) * len(SEVERITIES)
-    progress("clean", 0, cells + 1)
+    cells = [(name, severity) for name in names for severity in SEVERITIES if severity in severities]
+    progress("clean", 0, len(cells) + 1)
     clean_accuracy = count_correct(classifier, test.images, test.labels, device, clean) / len(clean)
-    accuracy: dict[str, list[float]] = {}
-    for i, name in enumerate(names):
-        accuracy[name] = []
-        for severity in SEVERITIES:
-            progress(name, 1 + i * len(SEVERITIES) + severity - 1, cells + 1)
+    counts = _Counts(partial, _fingerprint(classifier, corrupted.identity, chosen))
+    accuracy: dict[str, list[float | None]] = {name: [None] * len(SEVERITIES) for name in names}
+    for done, (name, severity) in enumerate(cells, start=1):
+        progress(name, done, len(cells) + 1)
+        correct = counts.known.get(f"{name}/{severity}")
+        if correct is None:
             images = corrupted.cell(name, severity)
             correct = count_correct(classifier, images, corrupted.labels, device, chosen)
-            accuracy[name].append(correct / len(chosen))
-    progress("done", cells + 1, cells + 1)
+            counts.add(f"{name}/{severity}", correct)
+        accuracy[name][severity - 1] = correct / len(chosen)
+    progress("done", len(cells) + 1, len(cells) + 1)
+    counts.remove()
     return Evaluation(
         clean_accuracy=clean_accuracy,
         clean_images=len(clean),
@@ -196,3 +206,44 @@ def evaluate(
         excluded=tuple(int(i) for i in excluded),
         about={**(about or {}), "test_data": test.checksum, "corrupted_data": corrupted.identity},
     )
+
+
+class _Counts:
+    """How many images of each finished cell were right, kept on disk until the evaluation is whole."""
+
+    def __init__(self, path: Path | None, fingerprint: str) -> None:
+        self.path, self.fingerprint = path, fingerprint
+        self.known: dict[str, int] = {}
+        if path is None or not path.is_file():
+            return
+        try:
+            content = json.loads(path.read_bytes())
+            if content["fingerprint"] == fingerprint:
+                self.known = {str(cell): int(count) for cell, count in content["correct"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass  # damaged: evaluate anew
+
+    def add(self, cell: str, correct: int) -> None:
+        self.known[cell] = correct
+        if self.path is not None:
+            with replacing(self.path) as file:
+                file.write(json.dumps({"fingerprint": self.fingerprint, "correct": self.known}).encode())
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _fingerprint(classifier: nn.Module, data: str, chosen: npt.NDArray[np.int64]) -> str:
+    """What tells one evaluation from another: the weights, the images, and which of them."""
+    digest = hashlib.sha256(data.encode())
+    digest.update(chosen.astype("<i8").tobytes())
+    for name, value in classifier.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _mean(cells: Sequence[float | None]) -> float | None:
+    known = [cell for cell in cells if cell is not None]
+    return float(np.mean(known)) if known and len(known) == len(cells) else None

@@ -17,7 +17,7 @@ import torch
 from rsslcli import __version__
 from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rsslcli.core.config import Config
-from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.store import Dataset, class_balanced_subset, replacing
@@ -109,7 +109,12 @@ def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSe
         raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
     random = np.random.default_rng(derive_seed(config.seed, "validation"))
     source = np.sort(random.choice(available, wanted, replace=False))
-    cells = [corrupted.cell(name, severity)[source] for name in corrupted.names for severity in SEVERITIES]
+    names = [n for n in corrupted.names if config.validation_corruptions == "all" or n in EXTRA]
+    if not names:
+        raise UserError(
+            f"{corrupted.folder} has none of {', '.join(EXTRA)}, which validation_corruptions asks for"
+        )
+    cells = [corrupted.cell(name, severity)[source] for name in names for severity in SEVERITIES]
     return ValidationSet(
         np.concatenate(cells),
         np.tile(corrupted.labels[source], len(cells)),

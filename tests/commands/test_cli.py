@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.networks import WideResNet
 
@@ -123,6 +123,18 @@ def test_eval_c(home: Path, run: Path) -> None:
     assert json.loads((run / "eval-c.json").read_text()) == result
 
 
+def test_stricter_protocol(home: Path) -> None:
+    """Tune on the extra four, test on the other fifteen, end to end."""
+    settings = "--validation-corruptions extra --warmup-epochs 0 --epochs 1 --config my.yaml"
+    succeed(f"train-automl --tasks ir {TINY} {settings} --output strict", cwd=home)
+    out = succeed(
+        f"eval-c strict --severity 3 --corruptions {','.join(STANDARD)} --output strict.json", cwd=home
+    )
+    result = json.loads((home / "strict.json").read_text())
+    assert list(result["accuracy"]) == list(STANDARD)
+    assert "speckle_noise" not in out
+
+
 def test_eval_c_of_a_plain_state_dict(home: Path) -> None:
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in WideResNet(10, 1).state_dict().items()}}, home / "w.pt"
@@ -210,6 +222,8 @@ def test_visualize_tasks(home: Path) -> None:
         ("eval-c w.pt --dataset bare", "no corrupted test set for 'bare'.*--corruptions generate"),
         ("eval-c w.pt --dataset none", "no prepared data set 'none'"),
         ("eval-c w.pt --dataset mine --corruptions rain", "'rain'"),
+        ("eval-c w.pt --dataset mine --severity 0,1", "--severity 0,1: expected numbers from 1 to 5"),
+        ("train-automl --validation-corruptions few", "expected one of all, extra"),
         ("eval-c w.pt --output table.xls", "must end in .json, .csv, .md"),
         ("prepare-data --dataset mine --source nowhere", "no such source"),
         ("prepare-data", "--dataset"),

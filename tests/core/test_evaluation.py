@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rsslcli.core import evaluation
 from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.store import Split, make_split
@@ -119,6 +120,70 @@ def test_means(tmp_path: Path) -> None:
     text = (tmp_path / "r.md").read_text()
     assert f"- mean of 19: {100 * whole.mean_accuracy:.2f} %" in text
     assert sum(line.startswith("| ") for line in text.splitlines()) == 20
+
+
+def test_an_interrupted_evaluation_goes_on(
+    network: WideResNet, test_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog", "snow"), test_split.labels[:COUNT])
+    whole = evaluate(network, test_split, corrupted, device=CPU)
+    partial = tmp_path / "r.json.partial"
+
+    def stop(description: str, done: int, total: int) -> None:
+        if (description, done) == ("fog", 8):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(network, test_split, corrupted, device=CPU, partial=partial, progress=stop)
+    assert len(json.loads(partial.read_text())["correct"]) == 7
+
+    calls = []
+    counted = evaluation.count_correct
+    monkeypatch.setattr(
+        evaluation, "count_correct", lambda *arguments: calls.append(1) or counted(*arguments)
+    )
+    result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
+    assert result == whole
+    assert len(calls) == 1 + 3  # the clean images and the cells that were missing
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"fingerprint": "x", "correct": {"fog/1": 99}}'])
+def test_foreign_partial_results_are_not_used(
+    network: WideResNet, test_split: Split, tmp_path: Path, content: bytes
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    partial = tmp_path / "r.json.partial"
+    partial.write_bytes(content)
+    result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
+    assert result == evaluate(network, test_split, corrupted, device=CPU)
+
+
+def test_other_weights_or_images_are_another_evaluation(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    chosen = np.arange(3)
+    one = evaluation._fingerprint(network, corrupted.identity, chosen)
+    assert one == evaluation._fingerprint(network, corrupted.identity, chosen)
+    assert one != evaluation._fingerprint(network, corrupted.identity, chosen + 1)
+    assert one != evaluation._fingerprint(network, "other", chosen)
+    with torch.no_grad():
+        network.bn1.running_mean[0] += 1e-6  # type: ignore[index, operator]
+    assert one != evaluation._fingerprint(network, corrupted.identity, chosen)
+
+
+def test_single_severities(network: WideResNet, test_split: Split, tmp_path: Path) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    whole = evaluate(network, test_split, corrupted, device=CPU)
+    part = evaluate(network, test_split, corrupted, device=CPU, severities=[2, 5])
+    assert part.accuracy["fog"] == [
+        None if s in (0, 2, 3) else value for s, value in enumerate(whole.accuracy["fog"])
+    ]
+    assert part.mean(["fog"]) is None
+    assert part.mean_at(2) == whole.accuracy["fog"][1]
+    assert "–" in part.to_markdown()
+    assert len(part.to_csv().splitlines()) == 4
 
 
 def test_refuses(network: WideResNet, test_split: Split, tmp_path: Path) -> None:

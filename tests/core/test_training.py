@@ -203,6 +203,25 @@ def test_refuses(
     assert not (tmp_path / "a").exists()
 
 
+def test_the_stricter_protocol_tunes_on_the_extra_corruptions(dataset: Dataset, tmp_path: Path) -> None:
+    names = ("contrast", "saturate", "pixelate", "speckle_noise")
+    generate_corrupted(dataset.test.images[:30], dataset.test.labels[:30], tmp_path / "c", corruptions=names)
+    corrupted = open_corrupted(tmp_path / "c", "toy")
+    strict = replace(CONFIG, validation_corruptions="extra")
+    every, extra = (draw_validation_set(config, dataset, corrupted) for config in (CONFIG, strict))
+    assert every.source == extra.source
+    assert (len(every.labels), len(extra.labels)) == (4 * 5 * 6, 2 * 5 * 6)
+    source = list(extra.source)
+    cells = [corrupted.cell(name, s)[source] for name in ("speckle_noise", "saturate") for s in range(1, 6)]
+    assert np.array_equal(extra.images, np.concatenate(cells))
+    assert np.array_equal(extra.labels, np.tile(dataset.test.labels[source], 10))
+    generate_corrupted(
+        dataset.test.images[:30], dataset.test.labels[:30], tmp_path / "d", corruptions=["contrast"]
+    )
+    with pytest.raises(UserError, match="none of speckle_noise"):
+        draw_validation_set(strict, dataset, open_corrupted(tmp_path / "d", "toy"))
+
+
 def test_divergence_is_an_error_that_names_the_step(
     dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
 ) -> None:
