@@ -1,0 +1,96 @@
+"""Devices, precision and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rsslcli.core.errors import UserError
+from rsslcli.core.runtime import (
+    allow_tf32,
+    derive_seed,
+    describe_device,
+    resolve_device,
+    seeded_generator,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_devices(present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    assert resolve_device("auto").type == ("cuda" if present else "cpu")
+    assert resolve_device("cpu").type == "cpu"
+    if present:
+        assert resolve_device("cuda").type == "cuda"
+    else:
+        with pytest.raises(UserError, match=r"no CUDA GPU here; use --device cpu") as caught:
+            resolve_device("cuda")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_descriptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_device(CPU).startswith("CPU (")
+    assert f"{torch.get_num_threads()} threads" in describe_device(CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    assert describe_device(torch.device("cuda")) == "CUDA, NVIDIA H100"
+
+
+@pytest.fixture
+def tf32_as_before() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32_as_before")
+def test_tf32_is_switched_for_matrices_and_convolutions() -> None:
+    for allow in (True, False, True):
+        allow_tf32(allow)
+        assert torch.backends.cuda.matmul.allow_tf32 is allow
+        assert torch.backends.cudnn.allow_tf32 is allow
+
+
+def test_seeds_differ_by_run_purpose_and_counter() -> None:
+    seeds = {
+        derive_seed(seed, purpose, index)
+        for seed in (0, 1, 2, 2**31, 2**32, 2**62)
+        for purpose in ("weights", "epoch", "step", "validation", "figure", "")
+        for index in (*range(50), 2**33)
+    }
+    assert len(seeds) == 6 * 6 * 51
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # Each bit is set about half of the time.
+    for bit in range(63):
+        share = sum(seed >> bit & 1 for seed in seeds) / len(seeds)
+        assert abs(share - 0.5) < 5 * 0.5 / len(seeds) ** 0.5
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**63 - 1), st.text(max_size=10), st.integers(0, 2**40))
+def test_any_seed_that_the_configuration_takes(seed: int, purpose: str, index: int) -> None:
+    value = derive_seed(seed, purpose, index)
+    assert value == derive_seed(seed, purpose, index)
+    torch.Generator().manual_seed(value)
+
+
+def test_seeds_are_the_same_in_every_version() -> None:
+    """A run that is resumed elsewhere goes on with the same numbers."""
+    assert derive_seed(7, "step", 3) == 5_265_013_708_165_187_928
+
+
+def test_generators() -> None:
+    first, again, other = (seeded_generator(CPU, 5, purpose) for purpose in ("batch", "batch", "step"))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    drawn = torch.rand(4, generator=first)
+    assert torch.equal(drawn, torch.rand(4, generator=again))
+    assert not torch.equal(drawn, torch.rand(4, generator=other))
+    assert first.initial_seed() == derive_seed(5, "batch")
+    assert seeded_generator(torch.device("meta"), 5, "batch") is None
