@@ -76,11 +76,11 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 def _different_classes(split: Split, rows: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Indices of `rows` images whose classes repeat as little as possible."""
-    if rows >= len(split.classes):
+    present = np.unique(split.labels)
+    if rows >= len(present):
         return class_balanced_subset(split.labels, rows, seed)
     random = np.random.default_rng(derive_seed(seed, "figure images"))
-    present = np.unique(split.labels)
-    classes = random.choice(present, min(rows, len(present)), replace=False)
+    classes = random.choice(present, rows, replace=False)
     chosen = [random.choice(np.flatnonzero(split.labels == label)) for label in classes]
     return np.array(chosen, np.int64)
 
