@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -133,6 +134,21 @@ def test_stricter_protocol(home: Path) -> None:
     result = json.loads((home / "strict.json").read_text())
     assert list(result["accuracy"]) == list(STANDARD)
     assert "speckle_noise" not in out
+
+
+def test_corrupted_images_from_an_archive(home: Path) -> None:
+    without = shutil.ignore_patterns("corrupted")
+    shutil.copytree(home / "data" / "mine", home / "data" / "second", ignore=without)
+    with tarfile.open(home / "C.tar", "w") as archive:
+        for path in (home / "data" / "mine" / "corrupted").glob("*.npy"):
+            archive.add(path, f"C/{path.name}")
+    command = "prepare-data --dataset second --corruptions"
+    assert "19 corruptions of 40 images" in succeed(f"{command} download --source C.tar", cwd=home)
+    for path in (home / "data" / "mine" / "corrupted").glob("*.npy"):
+        copy = home / "data" / "second" / "corrupted" / path.name
+        assert np.array_equal(np.load(copy), np.load(path))
+    refuse(f"{command} generate", cwd=home, match="was not generated: move it away")
+    refuse(f"{command} download", cwd=home, match="--corruptions generate")
 
 
 def test_eval_c_of_a_plain_state_dict(home: Path) -> None:
