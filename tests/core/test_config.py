@@ -171,6 +171,7 @@ def test_numbers_out_of_range(value: float) -> None:
     ("options", "message"),
     [
         ({"lr": 0}, "lr: "),
+        ({"epochs": None}, "epochs: expected a whole number, got None"),
         ({"lr": 1e-3, "min_lr": 1e-2}, "min_lr: "),
         ({"momentum": 1.0}, "momentum: "),
         ({"momentum": 0.0}, "nesterov: "),
