@@ -197,9 +197,7 @@ def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> N
 
 
 def test_settings_at_the_border_are_taken() -> None:
-    config = Config(
-        momentum=0, nesterov=False, min_lr=0.1, warmup_epochs=0, train_size=None, lr=1, seed=2**62
-    )
+    config = Config(momentum=0, nesterov=False, min_lr=1, warmup_epochs=0, train_size=None, lr=1, seed=2**62)
     assert (config.lr, config.seed) == (1, 2**62)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.lr = 2.0  # type: ignore[misc]
