@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from rsslcli.core.config import Config
-from rsslcli.core.data.store import replacing
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import RsslError, UserError, quoted
+from rsslcli.core.files import replacing
 from rsslcli.core.networks import WideResNet
-from rsslcli.core.tasks import quoted
 
 FORMAT = "rssl checkpoint"
 VERSION = 1

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import check_task_names, quoted
+from rsslcli.core.errors import UserError, quoted
+from rsslcli.core.tasks import check_task_names
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -199,7 +199,17 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: plain data only, and 1e-6 is a number."""
+    """YAML as people write it: plain data only, 1e-6 is a number, and no option is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, refused where it has a key twice: the first value would be lost without a word."""
+        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{quoted(twice[0])} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -1,5 +1,7 @@
 """The errors that a person sees: one clear line each, with the exit code of the command that meets them."""
 
+from collections.abc import Mapping
+
 
 class RsslError(Exception):
     """A failure that is not the user's mistake. The message is one line: what is wrong, where, what to do."""
@@ -11,3 +13,12 @@ class UserError(RsslError):
     """The user's mistake: a wrong option, missing data, a file of another kind."""
 
     exit_code = 2
+
+
+def quoted(value: object) -> str:
+    """A value as messages show it: on one short line, whatever a file held in its place."""
+    if isinstance(value, list | tuple | set | Mapping):
+        return f"a {type(value).__name__}"  # which may hold itself
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a huge number"  # which Python refuses to print
+    return repr(value[:60] if isinstance(value, str | bytes) else value)[:300]

@@ -17,8 +17,9 @@ from torch import nn
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
-from rsslcli.core.data.store import Split, replacing
+from rsslcli.core.data.store import Split
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 
 BATCH_SIZE = 500

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rsslcli.core.data.augment import to_float
-from rsslcli.core.data.store import Split, class_balanced_subset, replacing
+from rsslcli.core.data.store import Split, class_balanced_subset
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import replacing
 from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks import build_tasks
 from rsslcli.core.tasks.base import Task

@@ -12,8 +12,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from rsslcli.core.data.store import replacing
 from rsslcli.core.errors import RsslError
+from rsslcli.core.files import replacing
 
 #: Metrics are read back from the device about once a second, so that steps do not wait for each other.
 FLUSH_SECONDS = 1.0

@@ -20,9 +20,10 @@ from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
-from rsslcli.core.data.store import Dataset, class_balanced_subset, replacing
+from rsslcli.core.data.store import Dataset, class_balanced_subset
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.evaluation import count_correct
+from rsslcli.core.files import replacing
 from rsslcli.core.metrics import Metrics
 from rsslcli.core.runtime import allow_tf32, derive_seed, describe_device, resolve_device
 from rsslcli.core.trainer import DeviceData, Trainer
@@ -328,7 +329,7 @@ class _Run:
             trainer.model.heads.load_state_dict(saved.heads)
             trainer.optimizer.load_state_dict(saved.optimizer)
             trainer.lambdas.copy_(saved.lambdas)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.checkpoint} does not fit its configuration: {reason}") from None
         return saved.step

@@ -376,3 +376,12 @@ plain = st.recursive(
 @given(st.sampled_from(names), plain)
 def test_fuzz_with_values_of_any_kind(folder: Path, name: str, value: object) -> None:
     check_file(folder, yaml.safe_dump({name: value}))
+
+
+def test_an_option_given_twice(folder: Path) -> None:
+    with pytest.raises(UserError, match="line 1.*'epochs' is given twice"):
+        read_config_file(written(folder, "epochs: 3\nseed: 1\nepochs: 4\n"))
+    merged = "task_options: {ir: &a {scale: 2}, bir: {<<: *a, sigma: 1}, inpaint: {<<: *a, scale: 3}}\n"
+    options = read_config_file(written(folder, merged))["task_options"]
+    assert options["bir"] == {"scale": 2, "sigma": 1}
+    assert options["inpaint"] == {"scale": 3}

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split, remove, replacing
+from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress
 
 _SAMPLES = 20  # images of each cell that go into the identity

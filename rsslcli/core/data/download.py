@@ -29,8 +29,9 @@ import numpy.typing as npt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet, import_corrupted, open_corrupted, write_blocks
 from rsslcli.core.data.sources import shown
-from rsslcli.core.data.store import IMAGE_SHAPE, Split, remove, replacing
+from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress, silent
 
 TIMEOUT = 30.0  #: seconds to connect, and to wait for more bytes

@@ -9,8 +9,9 @@ from typing import Any
 from rsslcli.core.data import shapes, sources
 from rsslcli.core.data.corrupted import import_corrupted, open_corrupted
 from rsslcli.core.data.sources import Arrays
-from rsslcli.core.data.store import Dataset, dataset_folder, load_dataset, remove, replacing, save_split
+from rsslcli.core.data.store import Dataset, dataset_folder, load_dataset, save_split
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress, silent
 
 _RECORD = "prepared.json"

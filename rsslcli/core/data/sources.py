@@ -25,8 +25,9 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, class_balanced_subset, replacing
+from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, class_balanced_subset
 from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 
 SPLITS = ("train", "test")

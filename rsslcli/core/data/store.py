@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import UserError
+from rsslcli.core.files import replacing
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -41,40 +40,6 @@ class Dataset:
     folder: Path
     train: Split
     test: Split
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` when complete: an interruption leaves the old one.
-
-    Raises:
-        RsslError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RsslError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # gone, after success
-            temporary.unlink()
-
-
-def remove(path: Path) -> None:
-    """Delete a file if it is there.
-
-    Raises:
-        RsslError: it cannot be deleted.
-    """
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise RsslError(f"cannot delete {path}: {error.strerror or error}") from error
 
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:

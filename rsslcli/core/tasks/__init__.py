@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, quoted
 
 if TYPE_CHECKING:
     from rsslcli.core.tasks.base import Task
@@ -73,12 +73,3 @@ def _build(name: str, options: Mapping[str, Any]) -> Task:
         if not fits:
             raise UserError(f"task '{name}', option '{key}': expected {expected}, got {quoted(value)}")
     return kind(**options)
-
-
-def quoted(value: object) -> str:
-    """A value as messages show it: on one short line, whatever a file held in its place."""
-    if isinstance(value, list | tuple | set | Mapping):
-        return f"a {type(value).__name__}"  # which may hold itself
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a huge number"  # which Python refuses to print
-    return repr(value[:60] if isinstance(value, str | bytes) else value)[:300]

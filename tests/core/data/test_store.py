@@ -14,10 +14,10 @@ from rsslcli.core.data.store import (
     load_dataset,
     load_split,
     prepared_datasets,
-    replacing,
     save_split,
 )
 from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import replacing
 
 CLASSES = ("cat", "dog", "frog")
 

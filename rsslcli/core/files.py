@@ -1,0 +1,43 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from rsslcli.core.errors import RsslError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the place of `path` when complete: an interruption leaves the old one.
+
+    Raises:
+        RsslError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RsslError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # gone, after success
+            temporary.unlink()
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it is there.
+
+    Raises:
+        RsslError: it cannot be deleted.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RsslError(f"cannot delete {path}: {error.strerror or error}") from error
