@@ -379,7 +379,7 @@ def test_fuzz_with_values_of_any_kind(folder: Path, name: str, value: object) ->
 
 
 def test_an_option_given_twice(folder: Path) -> None:
-    with pytest.raises(UserError, match="line 1.*'epochs' is given twice"):
+    with pytest.raises(UserError, match=r"line 1.*'epochs' is given twice"):
         read_config_file(written(folder, "epochs: 3\nseed: 1\nepochs: 4\n"))
     merged = "task_options: {ir: &a {scale: 2}, bir: {<<: *a, sigma: 1}, inpaint: {<<: *a, scale: 3}}\n"
     options = read_config_file(written(folder, merged))["task_options"]
