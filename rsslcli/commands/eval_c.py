@@ -40,6 +40,9 @@ def eval_c(
     severity: Annotated[
         str | None, typer.Option(help="Evaluate only these severities, 1 to 5, separated by commas.")
     ] = None,
+    same_images_as: Annotated[
+        Path | None, typer.Option(help="Leave out what tuned λ in that run too, to compare the two fairly.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run."),
@@ -55,12 +58,15 @@ def eval_c(
     severities = parse_severities(severity)
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
-    from rsslcli.core.checkpoint import checkpoint_path, load_classifier
+    from rsslcli.core.checkpoint import checkpoint_path, load_checkpoint, load_classifier
     from rsslcli.core.data.loading import load, load_corrupted
     from rsslcli.core.evaluation import evaluate
     from rsslcli.core.runtime import resolve_device
 
     network, trained = load_classifier(checkpoint)
+    excluded = set(trained.excluded if trained else ())
+    if same_images_as is not None:
+        excluded |= set(load_checkpoint(same_images_as).excluded)
     target = resolve_device(device or "auto")
     name = dataset or (trained.config.dataset if trained else "cifar10")
     path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
@@ -78,7 +84,7 @@ def eval_c(
             data.test,
             corrupted,
             device=target,
-            excluded=trained.excluded if trained else (),
+            excluded=sorted(excluded),
             limit=limit,
             corruptions=None if corruptions is None else split_names(corruptions),
             severities=severities,
@@ -117,5 +123,5 @@ def _summary(result: Evaluation) -> str:
         parts.append(f"mean over the 19 corruptions {percent(result.mean_accuracy)}%")
     if result.mean_accuracy_15 is not None:
         parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
-    left_out = f", {len(result.excluded)} that tuned λ left out" if result.excluded else ""
+    left_out = f", {len(result.excluded)} left out, which tuned λ" if result.excluded else ""
     return f"{' · '.join(parts)}  ({result.images} images per cell{left_out})"

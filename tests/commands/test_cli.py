@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
+from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.networks import WideResNet
@@ -151,13 +152,17 @@ def test_corrupted_images_from_an_archive(home: Path) -> None:
     refuse(f"{command} download", cwd=home, match="--corruptions generate")
 
 
-def test_eval_c_of_a_plain_state_dict(home: Path) -> None:
+def test_eval_c_of_a_plain_state_dict(home: Path, run: Path) -> None:
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in WideResNet(10, 1).state_dict().items()}}, home / "w.pt"
     )
     out = succeed("eval-c w.pt --dataset mine --corruptions fog --output w.json", cwd=home)
     assert "40 images per cell" in out
     assert json.loads((home / "w.json").read_text())["excluded"] == []
+    command = "eval-c w.pt --dataset mine --corruptions fog --same-images-as run --output w.json"
+    assert "30 images per cell, 10 left out" in succeed(command, cwd=home)
+    excluded = json.loads((home / "w.json").read_text())["excluded"]
+    assert excluded == list(load_checkpoint(run).excluded)
 
 
 def test_resume(home: Path, run: Path) -> None:
