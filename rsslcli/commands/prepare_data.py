@@ -54,7 +54,9 @@ def prepare_data(
     severity: Annotated[
         str | None, typer.Option(help="Generate only these severities, 1 to 5, separated by commas.")
     ] = None,
-    keep_archive: Annotated[bool, typer.Option(help="Keep the archive that was downloaded.")] = False,
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="Keep the archive that was downloaded.")
+    ] = False,
 ) -> None:
     """Prepare a data set, and its corrupted test set.
 
