@@ -62,15 +62,14 @@ def prepare_data(
 
     rssl prepare-data --dataset cifar10 --corruptions generate
     """
-    from rsslcli.core.data.loading import generate_corruptions
+    from rsslcli.core.data.loading import EMBEDDED, generate_corruptions
     from rsslcli.core.data.prepare import prepare
-    from rsslcli.core.data.store import load_dataset
 
     names = split_names(only) if only is not None else list(CORRUPTIONS)
     levels = parse_severities(severity)
     downloads = corruptions is Corruptions.download
     if corruptions is None:
-        corruptions = Corruptions.generate if dataset == "shapes" else Corruptions.none
+        corruptions = Corruptions.generate if dataset == EMBEDDED else Corruptions.none
     if (only is not None or severity is not None) and corruptions is not Corruptions.generate:
         raise UserError("--only and --severity choose what to generate: add --corruptions generate")
     with progress_bar() as progress:
@@ -91,14 +90,14 @@ def prepare_data(
     )
     if prepared.stale_corruptions:
         err.print(
-            f"the corrupted images in {prepared.folder / 'corrupted'} are of other test images: "
+            f"the corrupted images in {data.corrupted_folder} are of other test images: "
             "prepare them again with --corruptions generate",
             soft_wrap=True,
         )
     if corruptions is Corruptions.generate:
         with progress_bar() as progress:
             corrupted = generate_corruptions(
-                load_dataset(data_dir, dataset),
+                data,
                 limit=limit,
                 names=names,
                 severities=levels,
@@ -110,7 +109,7 @@ def prepare_data(
         with progress_bar() as progress:
             corrupted = download_corrupted(
                 dataset,
-                prepared.folder / "corrupted",
+                data.corrupted_folder,
                 test=data.test,
                 source=source,
                 keep_archive=keep_archive,

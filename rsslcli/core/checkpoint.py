@@ -57,7 +57,7 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` so that `path` holds either the old one or the new one, whatever happens."""
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    content |= {"format": FORMAT, "version": VERSION, "config": _plain(checkpoint.config)}
+    content |= {"format": FORMAT, "version": VERSION, "config": checkpoint.config.to_dict()}
     content |= {"classes": list(checkpoint.classes), "excluded": list(checkpoint.excluded)}
     try:
         with replacing(path) as file:
@@ -193,8 +193,3 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "train_data": _is_word,
     "validation_data": _is_word,
 }
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    """The configuration as plain data, which is all that a safe load brings back."""
-    return dataclasses.asdict(config) | {"tasks": list(config.tasks)}

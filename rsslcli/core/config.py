@@ -106,8 +106,11 @@ class Config:
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `read_config_file` reads back."""
-        values = dataclasses.asdict(self) | {"tasks": list(self.tasks)}
-        return yaml.safe_dump(values, sort_keys=False)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole configuration as plain data, which files hold; `Config(**…)` takes it back."""
+        return dataclasses.asdict(self) | {"tasks": list(self.tasks)}
 
 
 _MINIMUM = {

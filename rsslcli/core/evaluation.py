@@ -135,6 +135,19 @@ def count_correct(
     return int(correct)
 
 
+def clean_images(
+    test: Split, corrupted: CorruptedSet | None, excluded: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Indices of the clean test images to evaluate, sorted.
+
+    `excluded` speaks of them only if they are the source images of `corrupted` in the same order.
+    """
+    every = np.arange(len(test.labels))
+    if corrupted is None or not aligned(corrupted, test):
+        return every
+    return np.setdiff1d(every, np.asarray(excluded, np.int64))
+
+
 def evaluate(
     classifier: nn.Module,
     test: Split,
@@ -178,11 +191,9 @@ def evaluate(
         raise UserError(
             f"{corrupted.folder}: no image is left to evaluate once those that tuned λ are left out"
         )
-    # Excluded indices speak of the clean images too only if those are the same images in the same order.
-    same_order = aligned(corrupted, test)
-    clean = chosen if same_order else np.arange(len(test.labels))[:limit]
-    if same_order and limit is None:
-        clean = np.setdiff1d(np.arange(len(test.labels)), np.asarray(excluded, np.int64))
+    clean = clean_images(test, corrupted, excluded)[:limit]
+    if limit is not None and aligned(corrupted, test):
+        clean = chosen
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     cells = [(name, severity) for name in names for severity in SEVERITIES if severity in severities]
     progress("clean", 0, len(cells) + 1)

@@ -19,10 +19,10 @@ from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
 from rsslcli.core.data.augment import pad_images
-from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Dataset, class_balanced_subset
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.evaluation import count_correct
+from rsslcli.core.evaluation import clean_images, count_correct
 from rsslcli.core.files import replacing
 from rsslcli.core.metrics import Metrics
 from rsslcli.core.runtime import allow_tf32, derive_seed, describe_device, resolve_device
@@ -190,10 +190,7 @@ class _Run:
             torch.from_numpy(validation.labels).to(self.device),
         )
         self.trainer = Trainer(config, device_data, len(dataset.train.classes))
-        # The clean accuracy leaves the images that tune λ out, as eval-c does.
-        self.clean = np.arange(len(dataset.test.labels))
-        if corrupted is not None and aligned(corrupted, dataset.test):
-            self.clean = np.setdiff1d(self.clean, np.asarray(self.excluded, np.int64))
+        self.clean = clean_images(dataset.test, corrupted, self.excluded)
         self.checkpoint = directory / "checkpoint.pt"
         self.step = self._restore() if self.checkpoint.exists() else 0
 

@@ -37,7 +37,7 @@ def load_corrupted(dataset: Dataset, progress: Progress = silent) -> CorruptedSe
     """
     if dataset.name == EMBEDDED:
         generate_corruptions(dataset, progress=progress)
-    return open_corrupted(corrupted_folder(dataset), dataset.name)
+    return open_corrupted(dataset.corrupted_folder, dataset.name)
 
 
 def generate_corruptions(
@@ -58,7 +58,7 @@ def generate_corruptions(
     """
     from rsslcli.core.corruptions.generate import RECORD, generate_corrupted
 
-    folder, test = corrupted_folder(dataset), dataset.test
+    folder, test = dataset.corrupted_folder, dataset.test
     if limit is None and dataset.name == EMBEDDED:
         limit = EMBEDDED_LIMIT
     present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)
@@ -77,8 +77,3 @@ def generate_corruptions(
     if not any((folder / f"{name}.npy").exists() for name in CORRUPTIONS):
         return None
     return open_corrupted(folder, dataset.name)
-
-
-def corrupted_folder(dataset: Dataset) -> Path:
-    """Where the corrupted test set of a data set lives."""
-    return dataset.folder / "corrupted"

@@ -90,7 +90,7 @@ def prepare(
         place = str(source.resolve()) if source else None
         file.write(json.dumps(wanted | _checksums(dataset) | {"source": place}, indent=1).encode())
     was = present.test.checksum if present else record.get("test")
-    stale = (folder / "corrupted" / "labels.npy").is_file() and was != dataset.test.checksum
+    stale = (dataset.corrupted_folder / "labels.npy").is_file() and was != dataset.test.checksum
     return Prepared(folder, dataset, origin.kind, changed=True, stale_corruptions=stale)
 
 
@@ -98,7 +98,7 @@ def _prepare_corrupted(
     name: str, data_dir: Path, source: Path, limit: int | None, progress: Progress
 ) -> Prepared:
     dataset = load_dataset(data_dir, name)
-    folder = dataset.folder / "corrupted"
+    folder = dataset.corrupted_folder
     try:
         before = open_corrupted(folder, name).identity
     except UserError:

@@ -41,6 +41,11 @@ class Dataset:
     train: Split
     test: Split
 
+    @property
+    def corrupted_folder(self) -> Path:
+        """Where the corrupted test set lives, if it is prepared."""
+        return self.folder / "corrupted"
+
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:
     """Check the arrays, as `Split` describes them, and compute their checksum.
