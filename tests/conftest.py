@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rsslcli.core.randomness import BatchRandom
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -37,3 +39,9 @@ def labels() -> torch.Tensor:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(11)
+
+
+@pytest.fixture
+def random(generator: torch.Generator) -> BatchRandom:
+    """A source of random numbers for batches."""
+    return BatchRandom(generator)

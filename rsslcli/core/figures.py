@@ -14,6 +14,7 @@ from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.store import Split, class_balanced_subset
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import replacing
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks import build_tasks
 from rsslcli.core.tasks.base import Task
@@ -42,10 +43,10 @@ def draw_tasks(split: Split, tasks: Sequence[str], *, rows: int = 5, seed: int =
         raise UserError(f"{rows} images: expected 1 to {len(split.labels)}")
     built = build_tasks(tasks)
     originals = to_float(torch.from_numpy(split.images[_different_classes(split, rows, seed)]))
-    generator = seeded_generator(torch.device("cpu"), seed, "figure")
+    random = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure"))
     columns = {"Original": originals}
     for task in built.values():
-        columns[task.title] = _inputs(task, originals, generator)
+        columns[task.title] = _inputs(task, originals, random)
 
     width = 2 * MARGIN + len(columns) * CELL + (len(columns) - 1) * GAP
     height = 2 * MARGIN + LABEL_HEIGHT + rows * CELL + (rows - 1) * GAP
@@ -86,13 +87,13 @@ def _different_classes(split: Split, rows: int, seed: int) -> np.ndarray[tuple[i
     return np.array(chosen, np.int64)
 
 
-def _inputs(task: Task, originals: Tensor, generator: torch.Generator | None) -> Tensor:
+def _inputs(task: Task, originals: Tensor, random: BatchRandom) -> Tensor:
     """An input for every image, drawn again a few times where a random choice changed nothing."""
     rows = len(originals)
-    shown = _one_view_each(task.transform(originals, generator)[0], rows)
+    shown = _one_view_each(task.transform(originals, random)[0], rows)
     for _ in range(8):
         same = (shown == originals).flatten(1).all(1)[:, None, None, None]
-        shown = torch.where(same, _one_view_each(task.transform(originals, generator)[0], rows), shown)
+        shown = torch.where(same, _one_view_each(task.transform(originals, random)[0], rows), shown)
     return shown
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rsslcli.core.automl import MAIN, Parameters
 from rsslcli.core.networks import WideResNet, initialise, keep_running_statistics
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
 
@@ -49,21 +50,19 @@ class MultiTaskNetwork(nn.Module):
         """θaux,i by task, in the order of λ."""
         return {name: list(self.heads[name].parameters()) for name in self.tasks}
 
-    def losses(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
-    ) -> Iterator[dict[str, Tensor]]:
+    def losses(self, images: Tensor, labels: Tensor, random: BatchRandom) -> Iterator[dict[str, Tensor]]:
         """The losses L_main and L_aux,i of a batch, unweighted.
 
         Args:
             images: float (N, 3, H, W) in [0, 1].
             labels: int64 (N,).
-            generator: source of the tasks' random numbers, on the device of the images.
+            random: where the tasks' random numbers come from.
 
         Yields:
             Scalars by task ("main" for the main one), grouped by the trunk pass that they share. A group is
             made when it is asked for, so that one pass at a time is in memory.
         """
-        prepared = {name: task.transform(images, generator) for name, task in self.tasks.items()}
+        prepared = {name: task.transform(images, random) for name, task in self.tasks.items()}
         on_clean = [name for name, task in self.tasks.items() if task.clean_input]
         others = [name for name in self.tasks if name not in on_clean]
         passes = [[MAIN, *on_clean], *([name] for name in others)]

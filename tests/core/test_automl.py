@@ -16,6 +16,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.data.augment import pad_images, to_float
 from rsslcli.core.multitask import MultiTaskNetwork
 from rsslcli.core.networks import WideResNet
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import TASKS, build_tasks
 from rsslcli.core.trainer import DeviceData, Trainer
 
@@ -37,8 +38,8 @@ def textbook(
     Returns the meta-gradient, the new λ, and the gradient of the total loss at the new λ by parameter.
     """
     phi = dict(model.named_parameters())
-    generator = torch.Generator().manual_seed(11)
-    views = {name: task.transform(images, generator) for name, task in model.tasks.items()}
+    random = BatchRandom(torch.Generator().manual_seed(11))
+    views = {name: task.transform(images, random) for name, task in model.tasks.items()}
 
     def trunk(x: Tensor, psi: dict[str, Tensor]) -> Tensor:
         class Features(torch.nn.Module):
@@ -92,7 +93,7 @@ def validation(images: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
 @pytest.mark.parametrize("tasks", [FOUR, ("jigsaw",), tuple(TASKS)])
 def test_equals_double_backward(
-    mode: str, tasks: tuple[str, ...], images: Tensor, labels: Tensor, generator: torch.Generator
+    mode: str, tasks: tuple[str, ...], images: Tensor, labels: Tensor, random: BatchRandom
 ) -> None:
     lambdas = torch.linspace(0.3, 0.7, len(tasks), dtype=torch.float64)
     val = validation(images)
@@ -103,7 +104,7 @@ def test_equals_double_backward(
     model = make_model(tasks, mode)
     updated = lambdas.clone()
     automl_gradients(
-        model.losses(images, labels, generator),
+        model.losses(images, labels, random),
         model.psi(),
         model.head_parameters(),
         updated,
@@ -127,7 +128,7 @@ def test_equals_double_backward(
 
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
 def test_clamps_lambda_at_zero_and_uses_it_clamped(
-    mode: str, images: Tensor, labels: Tensor, generator: torch.Generator
+    mode: str, images: Tensor, labels: Tensor, random: BatchRandom
 ) -> None:
     """With β so large that some λ would turn negative, they stop at 0 and their tasks do not act."""
     lambdas = torch.full((4,), 0.5, dtype=torch.float64)
@@ -136,7 +137,7 @@ def test_clamps_lambda_at_zero_and_uses_it_clamped(
     model = make_model(FOUR, mode)
     beta = 4 * 0.5 / float(gradient.abs().min())
     automl_gradients(
-        model.losses(images, labels, generator),
+        model.losses(images, labels, random),
         model.psi(),
         model.head_parameters(),
         lambdas,
@@ -158,12 +159,12 @@ def test_with_beta_zero_it_is_the_plain_gradient(mode: str, images: Tensor, labe
     lambdas = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
     plain, tuned = make_model(FOUR, mode), make_model(FOUR, mode)
     losses = fixed_gradients(
-        plain.losses(images, labels, torch.Generator().manual_seed(11)),
+        plain.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
         plain.parameters(),
         dict(zip(FOUR, lambdas, strict=True)),
     )
     also = automl_gradients(
-        tuned.losses(images, labels, torch.Generator().manual_seed(11)),
+        tuned.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
         tuned.psi(),
         tuned.head_parameters(),
         lambdas,
@@ -182,14 +183,14 @@ def test_with_beta_zero_it_is_the_plain_gradient(mode: str, images: Tensor, labe
 
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
 def test_meta_step_leaves_weights_and_running_statistics(
-    mode: str, images: Tensor, labels: Tensor, generator: torch.Generator
+    mode: str, images: Tensor, labels: Tensor, random: BatchRandom
 ) -> None:
     """Only the main pass (or the joint one) touches the running statistics; nothing touches the weights."""
     model = make_model(FOUR, mode)
     reference = make_model(FOUR, mode)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     automl_gradients(
-        model.losses(images, labels, generator),
+        model.losses(images, labels, random),
         model.psi(),
         model.head_parameters(),
         torch.full((4,), 0.5, dtype=torch.float64),
@@ -198,7 +199,7 @@ def test_meta_step_leaves_weights_and_running_statistics(
         beta=BETA,
     )
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    again = torch.Generator().manual_seed(11)
+    again = BatchRandom(torch.Generator().manual_seed(11))
     if mode == "per-task":
         reference.network.features(images)
     else:

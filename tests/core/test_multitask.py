@@ -13,6 +13,7 @@ from torch import Tensor
 from rsslcli.core.automl import MAIN
 from rsslcli.core.multitask import MultiTaskNetwork
 from rsslcli.core.networks import WideResNet
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import TASKS, build_tasks
 
 MODES = ("per-task", "joint")
@@ -31,7 +32,7 @@ def collect(
 ) -> tuple[list[list[str]], dict[str, Tensor]]:
     """The groups by name, and all losses."""
     groups, losses = [], {}
-    for group in model.losses(images, labels, torch.Generator().manual_seed(seed)):
+    for group in model.losses(images, labels, BatchRandom(torch.Generator().manual_seed(seed))):
         groups.append(list(group))
         losses.update(group)
     return groups, losses
@@ -65,8 +66,8 @@ def test_groups_share_what_they_can(
 
 def separately(model: MultiTaskNetwork, images: Tensor, labels: Tensor, mode: str) -> dict[str, Tensor]:
     """The losses written out: views, features of one pass or of several, heads."""
-    generator = torch.Generator().manual_seed(11)
-    views = {name: task.transform(images, generator) for name, task in model.tasks.items()}
+    random = BatchRandom(torch.Generator().manual_seed(11))
+    views = {name: task.transform(images, random) for name, task in model.tasks.items()}
     network = model.network
     if mode == "joint":
         apart = [name for name in views if name != "ir"]
@@ -116,8 +117,8 @@ def test_running_statistics_are_updated_once(mode: str, images: Tensor, labels: 
     if mode == "per-task":
         reference.network.features(images)
     else:
-        generator = torch.Generator().manual_seed(11)
-        views = {name: task.transform(images, generator)[0] for name, task in reference.tasks.items()}
+        random = BatchRandom(torch.Generator().manual_seed(11))
+        views = {name: task.transform(images, random)[0] for name, task in reference.tasks.items()}
         del views["ir"]
         reference.network.features(torch.cat([images, *views.values()]))
     assert_equal(statistics(model), statistics(reference), 1e-12)
@@ -136,7 +137,7 @@ def test_a_pass_is_made_when_its_losses_are_asked_for(images: Tensor, labels: Te
         return features(x)
 
     model.network.features = counted  # type: ignore[method-assign]
-    groups = iter(model.losses(images, labels))
+    groups = iter(model.losses(images, labels, BatchRandom()))
     assert sizes == []
     for done in ([4], [4, 16], [4, 16, 4]):
         next(groups)

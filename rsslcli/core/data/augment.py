@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsslcli.core.randomness import BatchRandom
+
 PADDING = 4
 
 
@@ -14,24 +16,24 @@ def pad_images(images: Tensor) -> Tensor:
     return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
 
 
-def random_batch(padded: Tensor, chosen: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def random_batch(padded: Tensor, chosen: Tensor, random: BatchRandom) -> Tensor:
     """Random crop with padding 4 and horizontal flip of the chosen images (DESIGN: one batch per step).
 
     Args:
         padded: uint8 (N, H + 8, W + 8, 3) on the device, from `pad_images`.
         chosen: int64 (B,) on the same device, which images to take.
-        generator: source of the random numbers, on the same device.
+        random: where random numbers come from: a row for each of the B images.
 
     Returns:
         uint8 (B, H, W, 3), contiguous.
     """
     device, count = chosen.device, chosen.shape[0]
     height, width = padded.shape[1] - 2 * PADDING, padded.shape[2] - 2 * PADDING
-    offsets = torch.randint(2 * PADDING + 1, (2, count, 1), generator=generator, device=device)
-    flipped = torch.randint(2, (count, 1), generator=generator, device=device, dtype=torch.bool)
+    down, right = (random.integers(chosen, 2 * PADDING + 1, 1) for _ in range(2))
+    flipped = random.integers(chosen, 2, 1).bool()
     columns = torch.arange(width, device=device).expand(count, width)
-    rows = torch.arange(height, device=device) + offsets[0]
-    columns = torch.where(flipped, columns.flip(1), columns) + offsets[1]
+    rows = torch.arange(height, device=device) + down
+    columns = torch.where(flipped, columns.flip(1), columns) + right
     return padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 

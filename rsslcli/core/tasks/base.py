@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
+
+from rsslcli.core.randomness import BatchRandom
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Task(ABC):
         """The network θaux that maps trunk features (M, features) to the task's outputs (supplement A.1)."""
 
     @abstractmethod
-    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         """Derive the task from a batch.
 
         Works on any device, `meta` included, and does not wait for it.
 
         Args:
             images: float (N, 3, H, W) in [0, 1].
-            generator: source of random numbers, on the device of the images.
+            random: where random numbers come from: a row for each of the N images.
 
         Returns:
             inputs: float (M, 3, H, W) in [0, 1]. Where M = v · N, the v views of image i are i, i + N, …

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.networks import deconvolution_head
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
 BINS = 32
@@ -59,7 +60,7 @@ class Coloring(Task):
     def head(self, features: int) -> nn.Module:
         return deconvolution_head(features, 256, 128, 64, 2 * BINS)
 
-    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         ab = rgb_to_lab(images)[:, 1:]
         targets = ((ab + 128) * (BINS / 256)).long().clamp(0, BINS - 1)
         return to_grey(images), targets

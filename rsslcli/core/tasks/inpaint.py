@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.networks import deconvolution_head
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
 HOLE = 8
@@ -31,7 +31,7 @@ class Inpainting(Task):
     def head(self, features: int) -> nn.Module:
         return deconvolution_head(features, 64, 3, hidden=self.hidden).append(nn.Sigmoid())
 
-    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         top, left = (images.shape[2] - HOLE) // 2, (images.shape[3] - HOLE) // 2
         hole = (..., slice(top, top + HOLE), slice(left, left + HOLE))
         inputs = images.clone()

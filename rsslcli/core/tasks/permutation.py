@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.networks import linear_head
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
 
@@ -37,10 +38,9 @@ class PermutationTask(Task):
     def head(self, features: int) -> nn.Module:
         return linear_head(features, factorial(self.parts))
 
-    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        device, choices = images.device, factorial(self.parts)
-        targets = torch.randint(choices, (len(images),), generator=generator, device=device)
-        return self.arrange(images, orders(self.parts, device)[targets]), targets
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        targets = random.integers(images, factorial(self.parts))
+        return self.arrange(images, orders(self.parts, images.device)[targets]), targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.scale * F.cross_entropy(outputs, targets)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.networks import deconvolution_head
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
 
@@ -37,7 +38,7 @@ class ImageReconstruction(Task):
         decoder = deconvolution_head(features, 256, 128, 64, 3, hidden=self.hidden)
         return decoder.append(nn.Sigmoid()) if self.sigmoid else decoder
 
-    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         return images, images
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class ImageDeblurring(ImageReconstruction):
     title: ClassVar[str] = "Image deblurring"
     clean_input: ClassVar[bool] = False
 
-    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         return gaussian_blur(images, self.sigma), images
 
 

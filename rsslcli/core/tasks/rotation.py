@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.networks import linear_head
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
 
@@ -23,7 +24,7 @@ class Rotation(Task):
     def head(self, features: int) -> nn.Module:
         return linear_head(features, 4)
 
-    def transform(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         inputs = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
         targets = torch.arange(4, device=images.device).repeat_interleave(len(images))
         return inputs, targets

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rsslcli.core.data.augment import PADDING, pad_images, random_batch, to_float
+from rsslcli.core.randomness import BatchRandom
 
 Key = tuple[int, int, bool]
 
@@ -42,12 +43,10 @@ def test_padding_is_black(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (5, 8), (32, 32)])
-def test_every_output_is_a_crop_of_the_chosen_image(
-    shape: tuple[int, int], generator: torch.Generator
-) -> None:
+def test_every_output_is_a_crop_of_the_chosen_image(shape: tuple[int, int], random: BatchRandom) -> None:
     images = noise(5, *shape)
     chosen = torch.tensor([4, 0, 0, 2, 3, 1, 2, 2])
-    batch = random_batch(pad_images(images), chosen, generator)
+    batch = random_batch(pad_images(images), chosen, random)
     assert batch.shape == (8, *shape, 3)
     assert batch.dtype == torch.uint8
     assert batch.is_contiguous()
@@ -57,10 +56,10 @@ def test_every_output_is_a_crop_of_the_chosen_image(
         assert image.numpy().tobytes() in possible[index]
 
 
-def test_all_offsets_and_flips_are_equally_likely_and_independent(generator: torch.Generator) -> None:
+def test_all_offsets_and_flips_are_equally_likely_and_independent(random: BatchRandom) -> None:
     draws = 162 * 100
     possible = crops(noise(1)[0])
-    batch = random_batch(pad_images(noise(1)), torch.zeros(draws, dtype=torch.int64), generator)
+    batch = random_batch(pad_images(noise(1)), torch.zeros(draws, dtype=torch.int64), random)
     drawn = [possible[image.tobytes()] for image in batch.numpy()]
     counts = np.zeros((9, 9, 2))
     for key in drawn:
@@ -78,18 +77,18 @@ def test_all_offsets_and_flips_are_equally_likely_and_independent(generator: tor
 def test_a_seed_decides() -> None:
     padded, chosen, state = pad_images(noise(9)), torch.arange(9), torch.get_rng_state()
     first, again, other = (
-        random_batch(padded, chosen, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        random_batch(padded, chosen, BatchRandom(torch.Generator().manual_seed(seed))) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state), "the global random state must stay"
 
 
-def test_neither_images_nor_padding_change(generator: torch.Generator) -> None:
+def test_neither_images_nor_padding_change(random: BatchRandom) -> None:
     images = noise(4)
     padded = pad_images(images)
     before = padded.clone()
-    batch = random_batch(padded, torch.tensor([1, 1]), generator)
+    batch = random_batch(padded, torch.tensor([1, 1]), random)
     batch.zero_()
     to_float(images).zero_()
     assert torch.equal(padded, before)
@@ -98,14 +97,14 @@ def test_neither_images_nor_padding_change(generator: torch.Generator) -> None:
 
 def test_works_on_the_meta_device() -> None:
     padded = pad_images(torch.empty(7, 32, 32, 3, dtype=torch.uint8, device="meta"))
-    batch = random_batch(padded, torch.empty(5, dtype=torch.int64, device="meta"))
+    batch = random_batch(padded, torch.empty(5, dtype=torch.int64, device="meta"), BatchRandom())
     images = to_float(batch)
     assert images.device.type == "meta"
     assert images.shape == (5, 3, 32, 32)
 
 
 def test_an_empty_batch() -> None:
-    batch = random_batch(pad_images(noise(2)), torch.empty(0, dtype=torch.int64))
+    batch = random_batch(pad_images(noise(2)), torch.empty(0, dtype=torch.int64), BatchRandom())
     assert batch.shape == (0, 6, 6, 3)
     assert to_float(batch).shape == (0, 3, 6, 6)
 
@@ -129,6 +128,6 @@ def test_to_float(dtype: torch.dtype) -> None:
 def test_any_shape(count: int, height: int, width: int, seed: int) -> None:
     images = noise(count, height, width)
     chosen = torch.arange(count).flip(0)
-    batch = random_batch(pad_images(images), chosen, torch.Generator().manual_seed(seed))
+    batch = random_batch(pad_images(images), chosen, BatchRandom(torch.Generator().manual_seed(seed)))
     for index, image in zip(chosen.tolist(), batch, strict=True):
         assert image.numpy().tobytes() in crops(images[index])

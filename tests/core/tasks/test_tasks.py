@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rsslcli.core import tasks as registry
 from rsslcli.core.errors import UserError
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import TASKS, build_tasks, check_task_names
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.color import rgb_to_lab
@@ -46,7 +47,7 @@ def many(count: int, size: int = 8, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def test_rotation_makes_all_four_turns_of_every_image(images: Tensor) -> None:
-    inputs, targets = task("rotation").transform(images)
+    inputs, targets = task("rotation").transform(images, BatchRandom())
     assert targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
     originals, turned = pictures(images), pictures(inputs)
     for i in range(4):
@@ -55,7 +56,7 @@ def test_rotation_makes_all_four_turns_of_every_image(images: Tensor) -> None:
 
 
 def test_color_gives_grey_inputs_and_the_bins_of_a_and_b(images: Tensor) -> None:
-    inputs, targets = task("color").transform(images)
+    inputs, targets = task("color").transform(images, BatchRandom())
     assert (targets.dtype, targets.shape) == (torch.int64, (4, 2, 32, 32))
     for i, image in enumerate(pictures(images)):
         grey = image @ np.array([0.2989, 0.5870, 0.1140])
@@ -72,7 +73,7 @@ def test_color_gives_grey_inputs_and_the_bins_of_a_and_b(images: Tensor) -> None
 
 
 def test_reconstruction_takes_the_images_as_they_are(images: Tensor) -> None:
-    inputs, targets = task("ir").transform(images)
+    inputs, targets = task("ir").transform(images, BatchRandom())
     assert inputs is images
     assert targets is images
     assert task("ir").clean_input
@@ -81,7 +82,7 @@ def test_reconstruction_takes_the_images_as_they_are(images: Tensor) -> None:
 
 @pytest.mark.parametrize("sigma", [7 / 255, 0.4, 1.5, 2.0, 5.3])
 def test_deblurring_blurs_as_scipy_does(sigma: float, images: Tensor) -> None:
-    inputs, targets = task("bir", sigma=sigma).transform(images)
+    inputs, targets = task("bir", sigma=sigma).transform(images, BatchRandom())
     assert torch.equal(targets, images)
     for i in range(4):
         for channel in range(3):
@@ -103,7 +104,7 @@ def test_blur_of_any_size_even_where_the_kernel_is_wider_than_the_image(
 
 
 def test_inpainting_whitens_the_central_8x8(images: Tensor) -> None:
-    inputs, targets = task("inpaint").transform(images)
+    inputs, targets = task("inpaint").transform(images, BatchRandom())
     assert targets.shape == (4, 3, 8, 8)
     for i in range(4):
         for y in range(32):
@@ -115,9 +116,9 @@ def test_inpainting_whitens_the_central_8x8(images: Tensor) -> None:
                     assert torch.equal(inputs[i, :, y, x], images[i, :, y, x])
 
 
-def test_color_channel_guessing_is_undone_by_its_target(generator: torch.Generator) -> None:
+def test_color_channel_guessing_is_undone_by_its_target(random: BatchRandom) -> None:
     images = many(40)
-    inputs, targets = task("rgb").transform(images, generator)
+    inputs, targets = task("rgb").transform(images, random)
     orders = list(permutations(range(3)))
     for image, shuffled, target in zip(images, inputs, targets.tolist(), strict=True):
         for channel in range(3):
@@ -131,9 +132,11 @@ def quarters(image: Array) -> list[Array]:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 10)])
-def test_jigsaw_is_undone_by_its_target(shape: tuple[int, int], generator: torch.Generator) -> None:
+def test_jigsaw_is_undone_by_its_target(
+    shape: tuple[int, int], generator: torch.Generator, random: BatchRandom
+) -> None:
     images = torch.rand(200, 3, *shape, generator=generator)
-    inputs, targets = task("jigsaw").transform(images, generator)
+    inputs, targets = task("jigsaw").transform(images, random)
     orders = list(permutations(range(4)))
     for image, shuffled, target in zip(pictures(images), pictures(inputs), targets.tolist(), strict=True):
         for place, quarter in enumerate(orders[target]):
@@ -142,8 +145,8 @@ def test_jigsaw_is_undone_by_its_target(shape: tuple[int, int], generator: torch
 
 
 @pytest.mark.parametrize(("name", "count"), [("rgb", 6), ("jigsaw", 24)])
-def test_all_orders_are_equally_likely(name: str, count: int, generator: torch.Generator) -> None:
-    _, targets = task(name).transform(many(24_000, 2), generator)
+def test_all_orders_are_equally_likely(name: str, count: int, random: BatchRandom) -> None:
+    _, targets = task(name).transform(many(24_000, 2), random)
     expected = 24_000 / count
     chi_squared = float(((targets.bincount(minlength=count) - expected) ** 2 / expected).sum())
     assert chi_squared < count - 1 + 5 * (2 * (count - 1)) ** 0.5
@@ -174,7 +177,7 @@ def test_lab_and_its_bins(rgb: Array) -> None:
     assert lab.dtype == torch.float32
     expected = rgb2lab(rgb.astype(np.float64)[None])[0]
     np.testing.assert_allclose(lab[0, :, 0].T.numpy(), expected, rtol=0, atol=1e-3)
-    _, targets = task("color").transform(images)
+    _, targets = task("color").transform(images, BatchRandom())
     assert 0 <= int(targets.min()) <= int(targets.max()) <= 31
     position = (expected[:, 1:] + 128) / 8
     inside = np.abs(position - np.round(position)) > 1e-3 / 8
@@ -247,7 +250,7 @@ def test_inputs_are_images_of_the_same_kind_and_the_originals_stay(name: str) ->
     rounded = torch.randint(2, (5, 3, 32, 32), generator=torch.Generator().manual_seed(3)).float()
     for images in (many(5, 32), rounded, torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32)):
         before = images.clone()
-        inputs, targets = task(name).transform(images, torch.Generator().manual_seed(0))
+        inputs, targets = task(name).transform(images, BatchRandom(torch.Generator().manual_seed(0)))
         assert torch.equal(images, before)
         assert inputs.dtype == images.dtype
         assert inputs.shape[1:] == images.shape[1:]
@@ -264,7 +267,7 @@ def test_inputs_are_images_of_the_same_kind_and_the_originals_stay(name: str) ->
 def test_a_generator_decides_everything(name: str) -> None:
     images, state = many(30), torch.get_rng_state()
     first, again, other = (
-        task(name).transform(images, torch.Generator().manual_seed(seed)) for seed in (4, 4, 5)
+        task(name).transform(images, BatchRandom(torch.Generator().manual_seed(seed))) for seed in (4, 4, 5)
     )
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -275,7 +278,7 @@ def test_a_generator_decides_everything(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_gradients_reach_the_features_and_the_whole_head(name: str) -> None:
     torch.manual_seed(0)
-    inputs, targets = task(name).transform(many(4, 32), torch.Generator().manual_seed(0))
+    inputs, targets = task(name).transform(many(4, 32), BatchRandom(torch.Generator().manual_seed(0)))
     features = torch.randn(len(inputs), 32, requires_grad=True)
     head = task(name).head(32)
     loss = task(name).loss(head(features), targets)
@@ -293,7 +296,7 @@ def test_gradients_reach_the_features_and_the_whole_head(name: str) -> None:
 def test_works_on_the_meta_device(name: str) -> None:
     """Nothing in a transform or a loss waits for the device or brings a CPU tensor in."""
     built = task(name)
-    inputs, targets = built.transform(torch.empty(4, 3, 32, 32, device="meta"))
+    inputs, targets = built.transform(torch.empty(4, 3, 32, 32, device="meta"), BatchRandom())
     loss = built.loss(built.head(16).to("meta")(torch.empty(len(inputs), 16, device="meta")), targets)
     assert loss.device.type == inputs.device.type == targets.device.type == "meta"
 
@@ -302,7 +305,7 @@ def test_works_on_the_meta_device(name: str) -> None:
 def test_float64_and_channels_last_give_the_same(name: str) -> None:
     images = many(6, 32, torch.float64)
     plain, last, single = (
-        task(name).transform(x, torch.Generator().manual_seed(0))
+        task(name).transform(x, BatchRandom(torch.Generator().manual_seed(0)))
         for x in (images, images.to(memory_format=torch.channels_last), images.float())
     )
     torch.testing.assert_close(last[0], plain[0], rtol=1e-12, atol=1e-12)

@@ -1,0 +1,47 @@
+"""Random numbers for the images of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BatchRandom:
+    """Random numbers for a batch of images: each method gives a row per image, on the images' device.
+
+    Where ranks share a batch, each draws the numbers of the whole batch and keeps those of its own images, so
+    that what an image gets does not depend on the number of ranks.
+
+    Attributes:
+        generator: their source, on the device of the images; None is torch's own.
+        batch: how many images the whole batch has; None where these images are all of it.
+        part: which of them the images are.
+    """
+
+    generator: torch.Generator | None = None
+    batch: int | None = None
+    part: slice = field(default_factory=lambda: slice(None))
+
+    def integers(self, images: Tensor, high: int, *shape: int) -> Tensor:
+        """int64 (N, *shape) from 0 to high − 1."""
+        return torch.randint(high, self._all(images, shape), generator=self.generator, device=images.device)[
+            self.part
+        ]
+
+    def uniform(self, images: Tensor, *shape: int) -> Tensor:
+        """(N, *shape) of the images' dtype, uniform in [0, 1)."""
+        return torch.rand(
+            self._all(images, shape), generator=self.generator, device=images.device, dtype=images.dtype
+        )[self.part]
+
+    def normal(self, images: Tensor, *shape: int) -> Tensor:
+        """(N, *shape) of the images' dtype, standard normal."""
+        return torch.randn(
+            self._all(images, shape), generator=self.generator, device=images.device, dtype=images.dtype
+        )[self.part]
+
+    def _all(self, images: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (len(images) if self.batch is None else self.batch, *shape)

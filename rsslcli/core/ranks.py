@@ -1,0 +1,118 @@
+"""The processes that share a run: `torchrun` starts them, each takes a part of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rsslcli.core.errors import RsslError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process, and how many there are. One that is alone, the default, exchanges nothing.
+
+    What a step leaves behind is the same on every rank to the last bit: each of the sums below is.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files and speaks."""
+        return self.rank == 0
+
+    def part(self, size: int) -> slice:
+        """Which of `size` things this rank takes: the parts differ by one at most."""
+        return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
+
+    def share(self, size: int) -> float:
+        """The weight of the mean over this rank's part in the mean over all `size` things."""
+        part = self.part(size)
+        return float(part.stop - part.start) / size
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' tensors, in place and on every rank. The host does not wait for CUDA."""
+        if self.count > 1:
+            with _others_may_end():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def sum_together(self, tensors: Sequence[Tensor]) -> None:
+        """`sum` of each of these tensors of one dtype, in one exchange."""
+        if self.count == 1:
+            return
+        flat = self.sum(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. The hosts wait for each other, not for CUDA."""
+        return bool(self.sum(torch.tensor(int(flag)))) if self.count > 1 else flag
+
+    def agree(self, text: str) -> str:
+        """What the first rank says, on every rank."""
+        if self.count == 1:
+            return text
+        box = [text]
+        with _others_may_end():
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first rank runs the block while the others wait; then they do, and find its files there."""
+        if not self.first:
+            self.any(False)
+        yield
+        if self.first:
+            self.any(False)
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Within this context, this process is one of the ranks that `torchrun` started; alone where it did not.
+
+    Raises:
+        RsslError: the ranks do not find each other.
+    """
+    if not under_torchrun():
+        yield Ranks()
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        # Tensors of either device may be summed: gradients on CUDA, counts and flags of the host without it.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise RsslError(f"the ranks do not find each other: {str(error).splitlines()[0]}") from None
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def under_torchrun() -> bool:
+    """Whether `torchrun` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def _others_may_end() -> Iterator[None]:
+    """Say what it means when an exchange fails: torch's own message names sockets."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RsslError(
+            f"another rank of this job ended ({str(error).splitlines()[0][:120]}): "
+            "see its message; --resume goes on from the last checkpoint"
+        ) from None
