@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from rsslcli import __version__
+from rsslcli.commands.console import SPEAKS
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.prepare_data import prepare_data
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
 from rsslcli.commands.visualize_tasks import visualize_tasks
-from rsslcli.core.errors import RsslError
+from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError
 
 app = typer.Typer(
     name="rssl",
@@ -52,6 +53,8 @@ def main() -> None:
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except RsslError as error:
+        if not SPEAKS and isinstance(error, UserError | InterruptedTrainingError | LostRankError):
+            sys.exit(error.exit_code)  # the first rank says the same
         _fail(str(error), error.exit_code)
     except _UsageError as error:
         context = getattr(error, "ctx", None)

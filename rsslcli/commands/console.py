@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.errors import UserError
 from rsslcli.core.progress import Progress as ProgressCallback
 
+#: Whether this process speaks: of those that `torchrun` starts, only the first one does.
+SPEAKS = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 #: Results go to stdout, all that accompanies them to stderr.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, quiet=not SPEAKS)
+err = Console(stderr=True, highlight=False, quiet=not SPEAKS)
 
 DataDir = Annotated[
     Path, typer.Option(envvar="RSSL_DATA_DIR", help="Where prepared data sets live.", show_default=True)
@@ -42,7 +45,7 @@ def progress_bar() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
         console=err,
         transient=True,
-        disable=not err.is_terminal,
+        disable=not (err.is_terminal and SPEAKS),
     ) as bar:
         task = bar.add_task("", total=None)
 

@@ -61,18 +61,21 @@ def eval_c(
     from rsslcli.core.checkpoint import checkpoint_path, load_checkpoint, load_classifier
     from rsslcli.core.data.loading import load, load_corrupted
     from rsslcli.core.evaluation import evaluate
-    from rsslcli.core.runtime import resolve_device
+    from rsslcli.core.ranks import join_ranks
+    from rsslcli.core.runtime import keep_freed_memory, resolve_device
 
     network, trained = load_classifier(checkpoint)
     excluded = set(trained.excluded if trained else ())
     if same_images_as is not None:
         excluded |= set(load_checkpoint(same_images_as).excluded)
+    keep_freed_memory()
     target = resolve_device(device or "auto")
     name = dataset or (trained.config.dataset if trained else "cifar10")
     path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
-    with progress_bar() as progress:
-        data = load(name, data_dir, progress)
-        corrupted = load_corrupted(data, progress)
+    with join_ranks(target) as ranks, progress_bar() as progress:
+        with ranks.first_alone():
+            data = load(name, data_dir, progress)
+            corrupted = load_corrupted(data, progress)
         if trained and trained.excluded and trained.validation_data != corrupted.identity:
             err.print(
                 f"note: λ was tuned on another corrupted set than {corrupted.folder}; "
@@ -91,7 +94,10 @@ def eval_c(
             partial=path.with_name(path.name + ".partial") if path else None,
             about={"checkpoint": str(checkpoint), "dataset": name},
             progress=progress,
+            ranks=ranks,
         )
+    if not ranks.first:
+        return
     out.print(result_table(result, f"{checkpoint} on corrupted {name}: accuracy in %"))
     out.print(_summary(result), soft_wrap=True)
     if path is not None:

@@ -43,6 +43,7 @@ def train_automl(
     seed: options.Seed = None,
     device: Device = None,
     precision: options.Precision = None,
+    compile: options.Compile = None,
     resume: options.Resume = False,
 ) -> None:
     """Train with several self-supervision tasks whose weights λ tune themselves.

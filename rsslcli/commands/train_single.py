@@ -32,6 +32,7 @@ def train_single(
     seed: options.Seed = None,
     device: Device = None,
     precision: options.Precision = None,
+    compile: options.Compile = None,
     resume: options.Resume = False,
 ) -> None:
     """Train with one self-supervision task at a fixed weight, or with none.

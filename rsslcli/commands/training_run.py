@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsslcli.commands.console import err, out, percent, progress_bar, stop_on_signal
+from rsslcli.commands.console import SPEAKS, err, out, percent, progress_bar, stop_on_signal
 from rsslcli.core.config import Config, make_config
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import InterruptedTrainingError, UserError
 
 if TYPE_CHECKING:
     from rsslcli.core.training import Event, TrainingResult
@@ -40,6 +41,9 @@ BatchNorm = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
 Precision = Annotated[str | None, typer.Option(help="float32, tf32 or bfloat16.")]
+Compile = Annotated[
+    bool | None, typer.Option("--compile", help="Compile the network with torch.compile before it trains.")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --output, with its own options.")
 ]
@@ -61,33 +65,39 @@ def run_training(
     if single and len(config.tasks) > 1:
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
     from rsslcli.core.data.loading import load, load_corrupted
-    from rsslcli.core.training import InterruptedTrainingError, train
+    from rsslcli.core.ranks import join_ranks
+    from rsslcli.core.runtime import keep_freed_memory, resolve_device
+    from rsslcli.core.training import train
 
-    with progress_bar() as progress:
-        dataset = load(config.dataset, given["data_dir"], progress)
-        corrupted = load_corrupted(dataset, progress) if config.automl else None
-    view = TrainingView(config)
-    with view, stop_on_signal() as received:
-        try:
-            result = train(
-                config,
-                directory,
-                dataset,
-                corrupted,
-                resume=given["resume"],
-                on_event=view,
-                should_stop=lambda: bool(received),
-            )
-        except InterruptedTrainingError as stopped:
-            stopped.exit_code = 128 + received[0]
-            raise
+    keep_freed_memory()
+    with join_ranks(resolve_device(config.device)) as ranks:
+        with progress_bar() as progress, ranks.first_alone():
+            dataset = load(config.dataset, given["data_dir"], progress)
+            corrupted = load_corrupted(dataset, progress) if config.automl else None
+        view = TrainingView(config)
+        with view, stop_on_signal() as received:
+            try:
+                result = train(
+                    config,
+                    Path(ranks.agree(str(directory))),
+                    dataset,
+                    corrupted,
+                    resume=given["resume"],
+                    on_event=view,
+                    should_stop=lambda: bool(received),
+                    ranks=ranks,
+                )
+            except InterruptedTrainingError as stopped:
+                # Another rank may be the one that was told to stop.
+                stopped.exit_code = 128 + (received[0] if received else signal.SIGTERM)
+                raise
     view.summary(result)
 
 
 #: Options of the commands that are options of the configuration by the same name.
 _CONFIG_OPTIONS = (
     "dataset", "epochs", "train_size", "depth", "width", "batch_size", "lr", "initial_lambda", "meta_lr",
-    "warmup_epochs", "validation_corruptions", "batch_norm", "seed", "device", "precision",
+    "warmup_epochs", "validation_corruptions", "batch_norm", "seed", "device", "precision", "compile",
 )  # fmt: skip
 
 
@@ -132,7 +142,7 @@ class TrainingView:
             TextColumn("{task.fields[values]}"),
             console=err,
             transient=True,
-            disable=not err.is_terminal,
+            disable=not (err.is_terminal and SPEAKS),
         )
 
     def __enter__(self) -> TrainingView:
@@ -144,7 +154,7 @@ class TrainingView:
 
     def __call__(self, event: Event) -> None:
         """Show what the engine tells."""
-        from rsslcli.core.training import EpochDone, Started
+        from rsslcli.core.training import EpochDone, Noticed, Started
 
         if isinstance(event, Started):
             self._task = self._bar.add_task("", total=event.steps, completed=event.step, values="")
@@ -158,6 +168,8 @@ class TrainingView:
             )
         elif isinstance(event, EpochDone):
             err.print(self._epoch_line(event.record), soft_wrap=True)
+        elif isinstance(event, Noticed):
+            err.print(f"note: {event.text}", soft_wrap=True)
         else:
             self._latest = event.record
             values = f"loss {event.record['loss/main']:.3f}  {self._lambdas()}"

@@ -15,10 +15,28 @@ class UserError(RsslError):
     exit_code = 2
 
 
+class InterruptedTrainingError(RsslError):
+    """Training stopped because it was asked to, with everything saved."""
+
+
+class DivergedError(RsslError):
+    """A loss, a λ or a weight is not a finite number."""
+
+
+class LostRankError(RsslError):
+    """Another process of this job ended, and this one cannot go on without it."""
+
+
 def quoted(value: object) -> str:
     """A value as messages show it: on one short line, whatever a file held in its place."""
     if isinstance(value, list | tuple | set | Mapping):
         return f"a {type(value).__name__}"  # which may hold itself
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"  # which Python refuses to print
-    return repr(value[:60] if isinstance(value, str | bytes) else value)[:300]
+    return one_line(repr(value[:60] if isinstance(value, str | bytes) else value), 300)
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """Text from outside as messages show it: one short line without control characters."""
+    line = " ".join(str(text).split())[:limit]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

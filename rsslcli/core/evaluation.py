@@ -21,8 +21,10 @@ from rsslcli.core.data.store import Split
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
+from rsslcli.core.ranks import Ranks
 
-BATCH_SIZE = 500
+#: Images per forward pass. On the CPU small ones, whose activations stay in its caches (docs/performance.md).
+BATCH_SIZE = {"cpu": 100, "cuda": 500}
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ def count_correct(
         chosen: indices of the images to take; all by default.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
+    size = BATCH_SIZE[device.type]
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for start in range(0, len(chosen), BATCH_SIZE):
-        batch = chosen[start : start + BATCH_SIZE]
+    for start in range(0, len(chosen), size):
+        batch = chosen[start : start + size]
         x = to_float(torch.from_numpy(images[batch]).to(device))
         y = torch.from_numpy(labels[batch]).to(device)
         correct += (classifier(x).argmax(1) == y).sum()
@@ -161,6 +164,7 @@ def evaluate(
     partial: Path | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate a classifier on a test set and its corrupted versions.
 
@@ -178,6 +182,8 @@ def evaluate(
             cells are not evaluated again; it is removed in the end.
         about: what the result shall say of its origin, such as the checkpoint's name.
         progress: told after every cell.
+        ranks: the processes that evaluate together, a cell each at a time. Each gets the result; the first
+            one writes `partial`.
 
     Raises:
         UserError: nothing is left to evaluate, or a corruption is not in the set.
@@ -195,23 +201,39 @@ def evaluate(
     if limit is not None and aligned(corrupted, test):
         clean = chosen
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
-    cells = [(name, severity) for name in names for severity in SEVERITIES if severity in severities]
-    progress("clean", 0, len(cells) + 1)
-    clean_accuracy = count_correct(classifier, test.images, test.labels, device, clean) / len(clean)
-    counts = _Counts(partial, _fingerprint(classifier, corrupted.identity, chosen))
-    accuracy: dict[str, list[float | None]] = {name: [None] * len(SEVERITIES) for name in names}
-    for done, (name, severity) in enumerate(cells, start=1):
-        progress(name, done, len(cells) + 1)
-        correct = counts.known.get(f"{name}/{severity}")
-        if correct is None:
-            images = corrupted.cell(name, severity)
-            correct = count_correct(classifier, images, corrupted.labels, device, chosen)
-            counts.add(f"{name}/{severity}", correct)
-        accuracy[name][severity - 1] = correct / len(chosen)
-    progress("done", len(cells) + 1, len(cells) + 1)
+    cells = [
+        _CLEAN,
+        *((name, severity) for name in names for severity in SEVERITIES if severity in severities),
+    ]
+
+    def count(name: str, severity: int) -> int:
+        if (name, severity) == _CLEAN:
+            return count_correct(classifier, test.images, test.labels, device, clean)
+        return count_correct(classifier, corrupted.cell(name, severity), corrupted.labels, device, chosen)
+
+    ranks = ranks or Ranks()
+    fingerprint = _fingerprint(classifier, test.checksum + corrupted.identity, [clean, chosen])
+    counts = _Counts(partial if ranks.first else None, fingerprint)
+    counts.known = json.loads(ranks.agree(json.dumps(counts.known)))
+    remaining = [cell for cell in cells if _key(*cell) not in counts.known]
+    for start in range(0, len(remaining), ranks.count):
+        progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
+        at_once = remaining[start : start + ranks.count]
+        found = torch.zeros(len(at_once), dtype=torch.int64)
+        if ranks.rank < len(at_once):
+            found[ranks.rank] = count(*at_once[ranks.rank])
+        counts.add({_key(*cell): n for cell, n in zip(at_once, ranks.sum(found).tolist(), strict=True)})
+    progress("done", len(cells), len(cells))
     counts.remove()
+    accuracy: dict[str, list[float | None]] = {
+        name: [
+            counts.known[_key(name, severity)] / len(chosen) if severity in severities else None
+            for severity in SEVERITIES
+        ]
+        for name in names
+    }
     return Evaluation(
-        clean_accuracy=clean_accuracy,
+        clean_accuracy=counts.known[_key(*_CLEAN)] / len(clean),
         clean_images=len(clean),
         accuracy=accuracy,
         images=len(chosen),
@@ -235,8 +257,8 @@ class _Counts:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # damaged: evaluate anew
 
-    def add(self, cell: str, correct: int) -> None:
-        self.known[cell] = correct
+    def add(self, correct: Mapping[str, int]) -> None:
+        self.known |= correct
         if self.path is not None:
             with replacing(self.path) as file:
                 file.write(json.dumps({"fingerprint": self.fingerprint, "correct": self.known}).encode())
@@ -246,10 +268,20 @@ class _Counts:
             self.path.unlink(missing_ok=True)
 
 
-def _fingerprint(classifier: nn.Module, data: str, chosen: npt.NDArray[np.int64]) -> str:
+#: The clean test set, among the cells.
+_CLEAN = ("clean", 0)
+
+
+def _key(name: str, severity: int) -> str:
+    """What a cell is called in the file of counts."""
+    return f"{name}/{severity}"
+
+
+def _fingerprint(classifier: nn.Module, data: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
     """What tells one evaluation from another: the weights, the images, and which of them."""
     digest = hashlib.sha256(data.encode())
-    digest.update(chosen.astype("<i8").tobytes())
+    for indices in chosen:
+        digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())
     for name, value in classifier.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

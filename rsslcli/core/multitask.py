@@ -24,6 +24,7 @@ class MultiTaskNetwork(nn.Module):
         batch_norm: "per-task": each task's inputs pass the trunk on their own, and only the main pass
             updates the running statistics. "joint": all inputs share one pass and its statistics.
         autocast: run trunk and heads under bfloat16 autocast.
+        compile: compile trunk and heads, when they first run.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class MultiTaskNetwork(nn.Module):
         *,
         batch_norm: str = "per-task",
         autocast: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -41,10 +43,23 @@ class MultiTaskNetwork(nn.Module):
         self.autocast = autocast
         self.heads = nn.ModuleDict({name: task.head(network.feature_width) for name, task in tasks.items()})
         initialise(self.heads)
+        self._features: Callable[[Tensor], Tensor] = network.features
+        if compile:
+            # A backward pass of a compiled function frees its inputs unless told that another may follow, as
+            # it does where losses share a pass.
+            torch._functorch.config.donated_buffer = False
+            self._features = torch.compile(network.features, dynamic=False)
+            for head in self.heads.values():
+                head.compile(dynamic=False)
 
     def psi(self) -> dict[str, nn.Parameter]:
-        """ψ = (θc, θmain), by the names of the WideResNet."""
-        return dict(self.network.named_parameters())
+        """ψ = (θc, θmain), by name."""
+        return {name: p for name, p in self.named_parameters() if name.startswith("network.")}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images (N, 3, H, W) in [0, 1] → class scores (N, classes)."""
+        scores: Tensor = self.network.fc(self._features(images))
+        return scores
 
     def head_parameters(self) -> dict[str, list[nn.Parameter]]:
         """θaux,i by task, in the order of λ."""
@@ -70,7 +85,7 @@ class MultiTaskNetwork(nn.Module):
         targets = {MAIN: labels} | {name: target for name, (_, target) in prepared.items()}
         if self.batch_norm == "joint":
             with self._precision(images):
-                joint = self.network.features(torch.cat(inputs))
+                joint = self._features(torch.cat(inputs))
             parts = torch.split(joint, [len(x) for x in inputs])
             yield {
                 name: self._loss(name, part, targets[name])
@@ -81,10 +96,10 @@ class MultiTaskNetwork(nn.Module):
         for names, x in zip(passes, inputs, strict=True):
             with self._precision(x):
                 if names[0] == MAIN:
-                    features = self.network.features(x)
+                    features = self._features(x)
                 else:
                     with keep_running_statistics(self.network):
-                        features = self.network.features(x)
+                        features = self._features(x)
             yield {name: self._loss(name, features, targets[name]) for name in names}
 
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
@@ -95,7 +110,7 @@ class MultiTaskNetwork(nn.Module):
 
         def loss(psi: Parameters) -> Tensor:
             with self._precision(images), keep_running_statistics(self.network):
-                scores = torch.func.functional_call(self.network, dict(psi), (images,))
+                scores = torch.func.functional_call(self, dict(psi), (images,))
             return F.cross_entropy(scores.float() if self.autocast else scores, labels)
 
         return loss

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rsslcli.core.errors import RsslError
+from rsslcli.core.errors import LostRankError, RsslError, UserError
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,24 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks() -> Iterator[Ranks]:
+def join_ranks(device: torch.device) -> Iterator[Ranks]:
     """Within this context, this process is one of the ranks that `torchrun` started; alone where it did not.
 
+    Each of them computes on the CPU, or on a GPU of its own, which becomes the current one.
+
     Raises:
+        UserError: there are more ranks on this machine than GPUs.
         RsslError: the ranks do not find each other.
     """
-    if not under_torchrun():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Ranks()
         return
-    cuda = torch.cuda.is_available()
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise UserError(f"--nproc-per-node: each rank takes a GPU, and this machine has {gpus}")
+        torch.cuda.set_device(local)
     try:
         # Tensors of either device may be summed: gradients on CUDA, counts and flags of the host without it.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
@@ -101,18 +107,12 @@ def join_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def under_torchrun() -> bool:
-    """Whether `torchrun` started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 @contextmanager
 def _others_may_end() -> Iterator[None]:
     """Say what it means when an exchange fails: torch's own message names sockets."""
     try:
         yield
     except RuntimeError as error:
-        raise RsslError(
-            f"another rank of this job ended ({str(error).splitlines()[0][:120]}): "
-            "see its message; --resume goes on from the last checkpoint"
+        raise LostRankError(
+            f"another rank of this job ended: see its message ({str(error).splitlines()[0][:100]})"
         ) from None

@@ -64,7 +64,11 @@ class Trainer:
             torch.manual_seed(derive_seed(config.seed, "weights"))
             network = WideResNet(config.depth, config.width, classes)
             model = MultiTaskNetwork(
-                network, tasks, batch_norm=config.batch_norm, autocast=config.precision == "bfloat16"
+                network,
+                tasks,
+                batch_norm=config.batch_norm,
+                autocast=config.precision == "bfloat16",
+                compile=config.compile,
             )
         # Channels-last is the faster layout for convolutions, on the CPU as on CUDA.
         self.model = model.to(self.device).to(memory_format=torch.channels_last)

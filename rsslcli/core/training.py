@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,10 +22,12 @@ from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Dataset, class_balanced_subset
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.evaluation import clean_images, count_correct
 from rsslcli.core.files import replacing
+from rsslcli.core.locks import locked
 from rsslcli.core.metrics import Metrics
+from rsslcli.core.ranks import Ranks
 from rsslcli.core.runtime import allow_tf32, derive_seed, describe_device, resolve_device
 from rsslcli.core.trainer import DeviceData, Trainer
 
@@ -60,11 +63,14 @@ class EpochDone:
     record: Mapping[str, Any]
 
 
-Event = Started | StepsDone | EpochDone
+@dataclass(frozen=True)
+class Noticed:
+    """Something that a person should know about the run, in one line."""
+
+    text: str
 
 
-class InterruptedTrainingError(RsslError):
-    """Training stopped because it was asked to, with everything saved."""
+Event = Started | StepsDone | EpochDone | Noticed
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ def train(
     resume: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> TrainingResult:
     """Train a network into a run directory: configuration, metrics, log and checkpoint.
 
@@ -143,18 +150,26 @@ def train(
         resume: go on from the directory's checkpoint; from the start where it has none yet.
         on_event: told what happens.
         should_stop: asked after every step; if true, the run is saved and the training stops.
+        ranks: the processes that train this run together, from `join_ranks`. Each calls this function; the
+            first one writes the files and tells what happens.
 
     Raises:
-        UserError: the directory holds a run already and `resume` is false, or data does not fit.
-        InterruptedTrainingError: `should_stop` said so.
-        RsslError: a file cannot be written, or training diverged.
+        UserError: the directory holds a run already and `resume` is false, another process is writing it,
+            or data does not fit.
+        InterruptedTrainingError: `should_stop` said so, on any rank.
+        DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
+        RsslError: a file cannot be written.
     """
     if (directory / "checkpoint.pt").exists() and not resume:
         raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
-    with _Run(config, directory, dataset, corrupted, on_event, should_stop) as run:
-        for epoch in range(run.step // run.trainer.steps_per_epoch, config.epochs):
-            run.train_epoch(epoch)
-            run.finish_epoch(epoch)
+    with _Run(config, directory, dataset, corrupted, on_event, should_stop, ranks or Ranks()) as run:
+        try:
+            for epoch in range(run.step // run.trainer.steps_per_epoch, config.epochs):
+                run.train_epoch(epoch)
+                run.finish_epoch(epoch)
+        except DivergedError as error:
+            run.note(str(error))
+            raise DivergedError(f"{error}. {run.last_good()}") from None
         return run.result()
 
 
@@ -169,9 +184,11 @@ class _Run:
         corrupted: CorruptedSet | None,
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
+        ranks: Ranks,
     ) -> None:
-        self.config, self.directory, self.dataset = config, directory, dataset
-        self.on_event, self.should_stop = on_event, should_stop
+        self.config, self.directory, self.dataset, self.ranks = config, directory, dataset, ranks
+        self.on_event = on_event if ranks.first else lambda event: None
+        self.should_stop: Callable[[], bool] = lambda: ranks.any(should_stop())
         self.began = self.saved = time.perf_counter()
         self.device = resolve_device(config.device)
         allow_tf32(config.precision != "float32")
@@ -189,23 +206,30 @@ class _Run:
             torch.from_numpy(validation.images).to(self.device),
             torch.from_numpy(validation.labels).to(self.device),
         )
-        self.trainer = Trainer(config, device_data, len(dataset.train.classes))
+        self.trainer = Trainer(config, device_data, len(dataset.train.classes), ranks)
         self.clean = clean_images(dataset.test, corrupted, self.excluded)
         self.checkpoint = directory / "checkpoint.pt"
         self.step = self._restore() if self.checkpoint.exists() else 0
+        self.saved_step = self.step
+        self.reported_zero = False
 
     def __enter__(self) -> _Run:
         config, trainer, device = self.config, self.trainer, describe_device(self.device)
         with ExitStack() as stack:
-            with replacing(self.directory / "config.yaml") as file:
-                file.write(config.to_yaml().encode())
-            self.metrics = stack.enter_context(Metrics(self.directory / "metrics.jsonl", self.step))
-            self.log = stack.enter_context((self.directory / "log.txt").open("a", encoding="utf-8"))
+            metrics, log = None, Path(os.devnull)
+            if self.ranks.first:
+                stack.enter_context(locked(self.directory))
+                with replacing(self.directory / "config.yaml") as file:
+                    file.write(config.to_yaml().encode())
+                metrics, log = self.directory / "metrics.jsonl", self.directory / "log.txt"
+            self.metrics = stack.enter_context(Metrics(metrics, self.step))
+            self.log = stack.enter_context(log.open("ab", buffering=0))
             self._files = stack.pop_all()
         images, validation = len(trainer.data.labels), len(trainer.data.validation_labels)
         self.note(
             f"rssl {__version__}, torch {torch.__version__}, {device}: {config.name} on {self.dataset.name}, "
             f"{images} images, {validation} to tune λ, steps {self.step} to {trainer.steps}"
+            + (f", {self.ranks.count} ranks" if self.ranks.count > 1 else "")
         )
         self.on_event(
             Started(
@@ -255,11 +279,12 @@ class _Run:
         trainer, test = self.trainer, self.dataset.test
         seconds = time.perf_counter() - self.epoch_began
         trainer.model.eval()
-        correct = count_correct(trainer.model.network, test.images, test.labels, self.device, self.clean)
+        own = self.clean[self.ranks.part(len(self.clean))]
+        correct = count_correct(trainer.model.network, test.images, test.labels, self.device, own)
         record = {
             "step": self.step,
             "epoch": epoch + 1,
-            "clean_accuracy": correct / len(self.clean),
+            "clean_accuracy": int(self.ranks.sum(torch.tensor(correct))) / len(self.clean),
             "images_per_second": round(self.epoch_steps * self.config.batch_size / seconds, 2),
             "seconds": round(seconds, 3),
         }
@@ -267,6 +292,7 @@ class _Run:
         self.save()
         self.note(f"epoch {epoch + 1}: clean accuracy {record['clean_accuracy']:.4f}")
         self.on_event(EpochDone(record))
+        self._report_zero()
         if self.step < trainer.steps and self.should_stop():
             self.stop()
 
@@ -288,14 +314,23 @@ class _Run:
     def note(self, text: str) -> None:
         """Add a line to the log."""
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.log.write(f"{now} {text}\n")
-        self.log.flush()
+        try:
+            self.log.write(f"{now} {text}\n".encode())
+        except OSError as error:
+            raise RsslError(f"cannot write {self.directory / 'log.txt'}: {error.strerror}") from None
 
     def save(self) -> None:
         """Write the checkpoint; the metrics up to it are on disk before it is."""
         self.metrics.flush()
         self.metrics.sync()
         trainer = self.trainer
+        for name, value in trainer.model.state_dict().items():
+            if not value.isfinite().all():
+                raise DivergedError(
+                    f"training diverged by step {self.step}: {name} is not finite; lower --lr"
+                )
+        if not self.ranks.first:
+            return
         save_checkpoint(
             self.checkpoint,
             Checkpoint(
@@ -311,7 +346,21 @@ class _Run:
                 validation_data=self.validation_data,
             ),
         )
-        self.saved = time.perf_counter()
+        self.saved, self.saved_step = time.perf_counter(), self.step
+
+    def last_good(self) -> str:
+        """What a failed run has left."""
+        if not self.checkpoint.exists():
+            return "There is no checkpoint yet"
+        return f"The last good checkpoint is of step {self.saved_step}: {self.checkpoint}"
+
+    def _report_zero(self) -> None:
+        """Say, once, that no task acts any more."""
+        if self.config.automl and not self.reported_zero and not self.trainer.lambdas.any():
+            self.reported_zero = True
+            text = f"all λ are 0 after step {self.step}: no task acts any more; lower --meta-lr"
+            self.note(text)
+            self.on_event(Noticed(text))
 
     def _restore(self) -> int:
         """Put the checkpoint's state into the trainer and return the number of steps done."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,62 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import RSSL, TINY, refuse, rssl, succeed
 from PIL import Image
 
 from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
-from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.networks import WideResNet
-
-RSSL = shutil.which("rssl", path=str(Path(sys.executable).parent)) or shutil.which("rssl")
-TINY = "--dataset mine --depth 10 --width 1 --batch-size 16"
-
-
-def rssl(arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    assert RSSL, "the project is not installed: pip install -e ."
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("RSSL_")}
-    return subprocess.run(
-        [RSSL, *arguments.split()],
-        cwd=cwd,
-        env=clean | {"COLUMNS": "100"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def succeed(arguments: str, cwd: Path) -> str:
-    result = rssl(arguments, cwd)
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stdout
-
-
-def refuse(arguments: str, cwd: Path, match: str, code: int = 2) -> None:
-    """The command ends with `code` and one line on stderr that matches."""
-    result = rssl(arguments, cwd)
-    assert result.returncode == code, result.stderr
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("rssl: error: ")
-    assert re.search(match, lines[0]), lines[0]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a data set `mine`, prepared from image files with its corrupted test set."""
-    home = tmp_path_factory.mktemp("home")
-    for split, count in (("train", 160), ("test", 40)):
-        images, labels, classes = draw_shapes(count, 0, split)
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            folder = home / "images" / split / classes[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"{index:04}.png")
-    out = succeed("prepare-data --dataset mine --source images --corruptions generate", cwd=home)
-    assert "mine prepared in data/mine (image folder): 160 training and 40 test images of 10 classes" in out
-    assert "19 corruptions of 40 images at 5 severities" in out
-    return home
 
 
 @pytest.fixture(scope="module")

@@ -130,13 +130,13 @@ def test_a_pass_is_made_when_its_losses_are_asked_for(images: Tensor, labels: Te
     """One graph at a time is in memory, and between two passes the statistics are not left switched off."""
     model = make_model(("rotation", "bir"))
     sizes: list[int] = []
-    features = model.network.features
+    features = model._features
 
     def counted(x: Tensor) -> Tensor:
         sizes.append(len(x))
         return features(x)
 
-    model.network.features = counted  # type: ignore[method-assign]
+    model._features = counted
     groups = iter(model.losses(images, labels, BatchRandom()))
     assert sizes == []
     for done in ([4], [4, 16], [4, 16, 4]):
@@ -182,7 +182,7 @@ def test_gradients_go_where_they_belong(mode: str, images: Tensor, labels: Tenso
 def test_parameters_are_shared_out_completely() -> None:
     model = make_model(ALL)
     psi, heads = model.psi(), model.head_parameters()
-    assert list(psi) == [name for name, _ in model.network.named_parameters()]
+    assert list(psi) == [f"network.{name}" for name, _ in model.network.named_parameters()]
     assert list(heads) == list(ALL)
     everything = [*psi.values(), *(p for parameters in heads.values() for p in parameters)]
     assert {id(p) for p in everything} == {id(p) for p in model.parameters()}

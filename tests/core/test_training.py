@@ -17,11 +17,10 @@ from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.store import Dataset, make_split
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.training import (
     EpochDone,
     Event,
-    InterruptedTrainingError,
     Started,
     StepsDone,
     draw_validation_set,

@@ -1,0 +1,138 @@
+"""Several ranks train as one: the same λ's and weights, to rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsslcli.core.config import Config
+from rsslcli.core.data.augment import pad_images, to_float
+from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.ranks import Ranks, join_ranks
+from rsslcli.core.tasks import TASKS
+from rsslcli.core.trainer import DeviceData, Trainer
+
+CPU = torch.device("cpu")
+STEPS = 20
+
+
+class PerImageNorm(nn.GroupNorm):
+    """A normalisation that does not couple the images of a batch."""
+
+    updates_statistics = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels)
+
+
+def train_steps(ranks: Ranks, mode: str) -> dict[str, Tensor]:
+    """20 steps with all tasks in float64, half of them after the warm-up; batches do not divide evenly."""
+    config = Config(
+        tasks=tuple(TASKS), automl=True, epochs=4, warmup_epochs=2, batch_size=9, meta_batch_size=5,
+        meta_lr=3.0, depth=10, width=1, batch_norm=mode, lr=0.02,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (45, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (45,), generator=generator)
+    data = DeviceData(pad_images(images), labels, images[:12].flip(2), labels[:12])
+    with (
+        mock.patch("rsslcli.core.networks.BatchNorm2d", PerImageNorm),
+        mock.patch("rsslcli.core.trainer.to_float", partial(to_float, dtype=torch.float64)),
+    ):
+        trainer = Trainer(config, data, classes=10, ranks=ranks)
+        trainer.model.double().train()
+        trainer.lambdas = trainer.lambdas.double()
+        values: dict[str, Tensor] = {}
+        for step in range(STEPS):
+            position = step % 5 * 9
+            order = trainer.epoch_order(step // 5)
+            values = trainer.step(step, order[position : position + 9])
+    return dict(trainer.model.state_dict()) | values
+
+
+def run_ranks(count: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Start `count` ranks of a script or module."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *arguments]
+    return subprocess.run(
+        [sys.executable, *launch],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
+    result = run_ranks(2, __file__, mode, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    whole = train_steps(Ranks(), mode)
+    assert len({float(whole[f"lambda/{task}"]) for task in TASKS}) == len(TASKS), "every λ has moved"
+    assert first.keys() == second.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [7, 25, 64])
+def test_parts_cover_everything_once(count: int, size: int) -> None:
+    ranks = [Ranks(rank, count) for rank in range(count)]
+    covered = [index for each in ranks for index in range(size)[each.part(size)]]
+    assert covered == list(range(size))
+    sizes = [len(range(size)[each.part(size)]) for each in ranks]
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(each.share(size) for each in ranks) == pytest.approx(1)
+
+
+def test_random_numbers_do_not_depend_on_the_ranks() -> None:
+    def draw(part: slice) -> list[Tensor]:
+        random = BatchRandom(torch.Generator().manual_seed(3), 10, part)
+        images = torch.zeros(10, 3, 4, 4, dtype=torch.float64)[part]
+        return [random.integers(images, 24), random.uniform(images, 3), random.normal(images, 2, 2)]
+
+    whole, parts = draw(slice(0, 10)), [draw(slice(0, 4)), draw(slice(4, 10))]
+    for index, expected in enumerate(whole):
+        assert torch.equal(torch.cat([part[index] for part in parts]), expected)
+    assert whole[1].dtype == torch.float64
+    assert 0 <= float(whole[1].min()) < float(whole[1].max()) < 1
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    with join_ranks(CPU) as ranks:
+        assert (ranks.rank, ranks.count, ranks.first) == (0, 1, True)
+        value = torch.ones(3)
+        assert ranks.sum(value) is value
+        assert ranks.any(True)
+        assert not ranks.any(False)
+        assert ranks.agree("x") == "x"
+        with ranks.first_alone():
+            pass
+
+
+def _rank_main(mode: str) -> None:
+    with join_ranks(CPU) as ranks:
+        assert ranks.count == 2
+        assert ranks.any(ranks.rank == 1)
+        assert not ranks.any(False)
+        assert ranks.agree(f"rank {ranks.rank}") == "rank 0"
+        order = Path("order.txt")
+        with ranks.first_alone():  # the second rank comes in when the first one is out
+            assert order.exists() == (not ranks.first)
+            order.write_text("first")
+        torch.save(train_steps(ranks, mode), f"rank{ranks.rank}.pt")
+
+
+if __name__ == "__main__":
+    _rank_main(sys.argv[1])

@@ -1,0 +1,45 @@
+"""Run the commands as a person does: through the installed `rssl`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+RSSL = shutil.which("rssl", path=str(Path(sys.executable).parent)) or shutil.which("rssl")
+#: Options of a run that takes seconds, on the data set of the fixture `home`.
+TINY = "--dataset mine --depth 10 --width 1 --batch-size 16"
+
+
+def rssl(arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    assert RSSL, "the project is not installed: pip install -e ."
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RSSL_")}
+    return subprocess.run(
+        [RSSL, *arguments.split()],
+        cwd=cwd,
+        env=clean | {"COLUMNS": "100"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def succeed(arguments: str, cwd: Path) -> str:
+    result = rssl(arguments, cwd)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout
+
+
+def refuse(arguments: str, cwd: Path, match: str, code: int = 2) -> None:
+    """The command ends with `code` and one line on stderr that matches."""
+    result = rssl(arguments, cwd)
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("rssl: error: ")
+    assert re.search(match, lines[0]), lines[0]
