@@ -64,6 +64,8 @@ def prepare_data(
     """
     from rsslcli.core.data.loading import EMBEDDED, generate_corruptions
     from rsslcli.core.data.prepare import prepare
+    from rsslcli.core.data.store import dataset_folder
+    from rsslcli.core.locks import locked
 
     names = split_names(only) if only is not None else list(CORRUPTIONS)
     levels = parse_severities(severity)
@@ -72,52 +74,53 @@ def prepare_data(
         corruptions = Corruptions.generate if dataset == EMBEDDED else Corruptions.none
     if (only is not None or severity is not None) and corruptions is not Corruptions.generate:
         raise UserError("--only and --severity choose what to generate: add --corruptions generate")
-    with progress_bar() as progress:
-        # --source names the archive of corrupted images if those are to be downloaded, else the data set.
-        prepared = prepare(
-            dataset,
-            data_dir,
-            source=Path(source) if source is not None and not downloads else None,
-            limit=limit if not (downloads or corruptions is Corruptions.generate) else None,
-            progress=progress,
-        )
-    done = "prepared" if prepared.changed else "already prepared"
-    data = prepared.dataset
-    out.print(
-        f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(data.train.labels)} training and "
-        f"{len(data.test.labels)} test images of {len(data.train.classes)} classes",
-        soft_wrap=True,
-    )
-    if prepared.stale_corruptions:
-        err.print(
-            f"the corrupted images in {data.corrupted_folder} are of other test images: "
-            "prepare them again with --corruptions generate",
+    with locked(dataset_folder(data_dir, dataset), wait=True):
+        with progress_bar() as progress:
+            # --source names the archive of corrupted images if those are to be downloaded, else the data set.
+            prepared = prepare(
+                dataset,
+                data_dir,
+                source=Path(source) if source is not None and not downloads else None,
+                limit=limit if not (downloads or corruptions is Corruptions.generate) else None,
+                progress=progress,
+            )
+        done = "prepared" if prepared.changed else "already prepared"
+        data = prepared.dataset
+        out.print(
+            f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(data.train.labels)} training and "
+            f"{len(data.test.labels)} test images of {len(data.train.classes)} classes",
             soft_wrap=True,
         )
-    if corruptions is Corruptions.generate:
-        with progress_bar() as progress:
-            corrupted = generate_corruptions(
-                data,
-                limit=limit,
-                names=names,
-                severities=levels,
-                progress=progress,
+        if prepared.stale_corruptions:
+            err.print(
+                f"the corrupted images in {data.corrupted_folder} are of other test images: "
+                "prepare them again with --corruptions generate",
+                soft_wrap=True,
             )
-    elif downloads:
-        from rsslcli.core.data.download import download_corrupted
+        if corruptions is Corruptions.generate:
+            with progress_bar() as progress:
+                corrupted = generate_corruptions(
+                    data,
+                    limit=limit,
+                    names=names,
+                    severities=levels,
+                    progress=progress,
+                )
+        elif downloads:
+            from rsslcli.core.data.download import download_corrupted
 
-        with progress_bar() as progress:
-            corrupted = download_corrupted(
-                dataset,
-                data.corrupted_folder,
-                test=data.test,
-                source=source,
-                keep_archive=keep_archive,
-                limit=limit,
-                progress=progress,
-            )
-    else:
-        return
+            with progress_bar() as progress:
+                corrupted = download_corrupted(
+                    dataset,
+                    data.corrupted_folder,
+                    test=data.test,
+                    source=source,
+                    keep_archive=keep_archive,
+                    limit=limit,
+                    progress=progress,
+                )
+        else:
+            return
     if corrupted is None:
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rsslcli.core.errors import RsslError, UserError
@@ -19,16 +19,18 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Within this context, no other process is in `locked` for the same folder, which is made where missing.
 
     Args:
-        folder: what to lock; its file `.lock` stays behind, empty.
+        folder: what to lock; its file `.lock` stays behind, empty. A folder made for it goes again if nothing
+            else is put there.
         wait: wait for another process to leave, instead of refusing to start.
 
     Raises:
         UserError: another process holds the folder.
         RsslError: the folder cannot be written.
     """
+    lock, new = folder / ".lock", not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        file = lock.open("a")
     except OSError as error:
         raise RsslError(f"cannot write into {folder}: {error.strerror or error}") from None
     with file:
@@ -41,4 +43,10 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 ) from None
             except OSError:
                 pass  # a file system without locks
-        yield
+        try:
+            yield
+        finally:
+            if new and list(folder.glob("*")) == []:
+                with suppress(OSError):
+                    lock.unlink()
+                    folder.rmdir()

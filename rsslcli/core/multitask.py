@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -45,9 +46,13 @@ class MultiTaskNetwork(nn.Module):
         initialise(self.heads)
         self._features: Callable[[Tensor], Tensor] = network.features
         if compile:
+            from torch._functorch import config as functorch_config
+
             # A backward pass of a compiled function frees its inputs unless told that another may follow, as
             # it does where losses share a pass.
-            torch._functorch.config.donated_buffer = False
+            functorch_config.donated_buffer = False
+            # The compiler looks at what a head is given, and torch warns of a use that is not made of it.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             self._features = torch.compile(network.features, dynamic=False)
             for head in self.heads.values():
                 head.compile(dynamic=False)

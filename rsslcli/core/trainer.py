@@ -11,7 +11,7 @@ from torch import Tensor
 from rsslcli.core.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import random_batch, to_float
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.multitask import MultiTaskNetwork
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.randomness import BatchRandom
@@ -119,7 +119,13 @@ class Trainer:
         self.rate.fill_(learning_rate)
         if self.generator is not None:
             self.generator.manual_seed(derive_seed(self.config.seed, "step", step))
-        losses = self.gradients(chosen, tune=self.tunes_lambdas(step))
+        try:
+            losses = self.gradients(chosen, tune=self.tunes_lambdas(step))
+        except RuntimeError as error:
+            if not (self.config.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise RsslError(f"the network cannot be compiled: {reason}; leave out --compile") from None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()

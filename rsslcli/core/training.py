@@ -24,7 +24,7 @@ from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Dataset, class_balanced_subset
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.evaluation import clean_images, count_correct
-from rsslcli.core.files import replacing
+from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.metrics import Metrics
 from rsslcli.core.ranks import Ranks
@@ -219,6 +219,9 @@ class _Run:
             metrics, log = None, Path(os.devnull)
             if self.ranks.first:
                 stack.enter_context(locked(self.directory))
+                for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt"):
+                    for leftover in self.directory.glob(f".{name}.*.part"):  # of a process that was killed
+                        remove(leftover)
                 with replacing(self.directory / "config.yaml") as file:
                     file.write(config.to_yaml().encode())
                 metrics, log = self.directory / "metrics.jsonl", self.directory / "log.txt"

@@ -8,8 +8,9 @@ from pathlib import Path
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.prepare import prepare
-from rsslcli.core.data.store import Dataset, load_dataset
+from rsslcli.core.data.store import Dataset, dataset_folder, load_dataset
 from rsslcli.core.errors import UserError
+from rsslcli.core.locks import locked
 from rsslcli.core.progress import Progress, silent
 
 #: The data set that needs no source.
@@ -25,7 +26,8 @@ def load(name: str, data_dir: Path, progress: Progress = silent) -> Dataset:
         UserError: it is not prepared, or damaged.
     """
     if name == EMBEDDED:
-        return prepare(name, data_dir, progress=progress).dataset
+        with locked(dataset_folder(data_dir, name), wait=True):
+            return prepare(name, data_dir, progress=progress).dataset
     return load_dataset(data_dir, name)
 
 
@@ -36,7 +38,8 @@ def load_corrupted(dataset: Dataset, progress: Progress = silent) -> CorruptedSe
         UserError: it is not prepared, or damaged.
     """
     if dataset.name == EMBEDDED:
-        generate_corruptions(dataset, progress=progress)
+        with locked(dataset.folder, wait=True):
+            generate_corruptions(dataset, progress=progress)
     return open_corrupted(dataset.corrupted_folder, dataset.name)
 
 
