@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import io
+import math
+import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from rsslcli.core.config import Config
-from rsslcli.core.errors import RsslError, UserError, quoted
-from rsslcli.core.files import replacing
+from rsslcli.core.errors import RsslError, UserError, one_line, quoted
+from rsslcli.core.files import quietly, replacing
 from rsslcli.core.networks import WideResNet
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
+
+_DAMAGED = "is damaged or of another program"
+#: What a pickle may name: the parts of tensors and of state dicts, none of which does anything by itself.
+_HARMLESS = re.compile(
+    r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+)
+_MAX_DEPTH = 20  # of what a checkpoint nests; ours has four levels
+_BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content = _read(path)
     if not _is_ours(content):
         raise UserError(f"{path} holds weights, but is no checkpoint of rssl: only eval-c takes it")
-    return _checkpoint(path, content)
+    return _checkpoint(path, content)[0]
 
 
 def load_classifier(path: Path) -> tuple[WideResNet, Checkpoint | None]:
@@ -90,10 +101,10 @@ def load_classifier(path: Path) -> tuple[WideResNet, Checkpoint | None]:
     path = checkpoint_path(path)
     content = _read(path)
     if _is_ours(content):
-        checkpoint = _checkpoint(path, content)
-        return _classifier(path, checkpoint.classifier), checkpoint
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        checkpoint, network = _checkpoint(path, content)
+        return network, checkpoint
+    state = _copied(path, content.get("state_dict", content))
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     return _classifier(
         path, {str(name).removeprefix("module."): value for name, value in state.items()}
@@ -109,23 +120,87 @@ def checkpoint_path(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> dict[Any, Any]:
     """The dictionary in a file of torch.save, without running any code that the file holds."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                if archive.testzip() is not None:
-                    raise zipfile.BadZipFile
+        with quietly():
+            # An archive is mapped, so that a tensor cannot reach beyond the file, nor be larger.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # torch raises almost anything on damaged and foreign files
-        harmful = isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower()
-        reason = "it holds objects other than tensors" if harmful else "it is damaged or of another program"
+        harmful = isinstance(error, _HarmfulError)
+        reason = "it holds objects other than tensors" if harmful else f"it {_DAMAGED}"
         raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from None
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
-    return content
+    return dict(dict.items(content))  # as in _copied
+
+
+class _HarmfulError(Exception):
+    """A pickle names something other than the parts of tensors."""
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether the file is of the newer of torch's two formats, an archive; checked before torch reads it.
+
+    torch trusts an archive's claims and looks at no checksum. Its restricted unpickler runs no code, but
+    calls functions that make gigabytes of a few bytes, such as bytearray().
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            for _ in range(5):  # the format's mark, its version, the system, the content, the storages' names
+                _check_pickle(file)
+            return False
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            names = [member.filename.lower() for member in members]
+            # As torch.save writes it: nothing compressed, nothing twice, nothing ahead of the archive.
+            if (
+                any(member.compress_type != zipfile.ZIP_STORED for member in members)
+                or sum(member.file_size for member in members) > path.stat().st_size
+                or min(member.header_offset for member in members) > 0
+                or len(set(names)) < len(names)
+                or archive.testzip() is not None
+            ):
+                raise zipfile.BadZipFile
+            for member, name in zip(members, names, strict=True):
+                if name.endswith(".pkl"):
+                    _check_pickle(io.BytesIO(archive.read(member)))
+    return True
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Read over a pickle, raising _HarmfulError where it names anything but the parts of tensors."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument)):
+            raise _HarmfulError
+
+
+def _copied(path: Path, content: Any) -> Any:
+    """A copy of what a file holds, in plain dictionaries and tensors that share nothing.
+
+    A pickle can share and nest its parts, and repeat one number over a tensor of any shape, so that a small
+    file stands for a content of any size. Written out, it may not be larger than the file.
+    """
+    room = path.stat().st_size
+
+    def copied(value: Any, depth: int) -> Any:
+        nonlocal room
+        room -= value.numel() * value.element_size() if isinstance(value, Tensor) else 1
+        if room < 0 or depth > _MAX_DEPTH:
+            raise UserError(f"{path} {_DAMAGED}: it claims more than it can hold")
+        if isinstance(value, Tensor):
+            return value.detach().clone()
+        if isinstance(value, dict):  # an OrderedDict's own methods may be replaced by the file
+            return {key: copied(item, depth + 1) for key, item in dict.items(value)}
+        if isinstance(value, list | tuple):
+            items = [copied(item, depth + 1) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        return value
+
+    return copied(content, 0)
 
 
 def _is_ours(content: Mapping[str, Any]) -> bool:
@@ -133,8 +208,9 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
     return isinstance(found, str) and found == FORMAT
 
 
-def _checkpoint(path: Path, content: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint that `content`, read from `path`, describes; checked part by part."""
+def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, WideResNet]:
+    """The checkpoint that `content`, read from `path`, describes, checked part by part; its classifier."""
+    content = _copied(path, content)
     version = content.get("version")
     if not isinstance(version, int) or version != VERSION:
         raise UserError(
@@ -149,27 +225,117 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     try:
         values["config"] = Config(**values["config"])
     except (TypeError, UserError) as error:  # an option of another version, or a value out of range
-        raise UserError(f"{path} is a damaged checkpoint: its configuration: {error}") from None
-    if len(values["lambdas"]) != len(values["config"].tasks):
+        raise UserError(f"{path} is a damaged checkpoint: its configuration: {one_line(error)}") from None
+    config, lambdas = values["config"], values["lambdas"]
+    if len(lambdas) != len(config.tasks):
         raise UserError(f"{path} is a damaged checkpoint: not one λ per task")
-    return Checkpoint(**values)
+    for name in ("classifier", "heads", "optimizer", "lambdas"):
+        _check_finite(path, name, values[name])
+    if (lambdas < 0).any():
+        raise UserError(f"{path} is a damaged checkpoint: a λ is below 0")
+    network = _classifier(path, values["classifier"])
+    depth, width = 6 * len(network.block1.layer) + 4, network.feature_width // 64
+    if (depth, width, network.fc.out_features) != (config.depth, config.width, len(values["classes"])):
+        raise UserError(
+            f"{path} is a damaged checkpoint: its weights are not of the network in its configuration"
+        )
+    weights = [
+        tensor
+        for part in (values["classifier"], values["heads"])
+        for name, tensor in part.items()
+        if not name.endswith(_BUFFERS)
+    ]
+    if not _fits_weights(values["optimizer"], weights):
+        raise UserError(f"{path} is a damaged checkpoint: the optimiser's state is not of its weights")
+    return Checkpoint(**values), network
 
 
 def _classifier(path: Path, state: Mapping[str, Tensor]) -> WideResNet:
     try:
-        return WideResNet.from_state_dict(state).eval()
+        _check_size(state)
+        with torch.random.fork_rng(devices=[]):  # its initial weights are of no interest
+            network = WideResNet.from_state_dict(state).eval()
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {one_line(error, 400)}") from None
+    for name, value in network.state_dict().items():
+        given = state.get(name, value)  # the oldest files count no batches
+        if given.is_floating_point() != value.is_floating_point():
+            raise UserError(f"{path}: the weights '{name}' are numbers of another kind, {given.dtype}")
+        _check_finite(path, name, value)
+    return network
+
+
+def _check_size(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights whose names and shapes promise a network that is larger than they are.
+
+    The second convolution of every block makes up half of a WideResNet. Where these are all there, so is it.
+    """
+    first, last = state.get("block1.layer.0.conv1.weight"), state.get("fc.weight")
+    if first is None or last is None or not first.dim() or not last.dim():
+        return  # the network's own check says so better
+    width, blocks = first.shape[0], {name.split(".")[2] for name in state if name.startswith("block1.layer.")}
+    shapes = {
+        f"block{stage}.layer.{block}.conv2.weight": (scale * width, scale * width, 3, 3)
+        for stage, scale in ((1, 1), (2, 2), (3, 4))
+        for block in blocks
+    }
+    for name, shape in (shapes | {"fc.weight": (last.shape[0], 4 * width)}).items():
+        if name not in state or state[name].shape != shape:
+            raise UserError(
+                f"these weights are not of a WideResNet for 32×32 images: {quoted(name)} is missing or has "
+                "another shape"
+            )
+
+
+def _check_finite(path: Path, name: str, value: Any) -> None:
+    """Refuse NaN and infinity in the tensors and numbers of `value`, which the file calls `name`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_finite(path, f"{name}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_finite(path, name, item)
+    elif isinstance(value, Tensor | float) and not (
+        math.isfinite(value) if isinstance(value, float) else value.isfinite().all()
+    ):
+        raise UserError(f"{path} is a damaged checkpoint: NaN or infinity in {quoted(name)}: use another one")
+
+
+def _fits_weights(optimizer: Mapping[Any, Any], weights: list[Tensor]) -> bool:
+    """Whether `optimizer` can be the state dict of an optimiser of these weights, in this order."""
+    state, groups = optimizer.get("state"), optimizer.get("param_groups")
+    return (
+        isinstance(state, dict)
+        and all(
+            _is_count(index)
+            and index < len(weights)
+            and _are_tensors(entry)
+            and all(value.shape == weights[index].shape for value in entry.values())
+            for index, entry in state.items()
+        )
+        and isinstance(groups, list)
+        and len(groups) == 1
+        and isinstance(groups[0], dict)
+        and groups[0].get("params") == list(range(len(weights)))
+        and all(
+            value is None or isinstance(value, bool | int | float)
+            for name, value in groups[0].items()
+            if name != "params"
+        )
+    )
 
 
 def _are_tensors(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and (tensor.is_floating_point() or tensor.dtype == torch.int64)
+        for name, tensor in value.items()
     )
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _is_list(value: object, fits: Callable[[object], bool]) -> bool:

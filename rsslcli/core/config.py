@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rsslcli.core.errors import UserError, quoted
+from rsslcli.core.errors import UserError, one_line, quoted
 from rsslcli.core.tasks import check_task_names
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -21,6 +21,8 @@ BATCH_NORM_MODES = ("per-task", "joint")
 VALIDATION_CORRUPTIONS = ("all", "extra")
 #: A configuration file is a page of text; a larger file is something else.
 MAX_FILE_BYTES = 1 << 16
+#: So is each of its mappings, also once `<<` has merged others into it.
+MAX_MAPPING = 200
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     precision: str = "float32"
+    #: Compile trunk and heads with torch.compile.
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -187,7 +191,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error or type(error).__name__
-        raise UserError(f"{file}{where} is not plain YAML: {' '.join(str(problem).split())[:200]}") from None
+        raise UserError(f"{file}{where} is not plain YAML: {one_line(problem)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -206,6 +210,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping, refused where it has a key twice: the first value would be lost without a word."""
+        self._check_size(node)
         keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
@@ -214,10 +219,21 @@ class _Loader(yaml.SafeLoader):
             )
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge what `<<` names, refused where merges of merges grow without end."""
+        super().flatten_mapping(node)
+        self._check_size(node)
+
+    def _check_size(self, node: yaml.MappingNode) -> None:
+        if len(node.value) > MAX_MAPPING:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a mapping has more than {MAX_MAPPING} entries", node.start_mark
+            )
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
 

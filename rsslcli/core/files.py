@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # gone, after success
             temporary.unlink()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings that libraries print while they parse a damaged file, in its own words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def remove(path: Path) -> None:

@@ -281,6 +281,45 @@ def test_an_alias_bomb_is_refused_at_once(option: str, folder: Path) -> None:
     assert time.perf_counter() - began < 5
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr: " + "9" * 60_000 + "x", "lr: expected a number"),
+        ("lr: " + "9" * 60_000 + ".", "lr: expected"),
+        ("{" + ",".join(f"a{i}" for i in range(9000)) + "}", "a mapping has more than 200 entries"),
+        ("lr: {" + ",".join(f"a{i}" for i in range(9000)) + "}", "a mapping has more than 200 entries"),
+        ("[" * 60_000, "is not plain YAML"),
+        ("{" * 60_000, "is not plain YAML"),
+    ],
+    ids=range(6),
+)
+def test_small_files_that_would_take_minutes(content: str, message: str, folder: Path) -> None:
+    began = time.perf_counter()
+    assert message in refusal(lambda: make_config(file=written(folder, content)))
+    assert time.perf_counter() - began < 10
+
+
+def test_merges_of_merges_are_refused_at_once(folder: Path) -> None:
+    lines = ["task_options: {a0: &a0 {x: 1, y: 2}"]
+    lines += [f"  , a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12)]
+    began = time.perf_counter()
+    message = refusal(lambda: make_config(file=written(folder, "\n".join([*lines, "}"]))))
+    assert "a mapping has more than 200 entries" in message
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "lr: !!int '\\e[31m'", 'lr: !!int "\\e[31m\\u202e"', 'lr: !!float "\\e[31m"', 'lr: !!bool "\\e"',
+        '"\\e[31m\\n": 1', 'precision: "\\e[31m"', 'tasks: ["\\e[31m"]', 'task_options: {"\\e[31m": {}}',
+        "lr: *\u202e", "lr: !\u202e 5", "%TAG ! \u202e\n---\na", "\u202e: 5", 'a: {"\\e": 1, "\\e": 2}',
+    ],
+)  # fmt: skip
+def test_nothing_reaches_the_terminal_raw(content: str, folder: Path) -> None:
+    assert refusal(lambda: make_config(file=written(folder, content))).replace(str(folder), "").isprintable()
+
+
 # --- Round trips and fuzzing ----------------------------------------------------------------------------
 
 positive = st.floats(1e-9, 1e9)

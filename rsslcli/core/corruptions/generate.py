@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.registry import FUNCTIONS
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import quietly
 from rsslcli.core.progress import Progress, silent
 
 #: Raised whenever the same call would give other bytes, so that files of an older version are made anew.
@@ -179,6 +180,7 @@ class _CorruptionFiles:
             complete.unlink(missing_ok=True)
         self.record[name] = {"identity": self.identity, "severities": []}
         self._write_record()
+        partial.unlink(missing_ok=True)  # as in _write_record
         np.lib.format.open_memmap(partial, "w+", np.uint8, self.shape)
         return list(severities)
 
@@ -210,22 +212,37 @@ class _CorruptionFiles:
     def _is_ours(self, path: Path) -> bool:
         """Whether the file is there, with the right shape and nothing cut off."""
         try:
-            stored = np.load(path, mmap_mode="r")
-        except (FileNotFoundError, ValueError, EOFError):
+            with quietly():
+                stored = np.lib.format.open_memmap(path, mode="r")
+        except Exception:  # NumPy raises almost anything on damaged files
             return False
         return bool(stored.shape == self.shape and stored.dtype == np.uint8)
 
     def _read_record(self) -> dict[str, Any]:
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
-        return record if isinstance(record, dict) else {}
+        entries = record.items() if isinstance(record, dict) else ()
+        return {name: entry for name, entry in entries if name in CORRUPTIONS and _is_entry(entry)}
 
     def _write_record(self) -> None:
         partial = self.folder / f"{RECORD}.partial"
+        partial.unlink(missing_ok=True)  # which may be a link to elsewhere
         partial.write_text(json.dumps(self.record, indent=1), encoding="utf-8")
         partial.replace(self.folder / RECORD)
+
+
+def _is_entry(value: object) -> bool:
+    """Whether a value of the record can be what `missing` wrote there."""
+    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
+        return False
+    finished = value.get("severities")
+    return (
+        isinstance(finished, list)
+        and all(type(severity) is int for severity in finished)
+        and finished == sorted({*finished} & {*SEVERITIES})
+    )
 
 
 def _write_labels(folder: Path, labels: NDArray[Any]) -> None:
@@ -235,6 +252,7 @@ def _write_labels(folder: Path, labels: NDArray[Any]) -> None:
     path, partial = folder / "labels.npy", folder / "labels.npy.partial"
     if path.exists() and path.read_bytes() == content.getvalue():
         return
+    partial.unlink(missing_ok=True)  # as in _write_record
     partial.write_bytes(content.getvalue())
     partial.replace(path)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split
-from rsslcli.core.errors import UserError
-from rsslcli.core.files import remove, replacing
+from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.files import quietly, remove, replacing
 from rsslcli.core.progress import Progress
 
 _SAMPLES = 20  # images of each cell that go into the identity
@@ -142,7 +142,7 @@ def aligned(corrupted: CorruptedSet, test: Split) -> bool:
 
 def _read_labels(path: Path) -> Labels:
     try:
-        with path.open("rb") as file:
+        with quietly(), path.open("rb") as file:
             stored = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(
@@ -170,14 +170,16 @@ def _map_blocks(path: Path, images_per_cell: int) -> Images:
     expected = (len(SEVERITIES) * images_per_cell, *IMAGE_SHAPE)
     try:
         # Unlike np.load this never unpickles, and a truncated file raises here rather than when it is read.
-        array = np.lib.format.open_memmap(path, mode="r")
+        with quietly():
+            array = np.lib.format.open_memmap(path, mode="r")
         complete = path.stat().st_size == array.offset + array.nbytes
     except Exception as error:  # as above
         raise UserError(
             f"{path} is damaged, truncated or no array: prepare the corrupted test set again"
         ) from error
     if array.dtype != np.uint8 or array.shape != expected:
-        raise UserError(f"{path} is {array.dtype} {array.shape}, not uint8 {expected}: prepare it again")
+        found = one_line(f"{array.dtype} {array.shape}")
+        raise UserError(f"{path} is {found}, not uint8 {expected}: prepare it again")
     if not complete:
         raise UserError(
             f"{path} has bytes after its array: it is damaged, prepare the corrupted test set again"

@@ -31,7 +31,7 @@ from rsslcli.core.data.corrupted import CorruptedSet, import_corrupted, open_cor
 from rsslcli.core.data.sources import shown
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.files import remove, replacing
+from rsslcli.core.files import quietly, remove, replacing
 from rsslcli.core.progress import Progress, silent
 
 TIMEOUT = 30.0  #: seconds to connect, and to wait for more bytes
@@ -268,9 +268,10 @@ class _Part:
         try:
             state = json.loads(self.state.read_bytes())
             validator = state["validator"] if state["url"] == self.url else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return validator if isinstance(validator, str) else None
+        # It goes into a request, where a line break would begin another header.
+        return validator if isinstance(validator, str) and re.fullmatch("[ -~]+", validator) else None
 
 
 def _fetch(url: str, archive: Path, published: Archive | None, limit: int | None, progress: Progress) -> None:
@@ -396,7 +397,7 @@ def _installed(folder: Path, origin: str, limit: int | None) -> CorruptedSet | N
             return None
         unlimited = record["limit"] is None and (limit is None or limit >= present.images_per_cell)
         return present if unlimited or record["limit"] == limit else None
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         return None  # absent, damaged, or half installed
 
 
@@ -528,7 +529,7 @@ class _SmallReads(io.FileIO):
 
 def _map_array(archive: Path, start: int, size: int) -> npt.NDArray[Any]:
     """Map the .npy file that lies in the archive at `start`."""
-    with archive.open("rb") as file:
+    with quietly(), archive.open("rb") as file:
         file.seek(start)
         # Version 1.0 is what NumPy writes for plain arrays; its header is at most 64 KiB.
         if np.lib.format.read_magic(file) != (1, 0):

@@ -73,8 +73,7 @@ def prepare(
     record, present = _read_record(folder), _load_or_none(data_dir, name)
     if present and source is None and limit is None:
         return Prepared(folder, present, str(record.get("kind", "prepared before")), changed=False)
-    if source is None and record.get("source") and Path(record["source"]).exists():
-        source = Path(record["source"])
+    source = source or _recorded_source(record)
     origin = _recognise(name, folder, source, progress)
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     if present and record.items() >= (wanted | _checksums(present)).items():
@@ -155,6 +154,18 @@ def _load_or_none(data_dir: Path, name: str) -> Dataset | None:
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / _RECORD).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    kind = record.get("kind")  # which is shown
+    return record if isinstance(kind, str) and kind.isprintable() else {}
+
+
+def _recorded_source(record: dict[str, Any]) -> Path | None:
+    """Where the data set came from, if that is still there."""
+    try:
+        source = Path(record["source"])
+        return source if source.exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -17,7 +17,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -34,6 +34,8 @@ SPLITS = ("train", "test")
 MAX_FILE_BYTES = 16 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_IMAGES = 1_000_000  # 3 GB in memory
+MAX_MEMBERS = 2 * MAX_IMAGES  # of an archive, folders and other files included
+MAX_UNPACKED_BYTES = 16 * 2**30  # of an archive's members together
 #: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 #: The folder and the archive in which the official data sets come, and the archive's md5.
@@ -131,7 +133,7 @@ def is_image_tree(source: Path) -> bool:
     with _one_line_errors(source):
         if source.is_dir():
             return bool(_roots(source))
-        return zipfile.is_zipfile(source) or tarfile.is_tarfile(source)
+        return zipfile.is_zipfile(source) or _is_tar(source)
 
 
 def _survey(source: Path) -> tuple[dict[str, dict[str, set[_Parts]]], tuple[str, ...]]:
@@ -216,10 +218,31 @@ class _Header(tarfile.TarInfo):
         return header
 
 
+def _is_tar(source: Path) -> bool:
+    """tarfile.is_tarfile without its faith in the first header."""
+    try:
+        with tarfile.open(source, tarinfo=_Header):
+            return True
+    except tarfile.TarError:
+        return False
+
+
+def _check_extent(source: Path, count: int, size: int) -> None:
+    """Refuse an archive that goes on without end: a small one may stand for a huge one."""
+    if count > MAX_MEMBERS or size > MAX_UNPACKED_BYTES:
+        limits = f"{MAX_MEMBERS:,} members or {MAX_UNPACKED_BYTES / 2**30:g} GiB"
+        raise UserError(f"{source} unpacks to more than {limits}: prepare a part of it")
+
+
 def _tar_members(source: Path) -> Iterator[tuple[str, _Opener | None]]:
     with tarfile.open(source, tarinfo=_Header) as archive:
+        count = 0
         while member := archive.next():
             archive.members = []  # type: ignore[attr-defined]  # or it remembers them all
+            count += 1
+            _check_extent(source, count, archive.offset)
+            if archive.offset <= member.offset:  # a size below 0, which would lead in circles
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
             if member.isdir():
                 yield member.name, None
             elif member.isreg():
@@ -240,7 +263,9 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 def _zip_members(source: Path) -> Iterator[tuple[str, _Opener | None]]:
     with zipfile.ZipFile(source) as archive:
-        for member in archive.infolist():
+        members = archive.infolist()
+        _check_extent(source, len(members), sum(member.file_size for member in members))
+        for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)
             if member.is_dir():
                 yield member.filename, None
@@ -259,16 +284,39 @@ def _decode(opener: _Opener, parts: _Parts) -> Images:
         with Image.open(io.BytesIO(data), formats=_formats()) as opened:
             size, image = opened.size, opened
             if size == IMAGE_SHAPE[:2]:
-                image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
-                if image.mode != "RGB":
-                    image = _to_rgb(image)
-                return np.asarray(image)
+                with _muted_libtiff(opened):
+                    image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
+                    if image.mode != "RGB":
+                        image = _to_rgb(image)
+                    pixels = np.asarray(image)
+                if pixels.shape != IMAGE_SHAPE:  # an icon's directory may lie about its images
+                    raise ValueError(f"it has {image.width}x{image.height} pixels and claims others")
+                return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"image {name} has too many pixels: images must be 32x32, resize it first") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else shown(str(error))
         raise UserError(f"cannot decode image {name} ({reason}): replace or remove it") from error
     raise UserError(f"image {name} is {size[0]}x{size[1]} pixels: images must be 32x32, resize them first")
+
+
+@contextmanager
+def _muted_libtiff(image: Image.Image) -> Iterator[None]:
+    """Keep off the terminal what libtiff has to say of a damaged image; it writes to the stream by itself."""
+    kept = None
+    if image.format == "TIFF":
+        with suppress(OSError):  # there is no such stream
+            kept = os.dup(2)
+    if kept is None:
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -317,7 +365,7 @@ def official_name(source: Path) -> str | None:
                 return name
         else:
             with _one_line_errors(source):
-                if tarfile.is_tarfile(source):
+                if _is_tar(source):
                     with tarfile.open(source, tarinfo=_Header) as opened:
                         first = opened.next()
                         if first and first.name.split("/")[0] == folder:

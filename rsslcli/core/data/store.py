@@ -3,16 +3,17 @@
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rsslcli.core.errors import UserError
-from rsslcli.core.files import replacing
+from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.files import quietly, replacing
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -88,21 +89,37 @@ def load_split(path: Path) -> Split:
         UserError: the file is missing, damaged, or of another kind.
     """
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            metadata: dict[str, Any] = json.loads(file["metadata"].item())
-            if metadata["format"] != _FORMAT:
-                raise ValueError("another format version")
-            split = make_split(file["images"], file["labels"], metadata["classes"])
+        with quietly(), path.open("rb") as opened:
+            _check_archive(opened)
+            with np.load(opened, allow_pickle=False) as file:
+                metadata: dict[str, Any] = json.loads(file["metadata"].item())
+                if metadata["format"] != _FORMAT:
+                    raise ValueError("another format version")
+                split = make_split(file["images"], file["labels"], _class_names(metadata["classes"]))
         if split.checksum != metadata["checksum"]:
             raise ValueError("the checksum does not match")
     except FileNotFoundError:
         raise UserError(f"no split at {path}: run `rssl prepare-data`") from None
     except Exception as error:  # NumPy and zipfile raise almost anything on damaged and foreign files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(str(error) or type(error).__name__)
         raise UserError(
             f"{path} is damaged or not a prepared split ({reason}): delete it and run `rssl prepare-data`"
         ) from error
     return split
+
+
+def _check_archive(file: IO[bytes]) -> None:
+    """Refuse what `save_split` does not write: compression, by which a small file fills the memory."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")
+    file.seek(0)
+
+
+def _class_names(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name.isprintable() for name in value):
+        raise ValueError("the classes are no list of printable names")
+    return value
 
 
 def dataset_folder(data_dir: Path, name: str) -> Path:

@@ -167,7 +167,10 @@ class TestFiles:
         generate_corrupted(images, labels, tmp_path, corruptions=PAIR)
         generate_corrupted(images, labels, tmp_path, corruptions=["contrast"], severities=[3])
 
-    @pytest.mark.parametrize("change", ["seed", "images", "version", "cut off", "no record", "broken record"])
+    @pytest.mark.parametrize(
+        "change",
+        ["seed", "images", "version", "cut off", "an archive", "no record", "broken record", "nested record"],
+    )
     def test_anything_else_is_made_anew(
         self,
         images: Images,
@@ -188,6 +191,11 @@ class TestFiles:
                 monkeypatch.setattr(module, "GENERATOR_VERSION", module.GENERATOR_VERSION + 1)
             case "cut off":
                 file.write_bytes(file.read_bytes()[:-1])
+            case "an archive":  # which NumPy would open
+                np.savez(tmp_path / "archive.npz", np.zeros(3))
+                (tmp_path / "archive.npz").replace(file)
+            case "nested record":
+                (tmp_path / "corruptions.json").write_text("[" * 100_000, encoding="utf-8")
             case "no record":
                 (tmp_path / "corruptions.json").unlink()
             case "broken record":
@@ -199,6 +207,38 @@ class TestFiles:
         )  # fmt: skip
         assert done == [0, 1, 2, 3, 4, 5]
         assert np.array_equal(np.load(file)[:40], corrupt(images, "impulse_noise", 1, seed=seed))
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            None, "x", {}, {"identity": {}}, {"identity": 5, "severities": []},
+            {"severities": [1]}, {"severities": None}, {"severities": [[]]}, {"severities": ["1"]},
+            {"severities": [1, 1, 1, 1, 1]}, {"severities": [1, 2, 3, 4, 9]}, {"severities": [True]},
+        ],
+    )  # fmt: skip
+    def test_entries_of_another_kind_are_not_believed(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path, entry: Any
+    ) -> None:
+        generate_corrupted(images, labels, tmp_path, corruptions=["contrast"], severities=[1])
+        record = json.loads((tmp_path / "corruptions.json").read_text(encoding="utf-8"))
+        changed = record["contrast"] | entry if isinstance(entry, dict) and entry else entry
+        record = {"contrast": changed, "../x": record["contrast"]}
+        (tmp_path / "corruptions.json").write_text(json.dumps(record), encoding="utf-8")
+        generate_corrupted(images, labels, tmp_path, corruptions=["contrast"])
+        assert np.array_equal(np.load(tmp_path / "contrast.npy")[:40], corrupt(images, "contrast", 1))
+        record = json.loads((tmp_path / "corruptions.json").read_text(encoding="utf-8"))
+        assert record.keys() == {"contrast"}
+
+    def test_links_in_the_way_are_not_followed(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path
+    ) -> None:
+        (tmp_path / "mine").write_bytes(b"mine")
+        (tmp_path / "set").mkdir()
+        for name in ("labels.npy", "labels.npy.partial", "contrast.npy.partial", "corruptions.json.partial"):
+            (tmp_path / "set" / name).symlink_to(tmp_path / "mine")
+        generate_corrupted(images, labels, tmp_path / "set", corruptions=["contrast"])
+        assert (tmp_path / "mine").read_bytes() == b"mine"
+        assert not any(path.is_symlink() for path in (tmp_path / "set").iterdir())
 
     def test_outdated_files_are_gone_before_new_ones_are_whole(
         self, images: Images, labels: NDArray[np.int64], tmp_path: Path

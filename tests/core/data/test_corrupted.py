@@ -112,6 +112,37 @@ def test_bad_files(folder: Path) -> None:
             open_corrupted(folder, "cifar10")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000, 32, 32, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (4611686018427387904, 4)}",
+        "{'descr': '|u1', 'fortran_order': True, 'shape': (-60, 32, 32, -3)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (60,)}",
+        "{'descr': '>i8', 'fortran_order': False, 'shape': (60, 32, 32)}",
+        "{'descr': [('\x1b[31m', '<i4')], 'fortran_order': False, 'shape': (60,)}",
+        "{'descr': '\\d', 'fortran_order': False, 'shape': (60L,)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (60L, 32, 32)}",
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("name", ["labels.npy", "fog.npy"])
+def test_headers_that_claim_something_else(folder: Path, name: str, header: str) -> None:
+    """Warnings, of NumPy about old headers or in the words of the file, are errors in these tests."""
+    text = header.encode() + b"\n"
+    content = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(5 * COUNT * 3072)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as caught:
+        open_corrupted(folder, "cifar10")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("dtype", [">i8", "<i4", ">u2", "|i1", "<u8"])
+def test_labels_of_any_byte_order(folder: Path, test: Split, dtype: str) -> None:
+    np.save(folder / "labels.npy", np.tile(test.labels, 5).astype(dtype))
+    assert np.array_equal(open_corrupted(folder, "cifar10").labels, test.labels)
+
+
 @given(place=st.integers(0, 127), flip=st.integers(1, 255))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_flipped_byte_of_a_header_is_found_or_harmless(folder: Path, place: int, flip: int) -> None:

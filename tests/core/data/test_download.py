@@ -769,7 +769,9 @@ def test_generated_and_downloaded_files_are_told_apart(server: Server, folder: P
     check(folder)
 
 
-@pytest.mark.parametrize("record", [b"", b"[]", b"{}", b"\xff", b'{"origin": 1, "identity": 2}', b"1"])
+@pytest.mark.parametrize(
+    "record", [b"", b"[]", b"{}", b"\xff", b'{"origin": 1, "identity": 2}', b"1", b"[" * 100_000]
+)
 def test_damaged_record(server: Server, folder: Path, test: Split, record: bytes) -> None:
     download_corrupted("cifar10", folder, test=test)
     (folder / "downloaded.json").write_bytes(record)
@@ -788,12 +790,23 @@ def test_changed_files_are_replaced(server: Server, folder: Path, test: Split) -
     check(folder)
 
 
-@pytest.mark.parametrize("state", [b"", b"[]", b"{}", b"\xff", b'{"url": 1, "validator": 2}'])
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"url": 1, "validator": 2}',
+        b"[" * 100_000,
+        b'{"url": "%s", "validator": "x\\r\\nHost: elsewhere"}',
+    ],
+)
 def test_damaged_state_of_a_part(server: Server, folder: Path, test: Split, tar: bytes, state: bytes) -> None:
     part = folder / "download" / PART
     part.parent.mkdir(parents=True)
     part.write_bytes(tar[:1000])
-    part.with_name(f"{PART}.json").write_bytes(state)
+    part.with_name(f"{PART}.json").write_bytes(state.replace(b"%s", PUBLISHED["cifar10"].url.encode()))
     download_corrupted("cifar10", folder, test=test)
     check(folder)
     assert not (folder / "download").exists()

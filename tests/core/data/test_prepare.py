@@ -201,3 +201,27 @@ def test_record_is_small_and_plain(tree: Path, data: Path) -> None:
     assert record["kind"] == "image folder"
     assert record["limit"] == 9
     assert (record["train"], record["test"]) == (dataset.train.checksum, dataset.test.checksum)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[" * 100_000,
+        "5",
+        json.dumps({"kind": "\x1b[31m", "source": "/tmp"}),
+        json.dumps({"kind": 5, "source": 5}),
+        json.dumps({"kind": "image folder", "source": ["/tmp"]}),
+        json.dumps({"kind": "image folder", "source": "x" * 5000}),
+        json.dumps({"kind": "image folder", "source": "\0"}),
+    ],
+    ids=range(7),
+)
+def test_damaged_record(tree: Path, data: Path, record: str) -> None:
+    """What is shown of it is printable, and it costs no more than preparing the data set again."""
+    prepare("folder", data, source=tree)
+    (data / "folder" / "prepared.json").write_text(record)
+    assert prepare("folder", data).kind in ("prepared before", "image folder")
+    with pytest.raises(UserError, match="needs a source"):
+        prepare("folder", data, limit=9)
+    assert prepare("folder", data, source=tree).changed
+    assert not prepare("folder", data, source=tree).changed

@@ -1,12 +1,15 @@
 """Readers of image trees and of the official archives, against friendly and hostile input."""
 
+import gzip
 import hashlib
 import io
 import pickle
+import sys
 import tarfile
 import urllib.error
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rsslcli.core.data import sources
-from rsslcli.core.data.sources import Arrays, download, official_name, read_cifar, read_image_tree
+from rsslcli.core.data.sources import (
+    Arrays,
+    download,
+    is_image_tree,
+    official_name,
+    read_cifar,
+    read_image_tree,
+)
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.progress import silent
 
@@ -177,6 +187,53 @@ def test_endless_header(tmp_path: Path, kind: bytes) -> None:
     refused(path, "header of 2097152 bytes")
 
 
+def test_endless_header_while_the_kind_of_a_source_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tarfile.is_tarfile, for one, reads the whole of the first header into memory."""
+    path = as_tar(tmp_path / "t.tar.gz", tree(), (special("name", b"L", size=2**21),))
+    large: list[int] = []
+    original = gzip.GzipFile.read
+
+    def reading(self: gzip.GzipFile, size: int | None = -1) -> bytes:
+        large.extend([size] if size is None or not 0 <= size <= 2**20 else [])
+        return original(self, size)
+
+    monkeypatch.setattr(gzip.GzipFile, "read", reading)
+    assert not is_image_tree(path)
+    assert official_name(path) is None
+    assert not large
+
+
+@pytest.mark.parametrize("size", [-512, -1024, -(2**40)])
+@pytest.mark.parametrize("pax", [False, True])
+def test_a_size_below_zero_does_not_lead_in_circles(tmp_path: Path, size: int, pax: bool) -> None:
+    member = special("x", tarfile.REGTYPE, size=0 if pax else size)
+    if pax:
+        member.pax_headers = {"size": str(size)}
+    header = member.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+    path = as_tar(tmp_path / "t.tar", tree())
+    path.write_bytes(path.read_bytes()[:1024] + header + path.read_bytes()[1024:])
+    refused(path, "damaged or incomplete")
+
+
+def test_archives_that_unpack_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = {"train/ant/zeros.txt": bytes(2**21)}
+    monkeypatch.setattr(sources, "MAX_UNPACKED_BYTES", 2**20)
+    for name, pack in (("t.tar.gz", as_tar), ("t.tar.xz", as_tar), ("t.zip", as_zip)):
+        path = pack(tmp_path / name, tree() | zeros)
+        assert path.stat().st_size < 2**16
+        refused(path, "unpacks to more than .* members or 0.000976562 GiB: prepare a part of it")
+    claimed = special("train/ant/huge.txt", tarfile.REGTYPE)
+    claimed.size = 2**40  # of which nothing is there: it is not looked for
+    path = tmp_path / "claimed.tar.gz"
+    path.write_bytes(gzip.compress(claimed.tobuf() + bytes(1024)))
+    refused(path, "unpacks to more than")
+    monkeypatch.setattr(sources, "MAX_MEMBERS", 9)
+    for name, pack in (("u.tar.gz", as_tar), ("u.zip", as_zip)):
+        refused(pack(tmp_path / name, tree()), "unpacks to more than 9 members")
+
+
 def test_links_in_a_zip_archive_are_passed_over(tmp_path: Path) -> None:
     path = as_zip(tmp_path / "tree.zip", tree())
     with zipfile.ZipFile(path, "a") as archive:
@@ -199,6 +256,21 @@ def test_names_are_escaped_in_messages(tmp_path: Path) -> None:
         )
     evil = {name.replace("ant", "a\nnt"): content for name, content in tree().items()}
     refused(as_tar(tmp_path / "tree.tar", evil), r"class named 'a\\nnt'")
+    for part in ("\x1b[31m", "\u202e", "\udcff", "a\x9bb"):
+        evil = {name.replace("ant", part): content for name, content in tree().items()}
+        refused(as_tar(tmp_path / "tree.tar", evil), "rename it to printable characters")
+    bees = {name.replace("bee", "🐝 bee"): content for name, content in tree().items()}
+    assert read(as_tar(tmp_path / "tree.tar", bees))[0].classes == ("ant", "🐝 bee")
+
+
+def test_files_on_disk_with_strange_names(tmp_path: Path) -> None:
+    for name in ("\x1b[31m.png", "a\nb.png", "\udcff.png", "🐝.png"):
+        folder = as_folder(
+            tmp_path / f"{len(list(tmp_path.iterdir()))}", tree() | {f"train/ant/{name}": b"x"}
+        )
+        refused(folder, "cannot decode image 'train/ant/")
+        as_folder(folder, {f"train/ant/{name}": encoded(picture(0))})
+        assert len(read(folder)[0].labels) == 7
 
 
 def test_wrong_size_names_the_image_and_its_size(tmp_path: Path) -> None:
@@ -218,6 +290,26 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(as_zip(tmp_path / "t.zip", tree() | {"train/bee/x.png": large}), "larger than 1 MiB")
     monkeypatch.setattr(sources, "MAX_IMAGES", 5)
     refused(as_tar(tmp_path / "t.tar", tree()), "more than 5 images")
+
+
+def test_an_icon_that_lies_about_its_size(tmp_path: Path) -> None:
+    icon = bytearray(encoded(Image.new("RGB", (64, 64)), "ICO", sizes=[(64, 64)]))
+    icon[6:8] = b"\x20\x20"
+    refused(as_folder(tmp_path / "t", tree() | {"test/ant/x.ico": bytes(icon)}), "64x64 pixels")
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_deflate"])
+def test_nothing_is_printed_about_a_damaged_image(
+    tmp_path: Path, compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """libtiff prints its complaints by itself."""
+    good = encoded(picture(0), "TIFF", compression=compression)
+    for place in range(8, len(good), 40):
+        content = good[:place] + bytes([good[place] ^ 255]) + good[place + 1 :]
+        with suppress(UserError):
+            read(as_folder(tmp_path / "t", tree() | {"test/ant/x.tiff": content}))
+    print("still there", file=sys.stderr)
+    assert capfd.readouterr() == ("", "still there\n")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Prepared splits: what is written is what is read, and damage never passes."""
 
 import json
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from rsslcli.core.data.store import (
     dataset_folder,
     load_dataset,
     load_split,
+    make_split,
     prepared_datasets,
     save_split,
 )
@@ -73,7 +76,7 @@ def assert_damaged(path: Path) -> None:
     with pytest.raises(UserError, match=r"damaged or not a prepared split") as caught:
         load_split(path)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 @settings(deadline=None)
@@ -123,6 +126,52 @@ def test_foreign_files(tmp_path: Path) -> None:
         np.save(file, images)
     assert_damaged(path)
     path.write_text("hello")
+    assert_damaged(path)
+
+
+@pytest.mark.parametrize("classes", ["abc", {"a": 1, "b": 2, "c": 3}, [1, 2, 3], ["a", "b", "\x1b[31m"]])
+def test_classes_that_are_no_names(tmp_path: Path, classes: Any) -> None:
+    """Their checksum is right, so that nothing but a look at them tells."""
+    images, labels, _ = arrays(3)
+    checksum = make_split(images, labels, classes).checksum
+    metadata = json.dumps({"format": "rssl-split-1", "classes": classes, "checksum": checksum})
+    np.savez(tmp_path / "s.npz", images=images, labels=labels, metadata=np.array(metadata))
+    assert_damaged(tmp_path / "s.npz")
+
+
+def test_compressed_splits_are_not_unpacked(tmp_path: Path) -> None:
+    """A few megabytes could be as many gigabytes."""
+    images, labels, classes = arrays(3)
+    split = make_split(images, labels, classes)
+    metadata = json.dumps({"format": "rssl-split-1", "classes": classes, "checksum": split.checksum})
+    np.savez_compressed(tmp_path / "s.npz", images=images, labels=labels, metadata=np.array(metadata))
+    assert_damaged(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000, 32, 32, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (4611686018427387904, 4)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-3, 32, 32, -3)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3,)}",
+        "{'descr': '>u2', 'fortran_order': False, 'shape': (3, 32, 16, 3)}",
+        "{'descr': '\x1b[31m', 'fortran_order': False, 'shape': (3,)}",
+        "{'descr': '\\d', 'fortran_order': False, 'shape': (3L,)}",
+    ],
+    ids=range(7),
+)
+def test_headers_that_claim_something_else(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "s.npz"
+    images, labels, classes = arrays(3)
+    save_split(path, images, labels, classes)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    text = header.encode() + b"\n"
+    members["images.npy"] = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + images.tobytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
     assert_damaged(path)
 
 

@@ -1,0 +1,1156 @@
+"""Feed every reader of files with damaged, foreign and hostile input, and watch what it does.
+
+    python benchmarks/fuzz.py --inputs 10000 [--only NAME] [--seed N] [--save FOLDER]
+
+A reader may take an input or refuse it with one printable line. Anything else is a problem: another
+exception, output, a warning, more than the deadline or the memory limit, or a change of any file outside the
+reader's folder. Problems are printed, their inputs saved, and the exit code is 1. Ctrl-C ends with the table
+so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import hashlib
+import io
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
+from rsslcli.core.config import Config, make_config
+from rsslcli.core.corruptions.generate import generate_corrupted
+from rsslcli.core.data import sources
+from rsslcli.core.data.corrupted import open_corrupted
+from rsslcli.core.data.download import download_corrupted
+from rsslcli.core.data.prepare import prepare
+from rsslcli.core.data.sources import is_image_tree, official_name, read_cifar, read_image_tree
+from rsslcli.core.data.store import load_split, make_split, save_split
+from rsslcli.core.errors import RsslError
+from rsslcli.core.evaluation import evaluate
+from rsslcli.core.metrics import Metrics
+from rsslcli.core.networks import WideResNet
+from rsslcli.core.progress import silent
+from rsslcli.core.tasks import TASKS, build_tasks
+
+DEADLINE = 5.0  #: seconds for one input
+MEMORY = 2 << 30  #: bytes of address space beyond what the libraries take
+GROWTH = 300 << 20  #: bytes by which one input may raise the peak of the memory in use
+#: Where hostile names want to write; relative to the folder in which a reader works.
+CANARY = "canary"
+STDERR = os.dup(2)  #: also while the output goes elsewhere
+
+#: An input: the file that it is, by its name in the reader's folder, and its bytes.
+Input = tuple[str, bytes]
+Inputs = st.SearchStrategy[Input]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What is fed: `read` is called with a folder that holds `files`, one of them replaced by an input."""
+
+    name: str
+    files: Mapping[str, bytes]
+    read: Callable[[Path], object]
+    inputs: Inputs
+    writes: bool = False  #: whether reading changes the folder, which is then made anew every time
+
+
+@dataclass
+class Result:
+    """What became of a reader's inputs."""
+
+    name: str
+    accepted: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+# --- Spoiling bytes -------------------------------------------------------------------------------------
+
+NUMBERS = (0, 1, -1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, -(2**31))
+places = st.integers(0, 160) | st.integers(0, 1 << 20) | st.integers(-200, -1)
+edits = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "flip", "set", "number", "drop", "insert", "repeat", "splice", "cut"]),
+        places,
+        st.integers(0, 1 << 12),
+        st.binary(min_size=1, max_size=6),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def spoilt(data: bytes, changes: Sequence[tuple[str, int, int, bytes]], other: bytes = b"") -> bytes:
+    """`data` with changes: flipped bits, changed fields, cut, repeated and spliced pieces."""
+    result = bytearray(data)
+    for kind, anywhere, number, junk in changes:
+        place = anywhere % max(1, len(result))
+        match kind:
+            case "flip" if result:
+                result[place] ^= 1 << number % 8
+            case "set":
+                result[place : place + len(junk)] = junk
+            case "number":
+                size, order = (1, 2, 4, 8)[number % 4], ("little", "big")[number // 4 % 2]
+                value = NUMBERS[number // 8 % len(NUMBERS)] % (1 << 8 * size)
+                result[place : place + size] = value.to_bytes(size, order)  # type: ignore[arg-type]
+            case "drop":
+                del result[place : place + number % 64 + 1]
+            case "insert":
+                result[place:place] = junk
+            case "repeat":
+                result[place:place] = result[place : place + number]
+            case "splice" if other:
+                start = number * 7 % len(other)
+                result[place : place + number % 512] = other[start : start + number % 512]
+            case "cut":
+                del result[place:]
+    return bytes(result)
+
+
+def damaged(*originals: bytes) -> st.SearchStrategy[bytes]:
+    """Originals with random changes."""
+    return st.builds(spoilt, st.sampled_from(originals), edits, st.sampled_from(originals))
+
+
+def named(name: str, *strategies: st.SearchStrategy[bytes]) -> Inputs:
+    """Inputs under one file name."""
+    return st.tuples(st.just(name), st.one_of(*strategies))
+
+
+# --- Values in place of others --------------------------------------------------------------------------
+
+texts = st.sampled_from(
+    ["", "x", "\x1b[31mred", "a\nb", "\u202e", "\udcff", "🐝", "x" * 300, "../up", "\0", "NaN", "1e999"]
+) | st.text(max_size=6)
+numbers = st.sampled_from(
+    [*NUMBERS, 2**64, 10**400, -(2**64), 0.5, -0.5, 1e308, float("nan"), float("inf"), -float("inf")]
+)
+scalars = st.none() | st.booleans() | numbers | texts
+
+
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def doubling(depth: int) -> list[Any]:
+    """A few lists that stand for 2 ** depth of them."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+json_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@st.composite
+def swapped(draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any]) -> Any:
+    """`tree`, of dictionaries and lists, with some of its values replaced, added or removed."""
+
+    def change(node: Any) -> Any:
+        if (
+            not isinstance(node, dict | list)
+            or not node
+            or (node is not tree and draw(st.integers(0, 5)) == 0)
+        ):
+            return draw(values)
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key, copy = draw(st.sampled_from(keys)), type(node)(node)
+        action = draw(st.integers(0, 9))
+        if action == 0:
+            del copy[key]
+        elif action == 1 and isinstance(copy, dict):
+            copy[draw(texts)] = draw(values)
+        elif action == 1:
+            copy.insert(key, draw(values))
+        else:
+            copy[key] = change(node[key])
+        return copy
+
+    for _ in range(draw(st.integers(1, 2))):
+        tree = change(tree)
+    return tree
+
+
+def as_json(value: object) -> bytes:
+    """JSON, also of what JSON has no words for."""
+    try:
+        return json.dumps(value).encode()
+    except ValueError:
+        return b"1" * 5000
+
+
+def json_inputs(name: str, *originals: bytes) -> Inputs:
+    """Records with other values, damaged ones, and anything."""
+    trees = [json.loads(original) for original in originals]
+    hostile = [
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b"\xff\xfe",
+        b"",
+        b"[1" + b"0" * 5000 + b"]",
+        b"1e999",
+        b"NaN",
+    ]
+    return named(
+        name,
+        st.one_of(*(swapped(tree, json_values) for tree in trees)).map(as_json),
+        damaged(*originals),
+        json_values.map(as_json),
+        st.sampled_from(hostile),
+        st.binary(max_size=40),
+    )
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------------
+
+
+@cache
+def example_checkpoint() -> bytes:
+    """A valid checkpoint of the smallest network."""
+    network = WideResNet(10, 1, 3)
+    tasks = ("rotation", "rgb")
+    heads = torch.nn.ModuleDict({name: task.head(64) for name, task in build_tasks(tasks).items()})
+    parameters = [*network.parameters(), *heads.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True)
+    parameters[0].grad = torch.ones_like(parameters[0])
+    parameters[-1].grad = torch.ones_like(parameters[-1])
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        save_checkpoint(
+            path,
+            Checkpoint(
+                config=Config(tasks=tasks, automl=True, depth=10, width=1, dataset="mine"),
+                classes=("ant", "bee", "cow"),
+                step=7,
+                classifier=network.state_dict(),
+                heads=heads.state_dict(),
+                optimizer=optimizer.state_dict(),
+                lambdas=torch.tensor([0.25, 0.5]),
+                excluded=(1, 5),
+                train_data="a" * 64,
+                validation_data="b" * 64,
+            ),
+        )
+        return path.read_bytes()
+
+
+class Poisoned:
+    """A dictionary, once read, with a number in place of a method."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, (), {self.method: 5}
+
+
+class Evil:
+    """Runs code where it is unpickled carelessly."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (f"../{CANARY}/executed",)
+
+
+TENSORS = (
+    torch.tensor(float("nan")), torch.tensor([0.5, float("inf")]), torch.tensor([-0.5, 0.5]), torch.ones(2),
+    torch.ones(1).expand(10**12), torch.ones(1).expand(3, 10**9), torch.zeros(0, 10**9),
+    torch.zeros(10**9, 0), torch.tensor(1), torch.ones(3, 64, dtype=torch.int32), torch.ones(3, 64).half(),
+    torch.ones(3, 64).bfloat16(), torch.full((3, 64), 1e300, dtype=torch.float64),
+    torch.ones(2, dtype=torch.complex64), torch.ones(2).bool(), torch.ones(2).to_sparse(),
+    torch.empty(3, 64, device="meta"), torch.ones(64, 3).t(), torch.zeros(()),
+    torch.nn.Parameter(torch.ones(2)), torch.zeros(16, 3, 3, 3), torch.zeros(3, 64),
+    torch.zeros(1600, 0, 3, 3), torch.zeros(16, 16, 3, 3),
+)  # fmt: skip
+
+tensors = st.integers(0, len(TENSORS) - 1).map(TENSORS.__getitem__)
+objects = (
+    tensors
+    | scalars
+    | st.sampled_from([Evil(), bytearray(9), {1}, 1j, b"x", (), {}, []])
+    | st.sampled_from([30, 300]).map(nested)
+    | st.integers(1, 60).map(doubling)
+    | st.sampled_from(["get", "items", "keys", "values", "__class__"]).map(Poisoned)
+    | st.dictionaries(texts | st.integers(-1, 50), scalars | tensors, max_size=3)
+)
+
+
+def saved(content: Any, archive: bool = True) -> bytes:
+    """What torch.save writes."""
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=archive)
+    return stream.getvalue()
+
+
+def repacked(data: bytes, changes: Sequence[tuple[str, int, int, bytes]], member: int, plain: bool) -> bytes:
+    """A file of torch.save with one changed member and right checksums; mostly its pickle."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w") as new:
+        infos = old.infolist()
+        chosen = next(i for i in infos if i.filename.endswith(".pkl")) if member > 9 else infos[member]
+        for info in infos:
+            content = old.read(info)
+            kind = zipfile.ZIP_STORED if plain or info is not chosen else zipfile.ZIP_DEFLATED
+            new.writestr(info.filename, spoilt(content, changes) if info is chosen else content, kind)
+    return stream.getvalue()
+
+
+def checkpoint_inputs(name: str, content: dict[str, Any], *originals: bytes) -> Inputs:
+    """Files of torch.save: other values, a damaged pickle in a sound archive, damage, hostile pickles."""
+    archives = st.sampled_from([data for data in originals if data[:2] == b"PK"])
+    return named(
+        name,
+        *[st.builds(saved, swapped(content, objects), st.booleans())] * 4,
+        *[st.builds(repacked, archives, edits, st.integers(0, 30), st.integers(0, 3).map(bool))] * 2,
+        damaged(*originals),
+        objects.map(saved),
+        st.sampled_from(
+            [pickle.dumps(Evil(), 2), pickle.dumps({"state_dict": Evil()}, 2), b"\x80\x02}q\x00."]
+        ),
+        st.binary(max_size=60).map(lambda junk: b"\x80\x02" + junk + b"."),
+    )
+
+
+def checkpoint_reader() -> Reader:
+    data = example_checkpoint()
+    content = torch.load(io.BytesIO(data), weights_only=True)
+
+    def read(folder: Path) -> None:
+        load_checkpoint(folder)
+        load_classifier(folder)
+
+    return Reader(
+        "checkpoint", {"checkpoint.pt": data}, read, checkpoint_inputs("checkpoint.pt", content, data)
+    )
+
+
+def state_dict_reader() -> Reader:
+    state = {f"module.{name}": value for name, value in WideResNet(10, 1, 3).state_dict().items()}
+    content = {"state_dict": state, "epoch": 3}
+    files = [saved(content), saved(content, False), saved(dict(state))]
+    return Reader(
+        "state dict",
+        {"weights.pt": files[0]},
+        lambda folder: load_classifier(folder / "weights.pt"),
+        checkpoint_inputs("weights.pt", content, *files),
+    )
+
+
+# --- Settings -------------------------------------------------------------------------------------------
+
+PIECES = (
+    *Config.__dataclass_fields__, *TASKS, ": ", "\n", "\n  ", "\n- ", "{", "}", "[", "]", ", ", "? ", "&a ",
+    "*a", "!!int ", "!!float ", "!!bool ", "!!str ", "!!binary ", "!!timestamp ", "!!set ", "!!omap ",
+    "!!pairs ", "!!python/object/apply:os.system ['touch x']", "!!python/name:os.system",
+    "!!python/object/new:type ", "<<: ", "1e-6", ".nan", "-.inf", "0x_", "1:30", "1_0", "''", '"\\e[31m"',
+    "'", "~", "2020-13-01", "|\n ", ">\n ", "%TAG ", "---", "...", "#", "\t", "é", "\u2028", "\u202e",
+    "{sigma: 2}", "true", "5", "9" * 4000, "[" * 300, "&a [*a]",
+)  # fmt: skip
+
+
+def bomb(levels: int, width: int, merge: bool) -> bytes:
+    """Few lines that stand for width ** levels values."""
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    for level in range(1, levels + 1):
+        names = ", ".join([f"*a{level - 1}"] * width)
+        lines.append(f"a{level}: &a{level} " + (f"{{<<: [{names}]}}" if merge else f"[{names}]"))
+    return "\n".join([*lines, f"lr: *a{levels}"]).encode()
+
+
+def config_reader() -> Reader:
+    original = Config(tasks=("bir", "ir"), task_options={"bir": {"sigma": 1.5}}).to_yaml().encode()
+
+    def read(folder: Path) -> None:
+        config = make_config(file=folder / "my.yaml")
+        build_tasks(config.tasks, config.task_options)
+        assert make_config(file=folder / "my.yaml") == config
+
+    def dumped(value: object) -> bytes:
+        try:
+            return yaml.safe_dump(value).encode(errors="surrogatepass")
+        except ValueError:
+            return b"9" * 5000
+
+    inputs = named(
+        "my.yaml",
+        damaged(original),
+        swapped(yaml.safe_load(original), json_values).map(dumped),
+        st.lists(st.sampled_from(PIECES), max_size=14).map(lambda pieces: "".join(pieces).encode()),
+        st.builds(bomb, st.integers(1, 30), st.integers(1, 9), st.booleans()),
+        st.builds(lambda a, b, n: (a + b * n)[:70_000].encode(),
+                  st.sampled_from(["", "lr: ", "lr: 1"]),
+                  st.sampled_from([*PIECES, "9", ":59", "a: ", "{", "- "]), st.integers(1, 800)),
+        st.binary(max_size=60),
+    )  # fmt: skip
+    return Reader("YAML settings", {"my.yaml": original}, read, inputs)
+
+
+# --- Images ---------------------------------------------------------------------------------------------
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    """A random image."""
+    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@cache
+def example_images() -> tuple[bytes, ...]:
+    """Valid image files in every mode and format."""
+    image = Image.fromarray(picture())
+    grey, alpha = image.convert("L"), image.convert("RGBA")
+    deep = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64)
+    files = [encoded(i, "PNG") for i in (image, grey, alpha, deep, image.quantize(9), image.convert("1"))]
+    files += [encoded(image, "PNG", save_all=True, append_images=[image], default_image=True)]
+    files += [encoded(i, "JPEG") for i in (image, grey, image.convert("CMYK"))]
+    files += [
+        encoded(
+            image, "JPEG", progressive=True, exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"
+        )
+    ]
+    files += [encoded(image.quantize(9), "GIF", save_all=True, append_images=[grey], transparency=1)]
+    files += [encoded(image, kind) for kind in ("BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX")]
+    files += [
+        encoded(image, "TIFF", compression=kind) for kind in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")
+    ]
+    files += [encoded(deep, "TIFF"), encoded(alpha, "WEBP", save_all=True, append_images=[alpha])]
+    files += [encoded(alpha, "ICO", sizes=[(32, 32)]), encoded(image, "TGA", compression="tga_rle")]
+    files += [encoded(image, "JPEG2000")] if features.check("jpg_2000") else []
+    files += [encoded(image, "AVIF", speed=10)] if features.check("avif") else []
+    return tuple(files)
+
+
+def png(size: tuple[int, int], depth: int, colour: int, data: bytes) -> bytes:
+    """A PNG file with any header and right checksums."""
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + check
+
+    header = b"".join(side.to_bytes(4, "big") for side in size) + bytes([depth, colour, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def image_inputs() -> st.SearchStrategy[bytes]:
+    sides = st.sampled_from([0, 1, 31, 32, 33, 5000, 65535, 2**31 - 1, 2**32 - 1])
+    pixels = b"x\x9c" + bytes(9)
+    return st.one_of(
+        *[damaged(*example_images())] * 5,
+        st.builds(
+            png,
+            st.tuples(sides, sides),
+            st.sampled_from([0, 1, 2, 4, 8, 16, 255]),
+            st.integers(0, 7),
+            st.just(pixels) | st.binary(max_size=20),
+        ),
+        st.builds(
+            lambda data, junk: data[:12] + junk, st.sampled_from(example_images()), st.binary(max_size=40)
+        ),
+        st.binary(max_size=60),
+    )
+
+
+def example_tree() -> dict[str, bytes]:
+    """The files of a tree of images: two classes, an image of each in either split."""
+    names = [f"{split}/{name}/1.png" for split in ("train", "test") for name in ("ant", "bee")]
+    return {name: encoded(Image.fromarray(picture(seed)), "PNG") for seed, name in enumerate(names)}
+
+
+def image_reader() -> Reader:
+    files = example_tree()
+    return Reader(
+        "image file",
+        files,
+        lambda folder: read_image_tree(folder, limit=None, progress=silent),
+        named("train/bee/1.png", image_inputs()),
+    )
+
+
+# --- Archives -------------------------------------------------------------------------------------------
+
+
+def hostile_names(names: Sequence[str]) -> st.SearchStrategy[str]:
+    """Names for the members of an archive: right ones, ones that lead elsewhere, unprintable ones."""
+    file = names[0].rpartition("/")[2]
+    strange = [
+        f"../{CANARY}/{file}", f"/{CANARY}/{file}", f"train/../../{CANARY}/{file}",
+        f"train/ant/../../../{file}", f"train/\x1b[31m/{file}", f"test/a\nb/{file}", f"train/🐝/{file}",
+        f"test/🐝/{file}", f"train//ant/./{file}", f"train/\udcff/{file}", "train/ant/", "train/new/",
+        f"train/{'x' * 300}/{file}", f"a/{names[0]}", "train", "", f"C:\\{file}", f"train\\ant\\{file}",
+        "train/ant/link/" + file, "train/ant/2.gif", "train/ant/.3.png",
+    ]  # fmt: skip
+    return st.sampled_from([*names, *names, *strange]) | st.text(max_size=10)
+
+
+@st.composite
+def members(draw: st.DrawFn, files: Mapping[str, bytes]) -> list[tuple[str, bytes, int]]:
+    """Names, contents and kinds of an archive's members: valid ones, among them a few that are not."""
+    contents = st.sampled_from([*files.values()]) | st.binary(max_size=30)
+    result = [(name, content, 0) for name, content in files.items()]
+    for _ in range(draw(st.integers(0, 3))):
+        member = draw(st.tuples(hostile_names([*files]), contents, st.integers(0, 30)))
+        if result and draw(st.booleans()):
+            result[draw(st.integers(0, len(result) - 1))] = member
+        else:
+            result.insert(draw(st.integers(0, len(result))), member)
+    return result
+
+
+TYPES = b"0\x00123456789KLSxgXAVDZ"
+
+
+def as_tar(content: Sequence[tuple[str, bytes, int]], form: int = tarfile.GNU_FORMAT) -> bytes:
+    """A tar of members; their kind above 0 chooses links, devices, other types, sizes that are not theirs."""
+    stream = io.BytesIO()
+    for name, data, kind in content:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        if 0 < kind < len(TYPES):
+            member.type = TYPES[kind : kind + 1]
+            member.linkname = f"../{CANARY}/a.txt" if kind % 2 else name
+        elif kind >= len(TYPES):
+            member.size = (10**10, 2**40, 8**10, -512, -1024, 0, 511)[kind % 7]
+        if kind % 5 == 4:
+            sizes = ("99999999999", "-1024", "1e9", "-9" * 30, "\x1b")
+            member.pax_headers = {"size": sizes[kind % len(sizes)], "path": name, "\x1b": "x"}
+        try:
+            header = member.tobuf(form, "utf-8", "surrogateescape")
+        except (ValueError, OverflowError):
+            header = bytes(512)
+        stream.write(header + data + bytes(-len(data) % 512))
+    return stream.getvalue() + bytes(1024)
+
+
+def squeezed(data: bytes, way: str) -> bytes:
+    """A compressed file; it is the cheapest level, as there are thousands to make."""
+    import bz2
+    import gzip
+    import lzma
+
+    match way:
+        case "gz":
+            return gzip.compress(data, 1)
+        case "bz2":
+            return bz2.compress(data, 1)
+        case "xz":
+            return lzma.compress(data, preset=0)
+    return data
+
+
+def tar_inputs(files: Mapping[str, bytes]) -> st.SearchStrategy[bytes]:
+    """Tars of hostile members, damaged before and after their compression."""
+    valid = as_tar([(name, content, 0) for name, content in files.items()])
+    ways = st.sampled_from(["", "", "gz", "gz", "bz2", "xz"])
+    forms = st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+    tars = st.builds(as_tar, members(files), forms)
+    return st.one_of(
+        tars,
+        st.builds(squeezed, tars, ways),
+        damaged(valid),
+        st.builds(squeezed, st.builds(spoilt, tars, edits), ways),
+        st.builds(spoilt, st.builds(squeezed, tars, ways), edits),
+        st.builds(squeezed, st.sampled_from([bytes(1 << 20), valid[:512] + bytes(1 << 20)]), ways),
+        st.binary(max_size=40),
+    )
+
+
+def as_zip(content: Sequence[tuple[str, bytes, int]]) -> bytes:
+    """A zip of members; their kind above 0 chooses links, compressions, sizes that are not theirs."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, data, kind in content:
+            info = zipfile.ZipInfo(name.encode(errors="replace").decode()[:65535].replace("\0", "_") or "x")
+            if kind:
+                info.create_system, info.external_attr = 3, (kind % 16) << 28
+                info.compress_type = (0, 8, 12, 14)[kind % 4]
+            if kind > 27:
+                info.extra = (b"\x75\x70\x01\0\1", b"\x01\0\x10\0" + b"\xff" * 16, b"\x01\0\xff\xff")[
+                    kind - 28
+                ]
+            archive.writestr(info, data)
+            if kind > 20:
+                info.file_size, info.CRC = (2**40, 2**31, 1, 0)[kind % 4], kind
+            elif kind > 16:
+                info.flag_bits |= (1, 32, 64, 0x2000)[kind % 4]
+    return stream.getvalue()
+
+
+def tree_read(name: str) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        source = folder / name
+        is_image_tree(source)
+        official_name(source)
+        read_image_tree(source, limit=None, progress=silent)
+
+    return read
+
+
+def tar_reader() -> Reader:
+    files = example_tree()
+    valid = as_tar([(name, content, 0) for name, content in files.items()])
+    inputs = named("images.tar", tar_inputs(files))
+    return Reader("tar of images", {"images.tar": valid}, tree_read("images.tar"), inputs)
+
+
+def zip_reader() -> Reader:
+    files = example_tree()
+    zips = members(files).map(as_zip)
+    valid = as_zip([(name, content, 0) for name, content in files.items()])
+    inputs = named(
+        "images.zip",
+        zips,
+        damaged(valid),
+        st.builds(spoilt, zips, edits, st.just(valid)),
+        st.binary(max_size=40),
+    )
+    return Reader("zip of images", {"images.zip": valid}, tree_read("images.zip"), inputs)
+
+
+def cifar_reader() -> Reader:
+    """An archive like the published one, whose md5s take the place of the published ones."""
+    from torchvision.datasets import CIFAR10
+
+    folder, archive, _ = sources.OFFICIAL["cifar10"]
+    files = {}
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"):
+        batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1], "label_names": ["a", "b"]}
+        files[name] = pickle.dumps(batch)
+    md5s = {name: hashlib.md5(data, usedforsecurity=False).hexdigest() for name, data in files.items()}
+    CIFAR10.train_list = [[name, md5s[name]] for name in files if name.startswith("data")]
+    CIFAR10.test_list = [["test_batch", md5s["test_batch"]]]
+    CIFAR10.meta = CIFAR10.meta | {"md5": md5s["batches.meta"]}
+    valid = squeezed(as_tar([(f"{folder}/{name}", data, 0) for name, data in files.items()]), "gz")
+    md5 = hashlib.md5(valid, usedforsecurity=False).hexdigest()
+    sources.OFFICIAL["cifar10"] = (folder, archive, md5)
+
+    def read(place: Path) -> None:
+        for source in (place / archive, place / "unpacked"):
+            official_name(source)
+            read_cifar("cifar10", source, place / "scratch")
+
+    evil = pickle.dumps(Evil())
+    batches = st.tuples(
+        st.sampled_from([f"unpacked/{folder}/{name}" for name in files]),
+        damaged(*files.values()) | st.just(evil) | st.binary(max_size=30),
+    )
+    hostile = {f"{folder}/{name}": data for name, data in files.items()} | {f"{folder}/x": evil}
+    every = {archive: valid} | {f"unpacked/{folder}/{name}": data for name, data in files.items()}
+    inputs = named(archive, tar_inputs(hostile), damaged(valid)) | batches
+    return Reader("CIFAR archive", every, read, inputs, writes=True)
+
+
+# --- Arrays ---------------------------------------------------------------------------------------------
+
+HEADERS = (
+    "{'descr': %r, 'fortran_order': %r, 'shape': %r, }",
+    "{'descr': %r, 'fortran_order': %r, 'shape': %r, 'more': '\\d'}",
+    "{'descr': %r, 'fortran_order': %r, 'shape': (10L,) and %r}",
+)
+DESCRIPTIONS = (
+    "|u1", "<i8", ">i8", "<i4", ">u2", "<u8", "|O", "<f4", "|S5", "<U3", "|V0", "<M8[s]", "|b1", "<c8",
+    "\x1b", [("a", "<i4")], [("\x1b", "|u1", (3,))], ("|u1", (10**9,)), "<U999999999", "<i3", None, 5,
+)  # fmt: skip
+SHAPES = (
+    (), (0,), (5,), (10,), (-5,), (10**15,), (2**62, 4), (2**63,), (5, 32, 32, 3), (10, 32, 32, 3),
+    (10, 3, 32, 32), (2, 32, 32, 3), (5, 32, 32), (True, 5), [5], 5, None, (1,) * 40, ("x",), (0, 32, 32, 3),
+    (10, 32, -32, -3),
+)  # fmt: skip
+
+
+def npy(array: np.ndarray, header: str = "", version: int = 1) -> bytes:
+    """A .npy file, with any header over the array's bytes."""
+    if not header:
+        stream = io.BytesIO()
+        np.save(stream, array)
+        return stream.getvalue()
+    text = header.encode("utf-8")[:60000] + b"\n"
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text + array.tobytes()
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+LABELS = np.tile([0, 1], 5)
+
+
+def arrays(original: np.ndarray) -> st.SearchStrategy[bytes]:
+    """.npy files: headers that claim something else, arrays of another kind, damaged ones."""
+    claims = st.builds(
+        lambda form, *parts: form % parts,
+        st.sampled_from(HEADERS), st.sampled_from(DESCRIPTIONS), st.booleans(), st.sampled_from(SHAPES),
+    )  # fmt: skip
+    others = [
+        original.astype(">i8"), original.astype("<u2"), original * 1.0, original[:-1], original[:0],
+        original.T, original.astype(np.int64) - 1, original.astype(np.uint64) + 2**63, original + 100,
+        np.array("text"), np.zeros((5, 32, 32, 3), np.uint8), original[::-1],
+        original.astype(object).ravel()[:9], np.zeros(5, int),
+    ]  # fmt: skip
+    return st.one_of(
+        st.builds(npy, st.just(original), claims, st.sampled_from([1, 1, 1, 2, 3, 0])),
+        st.sampled_from([npy(array) for array in others]),
+        damaged(npy(original)),
+        st.just(b"PK\x03\x04"),
+        st.binary(max_size=40),
+    )
+
+
+def corrupted_files() -> dict[str, bytes]:
+    return {"labels.npy": npy(LABELS), "fog.npy": npy(IMAGES)}
+
+
+def corrupted_reader() -> Reader:
+    def read(folder: Path) -> None:
+        opened = open_corrupted(folder, "mine")
+        assert opened.cell("fog", 5).shape == (2, 32, 32, 3)
+        assert len(opened.identity) == 64
+
+    inputs = named("labels.npy", arrays(LABELS)) | named("fog.npy", arrays(IMAGES))
+    return Reader("corrupted set", corrupted_files(), read, inputs)
+
+
+TEST = make_split(IMAGES[:2], [0, 1], ("ant", "bee"))
+
+
+def cifar_c_reader() -> Reader:
+    files = {f"CIFAR-10-C/{name}": data for name, data in corrupted_files().items()}
+    valid = as_tar([(name, content, 0) for name, content in files.items()])
+
+    def read(folder: Path) -> None:
+        download_corrupted("cifar10", folder / "corrupted", test=TEST, source=folder / "c.tar")
+
+    replaced = st.builds(
+        lambda labels, fog: as_tar([("x/labels.npy", labels, 0), ("fog.npy", fog, 0)]),
+        arrays(LABELS) | st.just(npy(LABELS)),
+        arrays(IMAGES) | st.just(npy(IMAGES)),
+    )
+    return Reader(
+        "CIFAR-10-C archive", {"c.tar": valid}, read, named("c.tar", replaced, tar_inputs(files)), writes=True
+    )
+
+
+def npz(parts: Mapping[str, bytes], kind: int) -> bytes:
+    """An .npz file of finished members; its kind chooses compression and missing members."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED if kind == 1 else zipfile.ZIP_STORED) as archive:
+        for index, (name, content) in enumerate(parts.items()):
+            if kind != index + 2:
+                archive.writestr(f"{name}.npy", content)
+    return stream.getvalue()
+
+
+def example_split() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        save_split(Path(folder) / "s.npz", TEST.images, TEST.labels, TEST.classes)
+        return (Path(folder) / "s.npz").read_bytes()
+
+
+def split_reader() -> Reader:
+    valid = example_split()
+    metadata = {"format": "rssl-split-1", "classes": [*TEST.classes], "checksum": TEST.checksum}
+
+    def honest(classes: Any) -> bytes:
+        """Metadata whose checksum is right, whatever the classes are."""
+        try:
+            checksum = make_split(TEST.images, TEST.labels, classes).checksum
+        except (ValueError, TypeError, IndexError):
+            checksum = ""
+        return as_json(metadata | {"classes": classes, "checksum": checksum})
+
+    def text(data: bytes) -> bytes:
+        return npy(np.array(data.decode(errors="replace")))
+
+    parts = {"images": npy(TEST.images), "labels": npy(TEST.labels), "metadata": text(as_json(metadata))}
+    texts = st.one_of(
+        swapped(metadata, json_values).map(as_json),
+        json_values.map(honest),
+        st.lists(scalars, min_size=2, max_size=3).map(honest),
+        damaged(as_json(metadata)),
+        st.sampled_from([b"[" * 99999, b"{}", b"1" * 5000]),
+    ).map(text)
+    changed = st.one_of(
+        st.fixed_dictionaries({"images": arrays(TEST.images)}),
+        st.fixed_dictionaries({"labels": arrays(TEST.labels)}),
+        st.fixed_dictionaries({"metadata": texts}),
+    ).map(lambda change: parts | change)
+    return Reader(
+        "prepared split",
+        {"train.npz": valid},
+        lambda folder: load_split(folder / "train.npz"),
+        named("train.npz", st.builds(npz, changed, st.sampled_from([0] * 9 + [1, 2, 3, 4])), damaged(valid)),
+    )
+
+
+# --- Records --------------------------------------------------------------------------------------------
+
+
+def made(build: Callable[[Path], object]) -> dict[str, bytes]:
+    """The files that `build` puts into an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def generated_reader() -> Reader:
+    def read(folder: Path) -> None:
+        generate_corrupted(TEST.images, TEST.labels, folder, corruptions=["contrast"], severities=[])
+
+    files = made(
+        lambda folder: generate_corrupted(
+            TEST.images, TEST.labels, folder, corruptions=["contrast"], severities=[1]
+        )
+    )
+    whole = made(
+        lambda folder: generate_corrupted(TEST.images, TEST.labels, folder, corruptions=["contrast"])
+    )
+    inputs = json_inputs(
+        "corruptions.json", files["corruptions.json"], whole["corruptions.json"]
+    ) | st.tuples(st.sampled_from(["contrast.npy", "contrast.npy.partial"]), arrays(IMAGES))
+    return Reader("corruptions.json", files, read, inputs, writes=True)
+
+
+def downloaded_reader() -> Reader:
+    tar = as_tar([(name, content, 0) for name, content in corrupted_files().items()])
+
+    def read(folder: Path) -> None:
+        source, record = folder / "c.tar", folder / name
+        os.utime(source, (1, 1))
+        origin = f"{source.resolve()} {len(tar)} {10**9}"  # by which the record knows the archive
+        record.write_bytes(record.read_bytes().replace(b"@origin", origin.encode()))
+        download_corrupted("cifar10", folder / "corrupted", test=TEST, source=source)
+
+    def build(folder: Path) -> None:
+        (folder / "c.tar").write_bytes(tar)
+        download_corrupted("cifar10", folder / "corrupted", test=TEST, source=folder / "c.tar")
+
+    name = "corrupted/downloaded.json"
+    files = made(build)
+    files[name] = json.dumps(json.loads(files[name]) | {"origin": "@origin"}).encode()
+    return Reader("downloaded.json", files, read, json_inputs(name, files[name]), writes=True)
+
+
+def prepared_reader() -> Reader:
+    def read(folder: Path) -> None:
+        assert prepare("mine", folder).kind.isprintable()
+        prepare("mine", folder, source=folder / "images")
+        prepare("mine", folder, limit=2)
+
+    def build(folder: Path) -> None:
+        for name, content in example_tree().items():
+            (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "images" / name).write_bytes(content)
+        prepare("mine", folder, source=folder / "images")
+
+    files = made(build)
+    name = "mine/prepared.json"
+    return Reader("prepared.json", files, read, json_inputs(name, files[name]), writes=True)
+
+
+def counts_reader() -> Reader:
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
+
+    def read(folder: Path) -> None:
+        result = evaluate(
+            classifier,
+            TEST,
+            open_corrupted(folder, "mine"),
+            device=torch.device("cpu"),
+            severities=[1],
+            partial=folder / "counts.json",
+        )
+        assert 0 <= result.clean_accuracy <= 1
+        assert 0 <= (result.mean_at(1) or 0) <= 1
+
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    def stop(description: str, done: int, total: int) -> None:
+        if done == total:
+            raise Stopped
+
+    def build(folder: Path) -> None:
+        for name, content in corrupted_files().items():
+            (folder / name).write_bytes(content)
+        with suppress(Stopped):
+            evaluate(
+                classifier, TEST, open_corrupted(folder, "mine"), device=torch.device("cpu"), severities=[1],
+                partial=folder / "counts.json", progress=stop,
+            )  # fmt: skip
+
+    files = made(build)
+    return Reader(
+        "counts of eval-c", files, read, json_inputs("counts.json", files["counts.json"]), writes=True
+    )
+
+
+def metrics_reader() -> Reader:
+    record = b'{"step": 1, "epoch": 1, "lr": 0.1, "loss/main": 2.5}'
+
+    def read(folder: Path) -> None:
+        Metrics(folder / "metrics.jsonl", 5).__exit__()
+
+    name = "metrics.jsonl"
+    lines = json_inputs(name, record).map(lambda item: (name, record + b"\n" + item[1] + b"\n" + record))
+    inputs = lines | named(name, damaged(b"\n".join([record] * 4)))
+    return Reader("metrics.jsonl", {name: record + b"\n"}, read, inputs)
+
+
+READERS: tuple[Callable[[], Reader], ...] = (
+    checkpoint_reader, state_dict_reader, config_reader, image_reader, tar_reader, zip_reader, cifar_reader,
+    split_reader, corrupted_reader, cifar_c_reader, generated_reader, downloaded_reader, prepared_reader,
+    counts_reader, metrics_reader,
+)  # fmt: skip
+
+
+# --- Watching -------------------------------------------------------------------------------------------
+
+
+class HangError(BaseException):
+    """An input took longer than the deadline; no `except Exception` stops it."""
+
+
+def hang(*_: object) -> None:
+    raise HangError
+
+
+def peak() -> int:
+    """The most memory that was ever in use, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory() -> int:
+    """The memory in use, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+class Watch:
+    """A folder for a reader, beside files that must not change, and everything that the reader prints."""
+
+    def __init__(self, reader: Reader, root: Path) -> None:
+        self.reader, self.root, self.folder = reader, root, root / "work"
+        shutil.rmtree(root, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        (root / CANARY).mkdir()
+        (root / CANARY / "a.txt").write_text("untouched")
+        (root / "output").touch()
+        self.fill()
+        self.before = self.surroundings()
+
+    def fill(self) -> None:
+        for name, content in self.reader.files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def surroundings(self) -> list[tuple[str, bytes]]:
+        """All that is around the folder, and the output so far."""
+        outside = [self.root, *self.root.glob(f"{CANARY}/**/*"), *self.root.glob("*")]
+        return [(str(path), path.read_bytes() if path.is_file() else b"") for path in sorted(outside)]
+
+    def read(self, item: Input) -> tuple[str, str]:
+        """Let the reader have an input: "accepted", "refused" or "problem", and why."""
+        if self.reader.writes:
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+            self.fill()
+        name, content = item
+        (self.folder / name).write_bytes(content)
+        outcome, why = "accepted", ""
+        in_use, peak_before = memory(), peak()
+        # Beyond the deadline of the interpreter, a loop in a library is ended from outside.
+        faulthandler.dump_traceback_later(10 * DEADLINE, exit=True, file=STDERR)
+        try:
+            with warnings.catch_warnings(record=True) as shown:
+                signal.setitimer(signal.ITIMER_REAL, DEADLINE)
+                try:
+                    self.reader.read(self.folder)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        except RsslError as error:
+            outcome, why = "refused", str(error)
+            if not why.isprintable() or len(why) > 1000:
+                outcome, why = "problem", f"message {why[:1200]!r}"
+        except HangError:
+            outcome, why = "problem", f"takes longer than {DEADLINE:g} s"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            outcome, why = "problem", f"{type(error).__name__}: {str(error)[:300]!r} at {place(error)}"
+        faulthandler.cancel_dump_traceback_later()
+        if not self.reader.writes and name in self.reader.files:
+            (self.folder / name).write_bytes(self.reader.files[name])
+        for warning in shown:
+            outcome, why = "problem", f"warning {str(warning.message)[:200]!r}"
+        if peak() > max(peak_before, in_use + GROWTH):
+            outcome, why = "problem", f"takes {(peak() - in_use) >> 20} MiB"
+        if self.surroundings() != self.before:
+            outcome, why = "problem", "changes files outside its folder, or prints"
+            self.before = self.surroundings()
+        return outcome, why
+
+
+def place(error: BaseException) -> str:
+    """Where an exception was raised last in this project."""
+    found, step = "?", error.__traceback__
+    while step:
+        name = Path(step.tb_frame.f_code.co_filename)
+        if "rsslcli" in name.parts or name == Path(__file__):
+            found = f"{name.name}:{step.tb_lineno}"
+        step = step.tb_next
+    return found
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Send whatever is printed, also by C libraries, to a file."""
+    sys.stdout.flush()
+    kept = os.dup(1), os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def fuzz(reader: Reader, inputs: int, seed: int, root: Path, save: Path, result: Result) -> None:
+    """Give `reader` so many different inputs, and count what becomes of them in `result`."""
+    watch = Watch(reader, root)
+    for item in reader.files.items():  # what it must take; this also imports all that it needs
+        outcome, why = watch.read(item)
+        if outcome != "accepted":
+            result.problems.append(f"a valid {item[0]}: {outcome} {why}")
+    seen: set[bytes] = set()
+    began = time.perf_counter()
+
+    def feed(item: Input) -> None:
+        digest = hashlib.sha256(item[0].encode() + item[1]).digest()
+        if digest in seen or len(seen) >= inputs:
+            return
+        seen.add(digest)
+        start = time.perf_counter()
+        with output_to(root / "output"):
+            outcome, why = watch.read(item)
+        now = time.perf_counter()
+        result.slowest, result.seconds = max(result.slowest, now - start), now - began
+        if outcome == "problem":
+            save.mkdir(parents=True, exist_ok=True)
+            name = f"{reader.name.replace(' ', '-')}-{digest.hex()[:8]}-{Path(item[0]).name}"
+            (save / name).write_bytes(item[1])
+            result.problems.append(f"{why} ({save / name})")
+        result.accepted += outcome == "accepted"
+        result.refused += outcome == "refused"
+
+    for number in range(inputs):
+        if len(seen) >= inputs:
+            break
+        # In portions, as hypothesis keeps in memory what it has drawn.
+        options = settings(
+            max_examples=min(400, max(50, inputs - len(seen))),
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        seeded(seed * inputs + number)(options(given(reader.inputs)(feed)))()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--inputs", type=int, default=10_000, help="for each reader")
+    parser.add_argument("--only", metavar="NAME", help="the readers whose name holds this")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, default=Path("fuzz-problems"), help="where offending inputs go")
+    arguments = parser.parse_args()
+    save = arguments.save.resolve()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    signal.signal(signal.SIGALRM, hang)
+
+    results = []
+    print(
+        f"{'reader':20} {'inputs':>7} {'accepted':>8} {'refused':>8} {'seconds':>8} {'slowest':>8}  problems"
+    )
+    try:
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
+            limited = False
+            for build in READERS:
+                reader = build()
+                if arguments.only and arguments.only not in reader.name:
+                    continue
+                if not limited:
+                    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+                    limited = True
+                result = Result(reader.name)
+                results.append(result)
+                try:
+                    root = Path(scratch) / "fuzz"
+                    fuzz(reader, arguments.inputs, arguments.seed, root, save, result)
+                finally:
+                    total = result.accepted + result.refused + len(result.problems)
+                    print(
+                        f"{result.name:20} {total:7} {result.accepted:8} {result.refused:8} "
+                        f"{result.seconds:8.1f} {result.slowest:8.2f}  {len(result.problems)}",
+                        flush=True,
+                    )
+                    for problem in sorted(set(result.problems))[:20]:
+                        print(f"    {problem}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted")
+        return 130
+    return int(any(result.problems for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
