@@ -227,25 +227,26 @@ class _Run:
                 metrics, log = self.directory / "metrics.jsonl", self.directory / "log.txt"
             self.metrics = stack.enter_context(Metrics(metrics, self.step))
             self.log = stack.enter_context(log.open("ab", buffering=0))
-            self._files = stack.pop_all()
-        images, validation = len(trainer.data.labels), len(trainer.data.validation_labels)
-        self.note(
-            f"rssl {__version__}, torch {torch.__version__}, {device}: {config.name} on {self.dataset.name}, "
-            f"{images} images, {validation} to tune λ, steps {self.step} to {trainer.steps}"
-            + (f", {self.ranks.count} ranks" if self.ranks.count > 1 else "")
-        )
-        self.on_event(
-            Started(
-                config=config,
-                directory=self.directory,
-                device=device,
-                images=images,
-                validation_images=validation,
-                step=self.step,
-                steps=trainer.steps,
-                steps_per_epoch=trainer.steps_per_epoch,
+            images, validation = len(trainer.data.labels), len(trainer.data.validation_labels)
+            self.note(
+                f"rssl {__version__}, torch {torch.__version__}, {device}: {config.name} on "
+                f"{self.dataset.name}, {images} images, {validation} to tune λ, "
+                f"steps {self.step} to {trainer.steps}"
+                + (f", {self.ranks.count} ranks" if self.ranks.count > 1 else "")
             )
-        )
+            self.on_event(
+                Started(
+                    config=config,
+                    directory=self.directory,
+                    device=device,
+                    images=images,
+                    validation_images=validation,
+                    step=self.step,
+                    steps=trainer.steps,
+                    steps_per_epoch=trainer.steps_per_epoch,
+                )
+            )
+            self._files = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -332,23 +333,22 @@ class _Run:
                 raise DivergedError(
                     f"training diverged by step {self.step}: {name} is not finite; lower --lr"
                 )
-        if not self.ranks.first:
-            return
-        save_checkpoint(
-            self.checkpoint,
-            Checkpoint(
-                config=self.config,
-                classes=self.dataset.train.classes,
-                step=self.step,
-                classifier=trainer.model.network.state_dict(),
-                heads=trainer.model.heads.state_dict(),
-                optimizer=trainer.optimizer.state_dict(),
-                lambdas=trainer.lambdas,
-                excluded=self.excluded,
-                train_data=self.dataset.train.checksum,
-                validation_data=self.validation_data,
-            ),
-        )
+        if self.ranks.first:
+            save_checkpoint(
+                self.checkpoint,
+                Checkpoint(
+                    config=self.config,
+                    classes=self.dataset.train.classes,
+                    step=self.step,
+                    classifier=trainer.model.network.state_dict(),
+                    heads=trainer.model.heads.state_dict(),
+                    optimizer=trainer.optimizer.state_dict(),
+                    lambdas=trainer.lambdas,
+                    excluded=self.excluded,
+                    train_data=self.dataset.train.checksum,
+                    validation_data=self.validation_data,
+                ),
+            )
         self.saved, self.saved_step = time.perf_counter(), self.step
 
     def last_good(self) -> str:

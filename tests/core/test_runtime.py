@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -94,3 +97,23 @@ def test_generators() -> None:
     assert not torch.equal(drawn, torch.rand(4, generator=other))
     assert first.initial_seed() == derive_seed(5, "batch")
     assert seeded_generator(torch.device("meta"), 5, "batch") is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it sets options of the GNU C library")
+def test_kept_memory_is_not_faulted_in_again() -> None:
+    code = """
+import resource, torch
+from rsslcli.core.runtime import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(12_000_000)  # 46 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+keep_freed_memory()
+faults()
+print(first, faults())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    mapped, kept = map(int, out.split())
+    assert kept < mapped / 10

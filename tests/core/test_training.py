@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.store import Dataset, make_split
-from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.trainer import Trainer
 from rsslcli.core.training import (
     EpochDone,
     Event,
+    Noticed,
     Started,
     StepsDone,
     draw_validation_set,
@@ -248,3 +252,67 @@ def test_other_modes_run(
     last = [r for r in records(tmp_path / "run") if "loss/main" in r][-1]
     assert (last["lambda/rotation"] != 0.5) == config.automl
     assert load_checkpoint(tmp_path / "run").excluded == () or config.automl
+
+
+def step_that_breaks(at: int, key: str, value: float) -> Callable[..., dict[str, torch.Tensor]]:
+    """`Trainer.step`, but step `at` reports `value` as `key`."""
+    original = Trainer.step
+
+    def step(self: Trainer, step: int, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = original(self, step, chosen)
+        return values | ({key: torch.tensor(value)} if step + 1 == at else {})
+
+    return step
+
+
+@pytest.mark.parametrize("key", ["loss/ir", "lambda/rotation", "loss/meta"])
+def test_divergence_keeps_the_last_good_checkpoint(
+    key: str, dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(Trainer, "step", step_that_breaks(STEPS + 2, key, float("nan")))
+    expected = rf"step {STEPS + 2}: {key} is nan; lower --lr. The last good checkpoint is of step {STEPS}: "
+    with pytest.raises(DivergedError, match=expected + re.escape(str(run / "checkpoint.pt"))):
+        train(CONFIG, run, dataset, corrupted)
+    assert load_checkpoint(run).step == STEPS
+    assert f"{key} is nan" in (run / "log.txt").read_text()
+    assert [record["step"] for record in records(run)] == [1, 2, 3, 4, 4, 5]
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of a step are those of the weights before it."""
+    original = Trainer.step
+
+    def step(self: Trainer, step: int, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = original(self, step, chosen)
+        if step + 1 == 2 * STEPS:
+            with torch.no_grad():
+                self.model.network.fc.bias[0] = float("inf")
+        return values
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(DivergedError, match=rf"by step {2 * STEPS}: network.fc.bias is not finite"):
+        train(CONFIG, tmp_path / "run", dataset, corrupted)
+    assert load_checkpoint(tmp_path / "run").step == STEPS
+
+
+def test_lambdas_that_are_all_zero_are_reported(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    config = replace(CONFIG, initial_lambda=0.0, meta_lr=0.0)
+    train(config, tmp_path / "run", dataset, corrupted, on_event=events.append)
+    (notice,) = (event for event in events if isinstance(event, Noticed))
+    assert notice.text == f"all λ are 0 after step {STEPS}: no task acts any more; lower --meta-lr"
+    assert notice.text in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path) -> None:
+    def also(event: Event) -> None:
+        if isinstance(event, StepsDone):
+            with pytest.raises(UserError, match="in use by another rssl"):
+                train(CONFIG, tmp_path / "run", dataset, corrupted, resume=True)
+
+    train(replace(CONFIG, epochs=1), tmp_path / "run", dataset, corrupted, on_event=also)

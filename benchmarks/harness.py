@@ -1,0 +1,138 @@
+"""Variants of a computation, each in a process of its own, that take turns.
+
+How memory is allocated and laid out decides a good part of the speed, and some of it is set for a whole
+process and cannot be undone; so variants do not share one. Only one works at a time, the others wait.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: What a process can be asked to do, by name.
+Works = Mapping[str, Callable[[], object]]
+
+
+class WorkerError(Exception):
+    """A process could not do its work."""
+
+
+class Worker:
+    """A process that sets itself up and then works when it is told to; a context manager.
+
+    Args:
+        setup: makes the works; a function at the top of a module.
+        arguments: for `setup`.
+        threads: how many threads PyTorch may use there.
+
+    Raises:
+        WorkerError: the setup failed. All methods raise it when the process fails.
+    """
+
+    def __init__(self, setup: Callable[..., Works], *arguments: object, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, threads, setup, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        #: The names of its works.
+        self.works: list[str] = self._answer()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def seconds(self, work: str) -> float:
+        """How long the work takes, done once."""
+        return float(self._ask(work, False))
+
+    def value(self, work: str) -> Any:
+        """What the work returns: plain data."""
+        return self._ask(work, True)
+
+    def _ask(self, work: str, wants_value: bool) -> Any:
+        with suppress(OSError):  # where the process is gone, the answer will say so
+            self._pipe.send((work, wants_value))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            fine, answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise WorkerError(f"its process ended with code {self._process.exitcode}") from None
+        if not fine:
+            raise WorkerError(answer)
+        return answer
+
+
+def _serve(
+    pipe: Connection, threads: int, setup: Callable[..., Works], arguments: tuple[object, ...]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
+    torch.set_num_threads(threads)
+    try:
+        works = setup(*arguments)
+        pipe.send((True, list(works)))
+        while True:
+            work, wants_value = pipe.recv()
+            gc.collect()  # what an earlier turn left behind is not this turn's to clear
+            _synchronise()
+            began = time.perf_counter()
+            value = works[work]()
+            _synchronise()
+            seconds = time.perf_counter() - began
+            pipe.send((True, value if wants_value else seconds))
+    except EOFError:
+        pass  # the parent is gone
+    except Exception:
+        pipe.send((False, traceback.format_exc()))
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+
+
+def take_turns(variants: Sequence[Callable[[], float]], rounds: int, warmups: int = 1) -> list[list[float]]:
+    """What each variant measures, round by round; zip two variants' lists for pairs.
+
+    In every other round the order is reversed, so that none always follows the same one.
+    """
+    for _ in range(warmups):
+        for variant in variants:
+            variant()
+    measured: list[list[float]] = [[] for _ in variants]
+    for number in range(rounds):
+        order = range(len(variants))
+        for i in reversed(order) if number % 2 else order:
+            measured[i].append(variants[i]())
+    return measured
+
+
+def peak_memory() -> int:
+    """The most memory that this process has occupied so far, in bytes.
+
+    Linux's own record begins with the program; `ru_maxrss` begins with what the parent had at the fork.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
