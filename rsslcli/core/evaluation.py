@@ -254,7 +254,7 @@ class _Counts:
             content = json.loads(path.read_bytes())
             if content["fingerprint"] == fingerprint:
                 self.known = {str(cell): int(count) for cell, count in content["correct"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             pass  # damaged: evaluate anew
 
     def add(self, correct: Mapping[str, int]) -> None:

@@ -39,7 +39,7 @@ class Metrics:
                 if record["step"] > step:
                     break
                 self.clean_accuracy = record.get("clean_accuracy", self.clean_accuracy)
-            except (ValueError, KeyError, TypeError):  # a line that was cut short
+            except (ValueError, KeyError, TypeError, RecursionError):  # a line that was cut short
                 break
             kept.append(line + b"\n")
         if path:

@@ -238,7 +238,7 @@ def test_a_file_size_limit_leaves_the_last_checkpoint(ready: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk, as root")
 def test_a_full_disk_leaves_the_last_checkpoint(ready: Path, tmp_path: Path) -> None:
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "none", tmp_path], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", tmp_path], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("may not mount a small disk here")

@@ -110,12 +110,12 @@ def test_a_rank_that_dies_ends_the_job_and_resume_goes_on(ranks_home: Path) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks' processes in /proc")
 def test_a_signal_saves_the_run_at_the_same_step_and_one_process_goes_on(ranks_home: Path) -> None:
-    run = ranks_home / "stopped"
-    process = start(f"{TRAIN} --output stopped", ranks_home)
+    run = ranks_home / "ranks-stopped"
+    process = start(f"{TRAIN} --output ranks-stopped", ranks_home)
     wait_for_steps(run, 3, process)
     process.send_signal(signal.SIGTERM)
     _, stderr = finish(process)
-    assert "all saved: go on with --resume --output stopped" in stderr
+    assert "all saved: go on with --resume --output ranks-stopped" in stderr
     assert 0 < load_checkpoint(run).step < 30
-    succeed("train-automl --output stopped --resume", cwd=ranks_home)
+    succeed("train-automl --output ranks-stopped --resume", cwd=ranks_home)
     assert steps(run) == list(range(1, 31))

@@ -351,7 +351,16 @@ def _one_line_errors(source: Path) -> Iterator[None]:
     """Turn what archives and file systems raise into a UserError that names `source`."""
     try:
         yield
-    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        IndexError,
+        ValueError,
+    ) as error:  # zipfile: names that are none
         raise UserError(f"cannot read {source} ({shown(str(error))}): it is damaged or incomplete") from error
     except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
         raise UserError(f"cannot read {source} ({shown(str(error))}): pack it in a plain archive") from error
