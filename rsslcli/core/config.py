@@ -19,8 +19,8 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 BATCH_NORM_MODES = ("per-task", "joint")
 VALIDATION_CORRUPTIONS = ("all", "extra")
-#: A configuration file is a page of text; a larger file is something else.
-MAX_FILE_BYTES = 1 << 16
+#: A configuration file is a page of text; a larger file is something else, and could take PyYAML seconds.
+MAX_FILE_BYTES = 1 << 14
 #: So is each of its mappings, also once `<<` has merged others into it.
 MAX_MAPPING = 200
 
@@ -184,7 +184,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"{file} is no configuration: it is larger than 64 KiB")
+        raise UserError(f"{file} is no configuration: it is larger than {MAX_FILE_BYTES >> 10} KiB")
     try:
         values = yaml.load(data, Loader=_Loader)
     except Exception as error:  # PyYAML raises almost anything on values that do not fit their tags

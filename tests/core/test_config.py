@@ -234,7 +234,7 @@ def test_settings_at_the_border_are_taken() -> None:
         ("epochs: " + ":".join(["59"] * 400) + ".5", "is not plain YAML"),
         ("epochs: !!binary '*'", "expected a whole number"),
         ("[" * 5000, "is not plain YAML"),
-        ("{a: " * 5000, "is not plain YAML"),
+        ("{a: " * 4000, "is not plain YAML"),
         ("a: &a [*a]\nlr: *a", "unknown option 'a'"),
         ("lr: &a [*a]", "lr: expected a number, got a list"),
         ("tasks: &a [*a]", "tasks: expected a list of names"),
@@ -284,19 +284,19 @@ def test_an_alias_bomb_is_refused_at_once(option: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("lr: " + "9" * 60_000 + "x", "lr: expected a number"),
-        ("lr: " + "9" * 60_000 + ".", "lr: expected"),
-        ("{" + ",".join(f"a{i}" for i in range(9000)) + "}", "a mapping has more than 200 entries"),
-        ("lr: {" + ",".join(f"a{i}" for i in range(9000)) + "}", "a mapping has more than 200 entries"),
-        ("[" * 60_000, "is not plain YAML"),
-        ("{" * 60_000, "is not plain YAML"),
+        ("lr: " + "9" * 16_000 + "x", "lr: expected a number"),
+        ("lr: " + "9" * 16_000 + ".", "lr: expected"),
+        ("{" + ",".join(f"a{i}" for i in range(2500)) + "}", "a mapping has more than 200 entries"),
+        ("lr: {" + ",".join(f"a{i}" for i in range(2500)) + "}", "a mapping has more than 200 entries"),
+        ("[" * 16_000, "is not plain YAML"),
+        ("{" * 16_000, "is not plain YAML"),
     ],
     ids=range(6),
 )
-def test_small_files_that_would_take_minutes(content: str, message: str, folder: Path) -> None:
+def test_small_files_that_would_take_long(content: str, message: str, folder: Path) -> None:
     began = time.perf_counter()
     assert message in refusal(lambda: make_config(file=written(folder, content)))
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 2
 
 
 def test_merges_of_merges_are_refused_at_once(folder: Path) -> None:

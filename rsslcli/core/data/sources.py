@@ -7,6 +7,7 @@ whatever is not a regular file at the right place is passed over.
 import hashlib
 import http.client
 import io
+import logging
 import lzma
 import os
 import stat
@@ -36,6 +37,8 @@ MAX_HEADER_BYTES = 2**20
 MAX_IMAGES = 1_000_000  # 3 GB in memory
 MAX_MEMBERS = 2 * MAX_IMAGES  # of an archive, folders and other files included
 MAX_UNPACKED_BYTES = 16 * 2**30  # of an archive's members together
+# What Pillow logs of damaged images would otherwise reach the terminal, as nobody here listens to it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 #: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 #: The folder and the archive in which the official data sets come, and the archive's md5.
@@ -358,9 +361,9 @@ def _one_line_errors(source: Path) -> Iterator[None]:
         zlib.error,
         lzma.LZMAError,
         zipfile.BadZipFile,
-        IndexError,
+        IndexError,  # these two of zipfile, for names and lengths that are none
         ValueError,
-    ) as error:  # zipfile: names that are none
+    ) as error:
         raise UserError(f"cannot read {source} ({shown(str(error))}): it is damaged or incomplete") from error
     except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
         raise UserError(f"cannot read {source} ({shown(str(error))}): pack it in a plain archive") from error

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import logging
 import pickle
 import sys
 import tarfile
@@ -243,6 +244,12 @@ def test_links_in_a_zip_archive_are_passed_over(tmp_path: Path) -> None:
     assert_is_tree(read(path))
 
 
+def test_names_in_a_zip_archive_that_do_not_decode(tmp_path: Path) -> None:
+    path = as_zip(tmp_path / "tree.zip", tree() | {"train/ant/é.png": b"x"})
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    refused(path, "damaged or incomplete")
+
+
 def test_last_of_duplicate_members_counts(tmp_path: Path) -> None:
     path = tmp_path / "tree.tar"
     as_tar(path, {"train/ant/000.png": encoded(picture(77)), **{f"./{k}": v for k, v in tree().items()}})
@@ -300,10 +307,13 @@ def test_an_icon_that_lies_about_its_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_deflate"])
 def test_nothing_is_printed_about_a_damaged_image(
-    tmp_path: Path, compression: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, compression: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """libtiff prints its complaints by itself."""
+    """libtiff prints its complaints by itself, and Pillow logs some."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # which are pytest's
     good = encoded(picture(0), "TIFF", compression=compression)
+    many = good.replace(b"\x15\x01\3\0\1\0\0\0\3\0", b"\x15\x01\3\0\1\0\0\0\3\xdd")  # samples of a pixel
+    refused(as_folder(tmp_path / "t", tree() | {"test/ant/x.tiff": many}), "not an image")
     for place in range(8, len(good), 40):
         content = good[:place] + bytes([good[place] ^ 255]) + good[place + 1 :]
         with suppress(UserError):
