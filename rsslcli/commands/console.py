@@ -45,7 +45,7 @@ def progress_bar() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
         console=err,
         transient=True,
-        disable=not (err.is_terminal and SPEAKS),
+        disable=not err.is_terminal,
     ) as bar:
         task = bar.add_task("", total=None)
 

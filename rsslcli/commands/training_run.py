@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsslcli.commands.console import SPEAKS, err, out, percent, progress_bar, stop_on_signal
+from rsslcli.commands.console import err, out, percent, progress_bar, stop_on_signal
 from rsslcli.core.config import Config, make_config
 from rsslcli.core.errors import InterruptedTrainingError, UserError
 
@@ -142,7 +142,7 @@ class TrainingView:
             TextColumn("{task.fields[values]}"),
             console=err,
             transient=True,
-            disable=not (err.is_terminal and SPEAKS),
+            disable=not err.is_terminal,
         )
 
     def __enter__(self) -> TrainingView:

@@ -213,7 +213,8 @@ def evaluate(
 
     ranks = ranks or Ranks()
     fingerprint = _fingerprint(classifier, test.checksum + corrupted.identity, [clean, chosen])
-    counts = _Counts(partial if ranks.first else None, fingerprint)
+    sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
+    counts = _Counts(partial if ranks.first else None, fingerprint, sizes)
     counts.known = json.loads(ranks.agree(json.dumps(counts.known)))
     remaining = [cell for cell in cells if _key(*cell) not in counts.known]
     for start in range(0, len(remaining), ranks.count):
@@ -245,16 +246,22 @@ def evaluate(
 class _Counts:
     """How many images of each finished cell were right, kept on disk until the evaluation is whole."""
 
-    def __init__(self, path: Path | None, fingerprint: str) -> None:
+    def __init__(self, path: Path | None, fingerprint: str, sizes: Mapping[str, int]) -> None:
+        """Read what `path` has of this evaluation, whose cells have `sizes` images."""
         self.path, self.fingerprint = path, fingerprint
         self.known: dict[str, int] = {}
         if path is None or not path.is_file():
             return
         try:
             content = json.loads(path.read_bytes())
-            if content["fingerprint"] == fingerprint:
-                self.known = {str(cell): int(count) for cell, count in content["correct"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            known = content["correct"] if content["fingerprint"] == fingerprint else {}
+            if all(
+                type(known[cell]) is int and 0 <= known[cell] <= size
+                for cell, size in sizes.items()
+                if cell in known
+            ):
+                self.known = {cell: known[cell] for cell in sizes if cell in known}
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass  # damaged: evaluate anew
 
     def add(self, correct: Mapping[str, int]) -> None:

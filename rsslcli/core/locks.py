@@ -21,17 +21,21 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Args:
         folder: what to lock; its file `.lock` stays behind, empty. A folder made for it goes again if nothing
             else is put there.
-        wait: wait for another process to leave, instead of refusing to start.
+        wait: wait for another process to leave, instead of refusing to start. A folder that cannot be written
+            is taken as it is then: what is in it may be read.
 
     Raises:
         UserError: another process holds the folder.
-        RsslError: the folder cannot be written.
+        RsslError: the folder cannot be written, and `wait` is false.
     """
     lock, new = folder / ".lock", not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")
     except OSError as error:
+        if wait:
+            yield
+            return
         raise RsslError(f"cannot write into {folder}: {error.strerror or error}") from None
     with file:
         if fcntl is not None:

@@ -47,8 +47,6 @@ class Ranks:
 
     def sum_together(self, tensors: Sequence[Tensor]) -> None:
         """`sum` of each of these tensors of one dtype, in one exchange."""
-        if self.count == 1:
-            return
         flat = self.sum(torch.cat([tensor.reshape(-1) for tensor in tensors]))
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):

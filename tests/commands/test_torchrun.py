@@ -96,11 +96,10 @@ def test_a_rank_that_dies_ends_the_job_and_resume_goes_on(ranks_home: Path) -> N
     _, stderr = finish(process)
     assert process.returncode != 0
     assert "rssl: error: another rank of this job ended" in stderr
-    saved = load_checkpoint(run).step
-    assert saved >= 10
-    # One rank goes on where two were.
+    saved, recorded = load_checkpoint(run).step, len(steps(run))
+    assert 10 <= saved <= recorded
     process = start("train-automl --output died --resume", ranks_home)
-    wait_for_steps(run, saved + 5, process)
+    wait_for_steps(run, recorded + 5, process)  # what the metrics say of steps that were lost is no progress
     process.send_signal(signal.SIGTERM)
     finish(process)
     after = load_checkpoint(run).step

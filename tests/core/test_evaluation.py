@@ -159,6 +159,26 @@ def test_foreign_partial_results_are_not_used(
     assert result == evaluate(network, test_split, corrupted, device=CPU)
 
 
+@pytest.mark.parametrize("count", [COUNT + 1, -1, 1.5, True, "3", None, float("inf")])
+def test_impossible_counts_are_not_used(
+    network: WideResNet, test_split: Split, tmp_path: Path, count: object
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    partial = tmp_path / "r.json.partial"
+
+    def stop(description: str, done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(network, test_split, corrupted, device=CPU, partial=partial, progress=stop)
+    content = json.loads(partial.read_text())
+    content["correct"]["fog/3"] = count
+    partial.write_text(json.dumps(content))
+    result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
+    assert result == evaluate(network, test_split, corrupted, device=CPU)
+
+
 def test_other_weights_or_images_are_another_evaluation(
     network: WideResNet, test_split: Split, tmp_path: Path
 ) -> None:

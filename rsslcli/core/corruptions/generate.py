@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.registry import FUNCTIONS
 from rsslcli.core.errors import UserError
-from rsslcli.core.files import quietly
+from rsslcli.core.files import quietly, replacing
 from rsslcli.core.progress import Progress, silent
 
 #: Raised whenever the same call would give other bytes, so that files of an older version are made anew.
@@ -180,7 +180,7 @@ class _CorruptionFiles:
             complete.unlink(missing_ok=True)
         self.record[name] = {"identity": self.identity, "severities": []}
         self._write_record()
-        partial.unlink(missing_ok=True)  # as in _write_record
+        partial.unlink(missing_ok=True)  # which may be a link to elsewhere
         np.lib.format.open_memmap(partial, "w+", np.uint8, self.shape)
         return list(severities)
 
@@ -227,10 +227,8 @@ class _CorruptionFiles:
         return {name: entry for name, entry in entries if name in CORRUPTIONS and _is_entry(entry)}
 
     def _write_record(self) -> None:
-        partial = self.folder / f"{RECORD}.partial"
-        partial.unlink(missing_ok=True)  # which may be a link to elsewhere
-        partial.write_text(json.dumps(self.record, indent=1), encoding="utf-8")
-        partial.replace(self.folder / RECORD)
+        with replacing(self.folder / RECORD) as file:
+            file.write(json.dumps(self.record, indent=1).encode())
 
 
 def _is_entry(value: object) -> bool:
@@ -249,12 +247,11 @@ def _write_labels(folder: Path, labels: NDArray[Any]) -> None:
     fits = labels.min() >= 0 and labels.max() <= 255
     content = io.BytesIO()
     np.save(content, np.tile(labels, len(SEVERITIES)).astype(np.uint8 if fits else np.int64))
-    path, partial = folder / "labels.npy", folder / "labels.npy.partial"
+    path = folder / "labels.npy"
     if path.exists() and path.read_bytes() == content.getvalue():
         return
-    partial.unlink(missing_ok=True)  # as in _write_record
-    partial.write_bytes(content.getvalue())
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(content.getvalue())
 
 
 def _check_images(images: Images) -> None:
