@@ -50,7 +50,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            if new and list(folder.glob("*")) == []:
+            if new and list(folder.glob("*")) == [lock]:
                 with suppress(OSError):
                     lock.unlink()
                     folder.rmdir()
