@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rsslcli.core.errors import UserError, one_line, quoted
+from rsslcli.core.errors import UserError, one_line, quoted, unknown
 from rsslcli.core.tasks import check_task_names
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -168,7 +167,7 @@ def make_config(
         UserError: an unknown preset or option, or a value of the wrong kind.
     """
     if preset not in PRESETS:
-        raise UserError(f"unknown preset {quoted(preset)}: choose from {', '.join(PRESETS)}")
+        raise unknown("preset", preset, PRESETS)
     values = dict(PRESETS[preset])
     if file is not None:
         values |= read_config_file(file)
@@ -199,9 +198,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     known = [option.name for option in dataclasses.fields(Config)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(quoted(key).strip("'"), known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the options are {', '.join(known)}"
-            raise UserError(f"{file}: unknown option {quoted(key)}: {hint}")
+            raise UserError(f"{file}: {unknown('option', key, known)}")
     return values
 
 

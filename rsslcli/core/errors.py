@@ -1,6 +1,7 @@
 """The errors that a person sees: one clear line each, with the exit code of the command that meets them."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 
 
 class RsslError(Exception):
@@ -34,6 +35,14 @@ def quoted(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"  # which Python refuses to print
     return one_line(repr(value[:60] if isinstance(value, str | bytes) else value), 300)
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
+    """The error for a name that is none of `choices`: it names the nearest one, or all."""
+    names = list(choices)
+    near = difflib.get_close_matches(quoted(name).strip("'").lower(), names, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
+    return UserError(f"unknown {kind} {quoted(name)}: {hint}")
 
 
 def one_line(text: object, limit: int = 200) -> str:

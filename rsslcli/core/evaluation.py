@@ -18,7 +18,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.store import Split
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import Ranks
@@ -190,6 +190,8 @@ def evaluate(
     """
     names = list(corrupted.names if corruptions is None else corruptions)
     for name in names:
+        if name not in CORRUPTIONS:
+            raise unknown("corruption", name, corrupted.names)
         if name not in corrupted.names:
             raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
     chosen = np.setdiff1d(np.arange(corrupted.images_per_cell), np.asarray(excluded, np.int64))[:limit]

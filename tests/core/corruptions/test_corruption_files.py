@@ -67,7 +67,7 @@ class TestCorrupt:
     @pytest.mark.parametrize(
         ("name", "severity", "shape", "dtype", "message"),
         [
-            ("gausian_noise", 1, (1, 32, 32, 3), np.uint8, "did you mean gaussian_noise?"),
+            ("gausian_noise", 1, (1, 32, 32, 3), np.uint8, "did you mean 'gaussian_noise'?"),
             ("?", 1, (1, 32, 32, 3), np.uint8, "choose from gaussian_noise, "),
             ("fog", 0, (1, 32, 32, 3), np.uint8, "severity must be one of 1, 2, 3, 4, 5, not 0"),
             ("fog", 1, (32, 32, 3), np.uint8, "uint8 (N, H, W, 3), not uint8 (32, 32, 3)"),
