@@ -20,7 +20,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # which may be a link to elsewhere
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """The generator: errors, parts that do not depend on the rest, files, resuming."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -234,7 +235,8 @@ class TestFiles:
     ) -> None:
         (tmp_path / "mine").write_bytes(b"mine")
         (tmp_path / "set").mkdir()
-        for name in ("labels.npy", "labels.npy.partial", "contrast.npy.partial", "corruptions.json.partial"):
+        hidden = [f".{name}.{os.getpid()}.part" for name in ("labels.npy", "corruptions.json")]
+        for name in ("labels.npy", "contrast.npy.partial", *hidden):
             (tmp_path / "set" / name).symlink_to(tmp_path / "mine")
         generate_corrupted(images, labels, tmp_path / "set", corruptions=["contrast"])
         assert (tmp_path / "mine").read_bytes() == b"mine"
