@@ -43,6 +43,14 @@ def eval_c(
     same_images_as: Annotated[
         Path | None, typer.Option(help="Leave out what tuned λ in that run too, to compare the two fairly.")
     ] = None,
+    leave_out_validation: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-validation",
+            help="Leave out the images on which an AutoML run of the same seed and settings tunes λ, to "
+            "compare this run fairly with it.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run."),
@@ -63,11 +71,16 @@ def eval_c(
     from rsslcli.core.evaluation import evaluate
     from rsslcli.core.ranks import join_ranks
     from rsslcli.core.runtime import keep_freed_memory, resolve_device
+    from rsslcli.core.training import validation_source
 
     network, trained = load_classifier(checkpoint)
     excluded = set(trained.excluded if trained else ())
     if same_images_as is not None:
         excluded |= set(load_checkpoint(same_images_as).excluded)
+    if leave_out_validation and not trained:
+        raise UserError(
+            f"--leave-out-validation: {checkpoint} has no seed to draw those images by: use --same-images-as"
+        )
     keep_freed_memory()
     target = resolve_device(device or "auto")
     name = dataset or (trained.config.dataset if trained else "cifar10")
@@ -76,6 +89,8 @@ def eval_c(
         with ranks.first_alone():
             data = load(name, data_dir, progress)
             corrupted = load_corrupted(data, progress)
+        if leave_out_validation and trained and not trained.config.automl:
+            excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
         if trained and trained.excluded and trained.validation_data != corrupted.identity:
             err.print(
                 f"note: λ was tuned on another corrupted set than {corrupted.folder}; "
@@ -129,5 +144,5 @@ def _summary(result: Evaluation) -> str:
         parts.append(f"mean over the 19 corruptions {percent(result.mean_accuracy)}%")
     if result.mean_accuracy_15 is not None:
         parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
-    left_out = f", {len(result.excluded)} left out, which tuned λ" if result.excluded else ""
+    left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
     return f"{' · '.join(parts)}  ({result.images} images per cell{left_out})"

@@ -36,7 +36,7 @@ class Evaluation:
         clean_images: how many clean images that is.
         accuracy: by corruption, at severity 1 to 5; None where a severity was not evaluated.
         images: source images evaluated in each cell of `accuracy`.
-        excluded: indices of the source images left out because they tuned λ.
+        excluded: indices of the source images left out: those that tuned λ, here or in a run to compare with.
         about: what was evaluated on what: names and fingerprints.
     """
 
@@ -100,7 +100,7 @@ class Evaluation:
             "mean of 15": self.mean_accuracy_15,
         }
         lines += ["", *(f"- {name}: {100 * mean:.2f} %" for name, mean in means.items() if mean is not None)]
-        lines.append(f"- {self.images} images per cell, {len(self.excluded)} left out because they tuned λ")
+        lines.append(f"- {self.images} images per cell, {len(self.excluded)} left out, kept for tuning λ")
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path) -> None:
@@ -188,18 +188,20 @@ def evaluate(
     Raises:
         UserError: nothing is left to evaluate, or a corruption is not in the set.
     """
-    names = list(corrupted.names if corruptions is None else corruptions)
+    names = list(dict.fromkeys(corrupted.names if corruptions is None else corruptions))
     for name in names:
         if name not in CORRUPTIONS:
             raise unknown("corruption", name, corrupted.names)
         if name not in corrupted.names:
             raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
-    chosen = np.setdiff1d(np.arange(corrupted.images_per_cell), np.asarray(excluded, np.int64))[:limit]
+    every = np.arange(corrupted.images_per_cell)
+    left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # each once
+    chosen = np.setdiff1d(every, left_out)[:limit]
     if not len(chosen):
         raise UserError(
             f"{corrupted.folder}: no image is left to evaluate once those that tuned λ are left out"
         )
-    clean = clean_images(test, corrupted, excluded)[:limit]
+    clean = clean_images(test, corrupted, left_out.tolist())[:limit]
     if limit is not None and aligned(corrupted, test):
         clean = chosen
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
@@ -240,7 +242,7 @@ def evaluate(
         clean_images=len(clean),
         accuracy=accuracy,
         images=len(chosen),
-        excluded=tuple(int(i) for i in excluded),
+        excluded=tuple(left_out.tolist()),
         about={**(about or {}), "test_data": test.checksum, "corrupted_data": corrupted.identity},
     )
 

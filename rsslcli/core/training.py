@@ -99,6 +99,21 @@ class TrainingResult:
     seconds: float
 
 
+def validation_source(config: Config, available: int) -> tuple[int, ...]:
+    """Which of the `available` source images an AutoML run of these settings tunes λ on, by its seed; sorted.
+
+    Raises:
+        UserError: they would be all that there are.
+    """
+    wanted = config.validation_images
+    if wanted >= available:
+        raise UserError(
+            f"validation_images: {wanted} of only {available} corrupted source images leaves none to test on"
+        )
+    random = np.random.default_rng(derive_seed(config.seed, "validation"))
+    return tuple(int(index) for index in np.sort(random.choice(available, wanted, replace=False)))
+
+
 def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSet | None) -> ValidationSet:
     """Draw the images that tune λ, by the run's seed; none where λ is fixed."""
     if not config.automl:
@@ -107,26 +122,17 @@ def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSe
         )
     if corrupted is None:
         raise UserError(f"AutoML tunes λ on a corrupted test set, and '{dataset.name}' has none prepared")
-    available, wanted = corrupted.images_per_cell, config.validation_images
-    if wanted >= available:
-        raise UserError(
-            f"validation_images: {wanted} of only {available} corrupted source images leaves none to test on"
-        )
     if corrupted.labels.max() >= len(dataset.train.classes):
         raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
-    random = np.random.default_rng(derive_seed(config.seed, "validation"))
-    source = np.sort(random.choice(available, wanted, replace=False))
+    source = validation_source(config, corrupted.images_per_cell)
     names = [n for n in corrupted.names if config.validation_corruptions == "all" or n in EXTRA]
     if not names:
         raise UserError(
             f"{corrupted.folder} has none of {', '.join(EXTRA)}, which validation_corruptions asks for"
         )
-    cells = [corrupted.cell(name, severity)[source] for name in names for severity in SEVERITIES]
-    return ValidationSet(
-        np.concatenate(cells),
-        np.tile(corrupted.labels[source], len(cells)),
-        tuple(int(index) for index in source),
-    )
+    chosen = np.array(source)
+    cells = [corrupted.cell(name, severity)[chosen] for name in names for severity in SEVERITIES]
+    return ValidationSet(np.concatenate(cells), np.tile(corrupted.labels[chosen], len(cells)), source)
 
 
 def train(

@@ -76,6 +76,20 @@ def test_equals_a_loop_over_single_images(
     assert list(result.accuracy) == ["snow", "fog"]  # in the benchmark's order
 
 
+def test_nothing_counts_twice(network: WideResNet, test_split: Split, tmp_path: Path) -> None:
+    """Neither images left out, nor corruptions and severities asked for, twice; nor images that are not."""
+    corrupted = corrupted_set(tmp_path / "c", ("fog", "snow"), test_split.labels[:COUNT])
+    once = evaluate(network, test_split, corrupted, device=CPU, excluded=(4,), corruptions=["fog"])
+    total: list[int] = []
+    twice = evaluate(
+        network, test_split, corrupted, device=CPU, excluded=(4, 4, COUNT), corruptions=["fog", "fog"],
+        severities=(1, 2, 3, 4, 5, 5), progress=lambda _, done, count: total.append(count),
+    )  # fmt: skip
+    assert twice == once
+    assert (twice.excluded, twice.images, twice.clean_images) == ((4,), COUNT - 1, COUNT + 6)
+    assert set(total) == {6}
+
+
 def test_clean_images_stay_where_the_corrupted_ones_are_in_another_order(
     network: WideResNet, test_split: Split, tmp_path: Path
 ) -> None:
