@@ -107,7 +107,8 @@ def eval_c(
             corruptions=None if corruptions is None else split_names(corruptions),
             severities=severities,
             partial=path.with_name(path.name + ".partial") if path else None,
-            about={"checkpoint": str(checkpoint), "dataset": name},
+            about={"checkpoint": str(checkpoint), "dataset": name}
+            | ({"step": trained.step} if trained else {}),
             progress=progress,
             ranks=ranks,
         )
