@@ -36,8 +36,9 @@ def prepare_data(
     source: Annotated[
         str | None,
         typer.Option(
-            help="A folder or archive of train/<class>/* and test/<class>/*, the official CIFAR archive, or "
-            "a CIFAR-10-C folder; with --corruptions download, its archive or URL. Default: download."
+            help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
+            "official CIFAR archive; a CIFAR-10-C folder; with --corruptions download, its archive or URL. "
+            "Default: download."
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -45,6 +46,12 @@ def prepare_data(
         Corruptions | None,
         typer.Option(help="How to come by the corrupted test set. Default: generate for shapes, else none."),
     ] = None,
+    resize: Annotated[
+        bool,
+        typer.Option(
+            "--resize/--no-resize", help="Bring images of other sizes to 32x32 pixels, or refuse them."
+        ),
+    ] = True,
     limit: Annotated[
         int | None, typer.Option(help="Keep so many images of each split, or of each corruption.")
     ] = None,
@@ -82,6 +89,7 @@ def prepare_data(
                 data_dir,
                 source=Path(source) if source is not None and not downloads else None,
                 limit=limit if not (downloads or corruptions is Corruptions.generate) else None,
+                resize=resize,
                 progress=progress,
             )
         done = "prepared" if prepared.changed else "already prepared"
@@ -91,6 +99,8 @@ def prepare_data(
             f"{len(data.test.labels)} test images of {len(data.train.classes)} classes",
             soft_wrap=True,
         )
+        for note in prepared.notes:
+            err.print(f"note: {note}", soft_wrap=True, markup=False)  # it has names of others
         if prepared.stale_corruptions:
             err.print(
                 f"the corrupted images in {data.corrupted_folder} are of other test images: "

@@ -102,14 +102,14 @@ class TrainingResult:
 def validation_source(config: Config, available: int) -> tuple[int, ...]:
     """Which of the `available` source images an AutoML run of these settings tunes λ on, by its seed; sorted.
 
+    They are `validation_images`, but no more than half of what there is.
+
     Raises:
-        UserError: they would be all that there are.
+        UserError: there is only one, which leaves none to test on.
     """
-    wanted = config.validation_images
-    if wanted >= available:
-        raise UserError(
-            f"validation_images: {wanted} of only {available} corrupted source images leaves none to test on"
-        )
+    wanted = min(config.validation_images, available // 2)
+    if not wanted:
+        raise UserError("only one corrupted source image: to tune λ on some and test on others takes two")
     random = np.random.default_rng(derive_seed(config.seed, "validation"))
     return tuple(int(index) for index in np.sort(random.choice(available, wanted, replace=False)))
 
@@ -204,7 +204,7 @@ class _Run:
         self.validation_data = corrupted.identity if config.automl and corrupted else ""
         images, labels = dataset.train.images, dataset.train.labels
         if config.train_size is not None:
-            chosen = class_balanced_subset(labels, config.train_size, config.seed)
+            chosen = class_balanced_subset(labels, config.train_size, config.seed, "train_size")
             images, labels = images[chosen], labels[chosen]
         device_data = DeviceData(
             pad_images(torch.from_numpy(images).to(self.device)),
@@ -214,6 +214,9 @@ class _Run:
         )
         self.trainer = Trainer(config, device_data, len(dataset.train.classes), ranks)
         self.clean = clean_images(dataset.test, corrupted, self.excluded)
+        if len(self.clean) > len(labels):  # an epoch is not tested on more images than it trained on
+            kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
+            self.clean = self.clean[kept]
         self.checkpoint = directory / "checkpoint.pt"
         self.step = self._restore() if self.checkpoint.exists() else 0
         self.saved_step = self.step
@@ -252,6 +255,11 @@ class _Run:
                     steps_per_epoch=trainer.steps_per_epoch,
                 )
             )
+            if config.automl and len(self.excluded) < config.validation_images:
+                self._notice(
+                    f"{len(self.excluded)} source images tune λ, not {config.validation_images}: "
+                    "half of those that are corrupted, the others are left to test on"
+                )
             self._files = stack.pop_all()
         return self
 
@@ -367,9 +375,12 @@ class _Run:
         """Say, once, that no task acts any more."""
         if self.config.automl and not self.reported_zero and not self.trainer.lambdas.any():
             self.reported_zero = True
-            text = f"all λ are 0 after step {self.step}: no task acts any more; lower --meta-lr"
-            self.note(text)
-            self.on_event(Noticed(text))
+            self._notice(f"all λ are 0 after step {self.step}: no task acts any more; lower --meta-lr")
+
+    def _notice(self, text: str) -> None:
+        """Tell a person, and the log."""
+        self.note(text)
+        self.on_event(Noticed(text))
 
     def _restore(self) -> int:
         """Put the checkpoint's state into the trainer and return the number of steps done."""

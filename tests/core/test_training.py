@@ -29,6 +29,7 @@ from rsslcli.core.training import (
     StepsDone,
     draw_validation_set,
     train,
+    validation_source,
 )
 
 CONFIG = Config(
@@ -195,8 +196,11 @@ def test_refuses(
         train(CONFIG, whole[0], dataset, corrupted)
     with pytest.raises(UserError, match="none prepared"):
         train(CONFIG, tmp_path / "a", dataset)
-    with pytest.raises(UserError, match="leaves none to test on"):
-        train(replace(CONFIG, validation_images=30), tmp_path / "a", dataset, corrupted)
+    with pytest.raises(UserError, match=r"train_size: 999 of the \d+ images of \d+ classes: choose from"):
+        train(replace(CONFIG, train_size=999), tmp_path / "a", dataset, corrupted)
+    with pytest.raises(UserError, match="only one corrupted source image"):
+        validation_source(CONFIG, 1)
+    assert len(validation_source(CONFIG, 9)) == 4
     with pytest.raises(UserError, match="batch_size: 200 is more than the 67 training images"):
         train(replace(CONFIG, batch_size=200), tmp_path / "a", dataset, corrupted)
     with pytest.raises(UserError, match="other data"):

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet, import_corrupted, open_corrupted, write_blocks
-from rsslcli.core.data.sources import shown
+from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import quietly, remove, replacing

@@ -16,7 +16,7 @@ from rsslcli.core.progress import Progress, silent
 
 _RECORD = "prepared.json"
 _ACCEPTED = (
-    "a folder or archive (.tar.gz, .zip) of train/<class>/* and test/<class>/*, "
+    f"a folder or archive (.tar.gz, .zip) of {sources.LAYOUT}, "
     "the official CIFAR archive or its folder, or a CIFAR-10-C folder"
 )
 
@@ -29,9 +29,9 @@ class Prepared:
     dataset: Dataset
     kind: str  #: what the source was, in words
     changed: bool  #: False when everything was in place already
-    stale_corruptions: bool = (
-        False  #: the test images changed, and `folder`/corrupted is still of the old ones
-    )
+    #: the test images changed, and `folder`/corrupted is still of the old ones
+    stale_corruptions: bool = False
+    notes: tuple[str, ...] = ()  #: what was done to the images, a line each
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,16 @@ def prepare(
     *,
     source: Path | None = None,
     limit: int | None = None,
+    resize: bool = True,
     progress: Progress = silent,
 ) -> Prepared:
     """Prepare the data set `name` in `data_dir`, or import corrupted test images for it.
 
     Without a source, `shapes` is drawn and `cifar10` and `cifar100` are downloaded; any other name needs one.
     What the source is shows from its content. `limit` keeps a class-balanced subset of so many images of each
-    split, or the first so many of a corrupted set. Nothing is done when the data set is in place with the
-    same source and limit, or, asked for without either, when it is in place at all.
+    split, or the first so many of a corrupted set. Files of images that have not 32x32 pixels are resized, or
+    refused if `resize` is false. Nothing is done when the data set is in place with the same source and
+    options, or, asked for without any, when it is in place at all.
 
     Raises:
         UserError: no such source, or one that is not understood, damaged or does not fit.
@@ -71,10 +73,11 @@ def prepare(
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
     record, present = _read_record(folder), _load_or_none(data_dir, name)
-    if present and source is None and limit is None:
+    if present and source is None and limit is None and resize:
         return Prepared(folder, present, str(record.get("kind", "prepared before")), changed=False)
     source = source or _recorded_source(record)
-    origin = _recognise(name, folder, source, progress)
+    notes: list[str] = []
+    origin = _recognise(name, folder, source, resize, progress, notes.append)
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     if present and record.items() >= (wanted | _checksums(present)).items():
         return Prepared(folder, present, origin.kind, changed=False)
@@ -90,7 +93,7 @@ def prepare(
         file.write(json.dumps(wanted | _checksums(dataset) | {"source": place}, indent=1).encode())
     was = present.test.checksum if present else record.get("test")
     stale = (dataset.corrupted_folder / "labels.npy").is_file() and was != dataset.test.checksum
-    return Prepared(folder, dataset, origin.kind, changed=True, stale_corruptions=stale)
+    return Prepared(folder, dataset, origin.kind, changed=True, stale_corruptions=stale, notes=tuple(notes))
 
 
 def _prepare_corrupted(
@@ -106,7 +109,9 @@ def _prepare_corrupted(
     return Prepared(dataset.folder, dataset, "CIFAR-10-C folder", changed=after.identity != before)
 
 
-def _recognise(name: str, folder: Path, source: Path | None, progress: Progress) -> _Source:
+def _recognise(
+    name: str, folder: Path, source: Path | None, resize: bool, progress: Progress, note: sources.Note
+) -> _Source:
     """Tell what the source is from its content, the default source of `name` if None."""
     if name == "shapes":
         if source is not None:
@@ -128,8 +133,10 @@ def _recognise(name: str, folder: Path, source: Path | None, progress: Progress)
     if sources.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",
-            sources.tree_fingerprint(source),
-            lambda limit: sources.read_image_tree(source, limit=limit, progress=progress),
+            sources.tree_fingerprint(source, resize=resize),
+            lambda limit: sources.read_image_tree(
+                source, limit=limit, resize=resize, progress=progress, note=note
+            ),
         )
     raise UserError(f"{source} is not a source of images: give {_ACCEPTED}")
 

@@ -6,41 +6,43 @@ whatever is not a regular file at the right place is passed over.
 
 import hashlib
 import http.client
-import io
-import logging
 import lzma
+import math
 import os
 import stat
 import tarfile
 import tempfile
 import urllib.request
-import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache, partial
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from rsslcli.core.data.decoding import SIZE, decode, extensions, shown
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, class_balanced_subset
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 
 SPLITS = ("train", "test")
-MAX_FILE_BYTES = 16 * 2**20
+#: Where all folders with images are called so, they are splits and no classes.
+_SPLIT_LIKE = {*SPLITS, "val", "valid", "validation"}
+#: Of every class without a test split, one image in so many becomes one of the test set.
+HOLD_OUT = 5
+#: What a tree of images looks like.
+LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
+#: Raised whenever the same files would give other images, so that they are prepared anew.
+TREE_VERSION = 1
 MAX_HEADER_BYTES = 2**20
 MAX_IMAGES = 1_000_000  # 3 GB in memory
 MAX_MEMBERS = 2 * MAX_IMAGES  # of an archive, folders and other files included
 MAX_UNPACKED_BYTES = 16 * 2**30  # of an archive's members together
-# What Pillow logs of damaged images would otherwise reach the terminal, as nobody here listens to it.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-#: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.
-_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 #: The folder and the archive in which the official data sets come, and the archive's md5.
 OFFICIAL = {
     "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
@@ -52,6 +54,10 @@ _SITE = "https://www.cs.toronto.edu/~kriz/"
 _Parts = tuple[str, ...]
 _Opener = Callable[[], IO[bytes]]
 _Member = tuple[_Parts, _Opener | None]
+#: The images of a tree by split and class.
+_Files = dict[str, dict[str, set[_Parts]]]
+#: Told in one line what was done to the images, or was not.
+Note = Callable[[str], None]
 
 
 class Arrays(NamedTuple):
@@ -69,31 +75,46 @@ class Arrays(NamedTuple):
         return Arrays(self.images[chosen], self.labels[chosen], self.classes)
 
 
-def read_image_tree(source: Path, *, limit: int | None, progress: Progress) -> tuple[Arrays, Arrays]:
+def read_image_tree(
+    source: Path,
+    *,
+    limit: int | None = None,
+    resize: bool = True,
+    progress: Progress = silent,
+    note: Note = lambda text: None,
+) -> tuple[Arrays, Arrays]:
     """Read `train/<class>/*` and `test/<class>/*`, possibly below one leading folder, into memory.
 
     `source` is a folder, a tar archive (plain or compressed) or a zip archive. Classes are numbered by name.
     Whatever the order in the archive, the images are the first by name of every class, the second of every
-    class, and so on. Hidden files and files without the extension of an image are passed over. `limit` keeps
-    a class-balanced subset of so many images of each split.
+    class, and so on. Hidden files and files without the extension of an image are passed over.
+
+    Where there are not both splits but `<class>/*` alone, a fifth of each class, chosen by the hashes of the
+    names, is the test split.
+
+    Args:
+        source: the tree.
+        limit: keep a class-balanced subset of so many images of each split.
+        resize: bring images of another size to 32x32 (see `_scaled`); otherwise refuse them.
+        progress: told after every few images.
+        note: told what was held out, resized and passed over.
 
     Raises:
         UserError: no such tree, classes that differ between the splits or are empty, or an image that is
-            damaged, too large a file, or not of 32x32 pixels.
+            damaged, too large a file, or not of 32x32 pixels where `resize` is false.
     """
-    with _one_line_errors(source), warnings.catch_warnings():
-        # Pillow warns of odd metadata, which does not matter here, and of decompression bombs, which do.
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        files, classes = _survey(source)
+    with _one_line_errors(source):
+        tree = _survey(source)
+        for text in tree.notes:
+            note(text)
         splits: list[Arrays] = []
         places: dict[_Parts, Images] = {}
         for split in SPLITS:
             # Rank before class, so that the first images of a split hold every class.
             ordered = sorted(
                 (rank, label, parts)
-                for label, name in enumerate(classes)
-                for rank, parts in enumerate(sorted(files[split][name]))
+                for label, name in enumerate(tree.classes)
+                for rank, parts in enumerate(sorted(tree.files[split][name]))
             )
             labels = np.array([label for _, label, _ in ordered])
             paths = [parts for *_, parts in ordered]
@@ -102,64 +123,82 @@ def read_image_tree(source: Path, *, limit: int | None, progress: Progress) -> t
                 labels, paths = labels[chosen], [paths[index] for index in chosen]
             images = np.empty((len(paths), *IMAGE_SHAPE), np.uint8)
             places |= {parts: images[index] for index, parts in enumerate(paths)}
-            splits.append(Arrays(images, labels.astype(np.int64), classes))
+            splits.append(Arrays(images, labels.astype(np.int64), tree.classes))
 
+        sizes: dict[_Parts, tuple[int, int]] = {}
         missing, total = set(places), len(places)
         for parts, opener in _members(source):
             if opener and parts in places:
-                places[parts][:] = _decode(opener, parts)
+                with opener() as file:
+                    places[parts][:], sizes[parts] = decode(file, shown("/".join(parts)), resize=resize)
                 missing.discard(parts)
-                if len(missing) % 256 == 0:
+                if len(missing) % 16 == 0:
                     progress("reading images", total - len(missing), total)
         if missing:
             raise UserError(f"{source} changed while it was read: try again")
+        other = sorted((size for size in sizes.values() if size != SIZE), key=math.prod)
+        if other:
+            smallest, largest = ("x".join(map(str, size)) for size in (other[0], other[-1]))
+            note(
+                f"{len(other)} of {total} images resized to 32x32, the centre square of each: "
+                f"they had {smallest} to {largest} pixels"
+            )
     train, test = splits
     return train, test
 
 
-def tree_fingerprint(source: Path) -> str:
-    """What tells a tree of images from another, or from its later state, without reading the images."""
+def tree_fingerprint(source: Path, *, resize: bool = True) -> str:
+    """What tells a tree of images from another, or from its later state, without reading the images.
+
+    Raises:
+        UserError: as `read_image_tree` does for what shows without reading them.
+    """
     described: list[object] = []
-    if source.is_file():
-        described = [str(source.resolve()), source.stat().st_size, source.stat().st_mtime_ns]
-    else:
-        with _one_line_errors(source):
-            for parts, opener in _members(source):
-                if opener:
+    with _one_line_errors(source):
+        if source.is_file():
+            described = [str(source.resolve()), source.stat().st_size, source.stat().st_mtime_ns]
+        else:
+            for files in _survey(source).files.values():
+                for parts in set().union(*files.values()):
                     status = source.joinpath(*parts).stat()
                     described.append((parts, status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(repr(sorted(described, key=repr)).encode()).hexdigest()
+    content = TREE_VERSION, resize, sorted(described, key=repr)
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def is_image_tree(source: Path) -> bool:
-    """Whether `source` is a folder that holds `train/` and `test/`, or an archive that could."""
+    """Whether `source` is a folder with images in its folders, or an archive, which could have them."""
     with _one_line_errors(source):
         if source.is_dir():
-            return bool(_roots(source))
+            return any(opener and _is_image(parts) for parts, opener in _members(source))
         return zipfile.is_zipfile(source) or _is_tar(source)
 
 
-def _survey(source: Path) -> tuple[dict[str, dict[str, set[_Parts]]], tuple[str, ...]]:
+class _Tree(NamedTuple):
+    """What `_survey` finds."""
+
+    files: _Files
+    classes: tuple[str, ...]
+    notes: list[str]
+
+
+def _survey(source: Path) -> _Tree:
     """List the images of each split and class, and check that the classes are sound. Reads no image."""
-    files: dict[str, dict[str, set[_Parts]]] = {split: {} for split in SPLITS}
-    leading = set()
-    count = 0
+    images: set[_Parts] = set()
+    folders: set[_Parts] = {()}
+    others: Counter[tuple[_Parts, str]] = Counter()  # files that are no images, by folder and ending
     for parts, opener in _members(source):
-        depth = 3 if opener else 2  # split/class/file, split/class
-        if len(parts) not in (depth, depth + 1) or parts[-depth] not in SPLITS or parts[1 - depth][0] == ".":
-            continue
-        if opener is None:
-            files[parts[-2]].setdefault(parts[-1], set())
-        elif parts[-1][0] != "." and PurePosixPath(parts[-1]).suffix.lower() in _extensions():
-            files[parts[-3]].setdefault(parts[-2], set()).add(parts)
-            leading.add(parts[:-3])
-            count += 1
-            if count > MAX_IMAGES:
+        folder = parts if opener is None else parts[:-1]
+        while folder not in folders:
+            folders.add(folder)
+            folder = folder[:-1]
+        if opener and _is_image(parts):
+            images.add(parts)
+            if len(images) > MAX_IMAGES:
                 raise UserError(f"{source} holds more than {MAX_IMAGES:,} images: prepare a part of it")
-    if not count:
-        raise UserError(f"no images in {source}: expected train/<class>/* and test/<class>/* in it")
-    if len(leading) > 1:
-        raise UserError(f"{source} holds several trees of train/ and test/: leave one")
+        elif opener:
+            others[parts[:-1], _ending(parts)] += 1
+    files, notes = _splits(source, images, folders)
     classes = sorted(set().union(*files.values()))
     for name in classes:
         if not name.isprintable():
@@ -169,18 +208,100 @@ def _survey(source: Path) -> tuple[dict[str, dict[str, set[_Parts]]], tuple[str,
                 raise UserError(
                     f"no images of class {shown(name)} in {split}/ of {source}: add some to both splits"
                 )
-    return files, tuple(classes)
+    if len(classes) < 2:
+        raise UserError(f"{source} has only one class, {shown(classes[0])}: a classifier needs two")
+    used = {parts[:-1] for split in files.values() for members in split.values() for parts in members}
+    if passed_over := {key: count for key, count in others.items() if key[0] in used}:
+        endings = ", ".join(map(shown, sorted({ending for _, ending in passed_over})[:5]))
+        notes.append(f"passed over {sum(passed_over.values())} files, by their names no images: {endings}")
+    return _Tree(files, tuple(classes), notes)
+
+
+def _splits(source: Path, images: set[_Parts], folders: set[_Parts]) -> tuple[_Files, list[str]]:
+    """Find the splits among all images and folders of a tree, or make them; with what is to be told of it."""
+    lacking = [split for split in SPLITS if not any(split in folder[:2] for folder in folders)]
+    if lacking:
+        # Classes alone. A cover picture beside their folders does not make a class of the folder around them.
+        above, below = ({parts[:-1] for parts in images if len(parts) == depth} for depth in (2, 3))
+        roots = {folder[:-1] for folder in (below if below and len(above) < 2 else above)}
+    else:
+        roots = {parts[:-3] for parts in images if len(parts) in (3, 4) and parts[-3] in SPLITS}
+    if not roots:
+        raise UserError(f"no images in {source}: expected {LAYOUT}")
+    if len(roots) > 1:
+        kind, some = "classes" if lacking else "train/ and test/", sorted(map("/".join, roots))[:2]
+        raise UserError(
+            f"{source} holds several trees of {kind}, in {' and '.join(map(shown, some))}: leave one of them"
+        )
+    (root,) = roots
+    if not lacking:
+        return {split: _classes((*root, split), images, folders) for split in SPLITS}, []
+    classes = _classes(root, images, folders)
+    if classes.keys() <= _SPLIT_LIKE:
+        names = ", ".join(map(shown, sorted(classes)))
+        raise UserError(f"the images of {source} lie in {names} without a class: expected {LAYOUT}")
+    files = _hold_out(source, classes)
+    held, total = (sum(map(len, part.values())) for part in (files["test"], classes))
+    return files, [
+        f"no {' and '.join(f'{split}/' for split in lacking)} in {source}: "
+        f"{held} of the {total} images, a fifth of each class, are the test set"
+    ]
+
+
+def _classes(parent: _Parts, images: set[_Parts], folders: set[_Parts]) -> dict[str, set[_Parts]]:
+    """The images of the folders in `parent`, by folder."""
+    found: dict[str, set[_Parts]] = {
+        folder[-1]: set() for folder in folders if folder and folder[:-1] == parent
+    }
+    for parts in images:
+        if len(parts) > 1 and parts[:-2] == parent:
+            found[parts[-2]].add(parts)
+    return found
+
+
+def _hold_out(source: Path, classes: dict[str, set[_Parts]]) -> _Files:
+    """Split the images of each class: a fifth of them, at least one, for the test.
+
+    The hashes of class and name choose, so that the choice depends on nothing else, and images that are added
+    later hardly change it.
+    """
+    files: _Files = {split: {} for split in SPLITS}
+    for name, members in classes.items():
+        if len(members) < 2:
+            count = "only one image" if members else "no images"
+            raise UserError(f"{count} of class {shown(name)} in {source}: add some, or remove the folder")
+        ranked = sorted(members, key=_hash)
+        held = max(1, round(len(members) / HOLD_OUT))
+        files["test"][name], files["train"][name] = set(ranked[:held]), set(ranked[held:])
+    return files
+
+
+def _hash(parts: _Parts) -> bytes:
+    return hashlib.sha256("/".join(parts[-2:]).encode(errors="surrogatepass")).digest()
+
+
+def _is_image(parts: _Parts) -> bool:
+    """Whether a file is an image by its name."""
+    return _ending(parts) in extensions()
+
+
+def _ending(parts: _Parts) -> str:
+    return PurePosixPath(parts[-1]).suffix.lower()
 
 
 def _members(source: Path) -> Iterator[_Member]:
-    """Walk the folders and regular files of a tree in stored order, without those that point outside it."""
+    """Walk the folders and regular files of a tree in stored order.
+
+    Those that point outside it are passed over, those that are hidden, and what macOS adds to archives.
+    """
     if source.is_dir():
         walk = _folder_members
     else:
         walk = _zip_members if zipfile.is_zipfile(source) else _tar_members
     for name, opener in walk(source):
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
-        if parts and ".." not in parts and not name.startswith("/"):
+        hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
+        if parts and not hidden and not name.startswith("/"):
             yield parts, opener
 
 
@@ -194,15 +315,20 @@ def _roots(source: Path) -> list[Path]:
 
 
 def _folder_members(source: Path) -> Iterator[tuple[str, _Opener | None]]:
-    for root in _roots(source):
-        for split in SPLITS:
-            for folder in (path for path in (root / split).iterdir() if path.is_dir()):
-                place = folder.relative_to(source).as_posix()
-                yield place, None
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.is_file():
-                            yield f"{place}/{entry.name}", partial(_open, entry.path)
+    pending = [root / split for root in _roots(source) for split in SPLITS] or [source]
+    while pending:
+        folder = pending.pop()
+        place = folder.relative_to(source)
+        if place.parts:
+            yield place.as_posix(), None
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if entry.is_file():
+                    yield (place / entry.name).as_posix(), partial(_open, entry.path)
+                elif len(place.parts) < 3 and entry.is_dir():
+                    pending.append(folder / entry.name)
 
 
 def _open(path: str) -> IO[bytes]:
@@ -274,79 +400,6 @@ def _zip_members(source: Path) -> Iterator[tuple[str, _Opener | None]]:
                 yield member.filename, None
             elif kind in (0, stat.S_IFREG):
                 yield member.filename, partial(archive.open, member)
-
-
-def _decode(opener: _Opener, parts: _Parts) -> Images:
-    """Decode an image to RGB, upright, transparency over white: uint8 (32, 32, 3)."""
-    name = shown("/".join(parts))
-    with opener() as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"image {name} is larger than {MAX_FILE_BYTES // 2**20} MiB: remove it")
-    try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
-            size, image = opened.size, opened
-            if size == IMAGE_SHAPE[:2]:
-                with _muted_libtiff(opened):
-                    image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
-                    if image.mode != "RGB":
-                        image = _to_rgb(image)
-                    pixels = np.asarray(image)
-                if pixels.shape != IMAGE_SHAPE:  # an icon's directory may lie about its images
-                    raise ValueError(f"it has {image.width}x{image.height} pixels and claims others")
-                return pixels
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"image {name} has too many pixels: images must be 32x32, resize it first") from None
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else shown(str(error))
-        raise UserError(f"cannot decode image {name} ({reason}): replace or remove it") from error
-    raise UserError(f"image {name} is {size[0]}x{size[1]} pixels: images must be 32x32, resize them first")
-
-
-@contextmanager
-def _muted_libtiff(image: Image.Image) -> Iterator[None]:
-    """Keep off the terminal what libtiff has to say of a damaged image; it writes to the stream by itself."""
-    kept = None
-    if image.format == "TIFF":
-        with suppress(OSError):  # there is no such stream
-            kept = os.dup(2)
-    if kept is None:
-        yield
-        return
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip it to 8
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in Image.OPEN if name in _FORMATS)
-
-
-@cache
-def _extensions() -> frozenset[str]:
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())
-
-
-def shown(text: str) -> str:
-    """Text from outside made fit for a one-line message: control characters escaped, length limited."""
-    return repr(text if len(text) <= 120 else text[:117] + "...")
 
 
 @contextmanager

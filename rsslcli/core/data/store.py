@@ -1,5 +1,6 @@
 """Prepared data sets on disk: one uncompressed .npz per split, verified whenever it is read."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -19,6 +20,8 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 IMAGE_SHAPE = (32, 32, 3)
+#: The data set that needs no source.
+EMBEDDED = "shapes"
 _FORMAT = "rssl-split-1"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -139,12 +142,8 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
     Raises:
         UserError: it is not prepared, damaged, or its splits have different classes.
     """
+    check_prepared(data_dir, name)
     folder = dataset_folder(data_dir, name)
-    if not _is_complete(folder):
-        source = "" if name in {"cifar10", "cifar100", "shapes"} else " --source PATH"
-        raise UserError(
-            f"no prepared data set {name!r} in {data_dir}: run `rssl prepare-data --dataset {name}{source}`"
-        )
     train, test = load_split(folder / "train.npz"), load_split(folder / "test.npz")
     if train.classes != test.classes:
         raise UserError(
@@ -153,25 +152,40 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
     return Dataset(name, folder, train, test)
 
 
+def check_prepared(data_dir: Path, name: str) -> None:
+    """Raise UserError, with the nearest name, unless the data set called `name` is prepared in `data_dir`."""
+    if _is_complete(dataset_folder(data_dir, name)):
+        return
+    public = name in {"cifar10", "cifar100", EMBEDDED}
+    near = [] if public else difflib.get_close_matches(name, [*prepared_datasets(data_dir), EMBEDDED], 1)
+    hint = f"did you mean '{near[0]}'? Else " if near else ""
+    source = "" if public else " --source PATH"
+    raise UserError(
+        f"no prepared data set {name!r} in {data_dir}: {hint}run `rssl prepare-data --dataset {name}{source}`"
+    )
+
+
 def prepared_datasets(data_dir: Path) -> list[str]:
     """The names of the data sets that are prepared in `data_dir`, sorted."""
     folders = data_dir.iterdir() if data_dir.is_dir() else ()
     return sorted(folder.name for folder in folders if _NAME.fullmatch(folder.name) and _is_complete(folder))
 
 
-def class_balanced_subset(labels: npt.NDArray[np.integer[Any]], size: int, seed: int) -> Labels:
+def class_balanced_subset(
+    labels: npt.NDArray[np.integer[Any]], size: int, seed: int, option: str = "limit"
+) -> Labels:
     """Choose `size` images, of every class equally many, or as many as it has; counts differ by at most one.
 
-    Returns their indices, sorted, int64. With the same seed a smaller subset lies within a larger one.
+    Returns their indices, sorted, int64. With the same seed a smaller subset lies within a larger one. In
+    messages the size is called `option`.
 
     Raises:
         UserError: `size` is larger than the split or smaller than the number of classes.
     """
     classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if not len(classes) <= size <= len(labels):
-        raise UserError(
-            f"a subset of {size} images: choose from {len(classes)} (classes) to {len(labels)} (images)"
-        )
+        have = f"the {len(labels)} images of {len(classes)} classes"
+        raise UserError(f"{option}: {size} of {have}: choose from {len(classes)} to {len(labels)}")
     order = np.random.default_rng(seed).permutation(len(labels))
     # Rank every image within its class, in shuffled order; the lowest ranks of all classes are the subset.
     by_class = np.argsort(inverse[order], kind="stable")

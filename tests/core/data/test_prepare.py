@@ -88,6 +88,29 @@ def test_image_tree(tree: Path, data: Path) -> None:
     assert len(prepare("folder", data, source=tree).dataset.train.labels) == 19
 
 
+def test_whether_images_are_resized_is_part_of_the_data_set(tree: Path, data: Path) -> None:
+    same = prepare("folder", data, source=tree, resize=False).dataset
+    assert_idempotent(lambda: prepare("folder", data, source=tree, resize=False), data)
+    assert_idempotent(lambda: prepare("folder", data, resize=False), data)
+    assert_idempotent(lambda: prepare("folder", data), data)  # asked for nothing in particular
+    with_resizing = prepare("folder", data, source=tree)
+    assert with_resizing.changed
+    assert with_resizing.notes == ()
+    assert with_resizing.dataset.train.checksum == same.train.checksum
+    assert prepare("folder", data, resize=False).changed
+
+    Image.new("RGB", (90, 60)).save(tree / "train" / "ant" / "new.png")
+    before = state(data)
+    with pytest.raises(UserError, match="is 90x60 pixels, not 32x32"):
+        prepare("folder", data, resize=False)
+    assert state(data) == before
+    resized = prepare("folder", data, source=tree)
+    assert len(resized.dataset.train.labels) == 19
+    assert resized.notes[0].startswith("1 of 31 images resized to 32x32")
+    with pytest.raises(UserError, match="is 90x60 pixels"):
+        prepare("folder", data, resize=False)
+
+
 def test_damaged_split_is_prepared_again(tree: Path, data: Path) -> None:
     good = prepare("folder", data, source=tree).dataset.test.checksum
     for damaged in ("test.npz", "train.npz", "prepared.json"):
@@ -142,7 +165,9 @@ def test_sources_that_are_refused(tree: Path, data: Path, tmp_path: Path) -> Non
         with pytest.raises(UserError, match=match):
             prepare(name, data, source=source)
     for limit in (0, -1, 2):
-        with pytest.raises(UserError, match=r"a limit of|a subset of"):
+        with pytest.raises(
+            UserError, match=r"a limit of|limit: 2 of the 18 images of 3 classes: choose from 3 to 18"
+        ):
             prepare("folder", data, source=tree, limit=limit)
     assert not data.exists()
 

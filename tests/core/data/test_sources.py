@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rsslcli.core.data import sources
+from rsslcli.core.data import decoding, sources
 from rsslcli.core.data.sources import (
     Arrays,
     download,
@@ -83,7 +83,7 @@ def as_zip(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def read(source: Path, limit: int | None = None) -> tuple[Arrays, Arrays]:
-    return read_image_tree(source, limit=limit, progress=silent)
+    return read_image_tree(source, limit=limit, resize=False)
 
 
 def assert_is_tree(result: tuple[Arrays, Arrays]) -> None:
@@ -282,16 +282,16 @@ def test_files_on_disk_with_strange_names(tmp_path: Path) -> None:
 
 def test_wrong_size_names_the_image_and_its_size(tmp_path: Path) -> None:
     path = as_tar(tmp_path / "t.tar", tree() | {"train/bee/x.png": encoded(np.zeros((48, 33, 3), np.uint8))})
-    refused(path, "image 'train/bee/x.png' is 33x48 pixels: images must be 32x32")
+    refused(path, "image 'train/bee/x.png' is 33x48 pixels, not 32x32: resize it, or leave out --no-resize")
 
 
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = encoded(Image.new("1", (20000, 20000)))
-    refused(
-        as_tar(tmp_path / "t.tar", tree() | {"train/bee/x.png": bomb}),
-        "'train/bee/x.png' has too many pixels",
-    )
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2**20)
+    path = as_tar(tmp_path / "t.tar", tree() | {"train/bee/x.png": bomb})
+    refused(path, "'train/bee/x.png' has too many pixels")
+    with pytest.raises(UserError, match="has too many pixels: remove it, or save it smaller"):
+        read_image_tree(path)
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 2**20)
     large = encoded(picture(0)) + bytes(2**20)
     refused(as_tar(tmp_path / "t.tar.gz", tree() | {"train/bee/x.png": large}), "larger than 1 MiB")
     refused(as_zip(tmp_path / "t.zip", tree() | {"train/bee/x.png": large}), "larger than 1 MiB")
@@ -350,6 +350,11 @@ def test_classes_must_agree_and_have_images(tmp_path: Path) -> None:
     (folder / "train" / "cow").mkdir()
     refused(folder, "class 'cow' in train/")
     refused(as_tar(tmp_path / "d.tar", {"readme.txt": b""}), "no images in .*: expected train/")
+    refused(
+        as_tar(tmp_path / "g.tar", tree() | {"train/cow/1.heic": b""}), "no images of class 'cow' in train/"
+    )
+    bees = {name: content for name, content in tree().items() if "bee" in name}
+    refused(as_tar(tmp_path / "h.tar", bees), "only one class, 'bee': a classifier needs two")
     refused(as_tar(tmp_path / "e.tar", tree("x/") | tree("y/")), "several trees")
     refused(as_folder(tmp_path / "f", tree("x/") | tree("y/")), "several trees")
 
@@ -406,6 +411,220 @@ def test_other_formats_frames_and_orientation(tmp_path: Path) -> None:
         as_folder(tmp_path / "u", tree() | {"test/ant/f.tiff": encoded(Image.new("F", (32, 32)), "TIFF")}),
         "floating-point",
     )
+
+
+def photo(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """Sky above ground, with a red disc a quarter as wide as the centre square, in its middle."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    radius = min(size) / 8
+    pixels = np.where((y < height / 2)[..., None], [90, 150, 230], [60, 140, 40]).astype(np.uint8)
+    pixels[np.hypot(x - (width - 1) / 2, y - (height - 1) / 2) < radius] = [200, 20, 30]
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
+    return image.quantize(8) if mode == "P" else image.convert(mode)
+
+
+PHOTOS: dict[str, bytes] = {
+    "grey.png": encoded(photo((70, 50), "L")),
+    "large.jpg": encoded(photo((1600, 1200)), "JPEG", quality=95),
+    "cmyk.jpg": encoded(photo((300, 400), "CMYK"), "JPEG", quality=95),
+    "palette.gif": encoded(photo((500, 300), "P"), "GIF"),
+    "large palette.png": encoded(photo((700, 900), "P")),
+    "alpha.png": encoded(photo((45, 300), "RGBA")),
+    "16 bit.png": encoded(photo((400, 600), "I;16")),
+    "1 bit.png": encoded(photo((64, 64), "L").point(lambda value: 255 * (value > 110), "1")),
+    "small.webp": encoded(photo((20, 28)), "WEBP", lossless=True),
+    "odd.tiff": encoded(photo((333, 257)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_every_mode_is_resized_to_the_same_picture(tmp_path: Path, name: str) -> None:
+    """Whatever the format, mode and shape, the disc stays round, in the middle, and as wide as a quarter."""
+    notes: list[str] = []
+    files = tree() | {f"test/ant/{name}": PHOTOS[name]}
+    _, test = read_image_tree(as_folder(tmp_path / "t", files), note=notes.append)
+    (image,) = (each for each in test.images if not any(np.array_equal(each, picture(s)) for s in range(4)))
+    grey = any(word in name for word in ("grey", "bit"))
+    expected = np.asarray(photo((960, 960), "L" if grey else "RGB").convert("RGB").reduce(30)).astype(int)
+    if "1 bit" in name:
+        expected = (expected > 110) * 255
+    difference = np.abs(image - expected)
+    y, x = np.mgrid[:32, :32] - 15.5
+    edges = (np.abs(np.hypot(x, y) - 4) < 2) | (np.abs(y) < 2)  # which resampling softens
+    assert difference[~edges].max() < 12
+    assert difference.mean() < 4
+    assert np.array_equal(image[..., 0], image[..., 2]) == grey
+    with Image.open(io.BytesIO(PHOTOS[name])) as opened:
+        size = f"{opened.width}x{opened.height}"
+    assert notes == [
+        f"1 of 11 images resized to 32x32, the centre square of each: they had {size} to {size} pixels"
+    ]
+
+
+def test_transparency_is_white_and_orientation_kept_in_large_images(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    sideways = photo((900, 600)).transpose(Image.Transpose.ROTATE_90)
+    clear = photo((600, 600), "RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize((600, 600)))  # the sky is clear
+    palette = photo((600, 600), "P")
+    white = palette.getpixel((0, 0))
+    files = tree() | {
+        "test/ant/1.jpg": encoded(sideways, "JPEG", quality=95, exif=exif),
+        "test/ant/2.png": encoded(clear),
+        "test/ant/3.png": encoded(palette, transparency=white),
+    }
+    _, test = read_image_tree(as_folder(tmp_path / "t", files))
+    turned, gradient, cut_out = test.images[test.labels == 0][2:].astype(int)
+    assert np.abs(turned[:14] - [90, 150, 230])[:, :8].max() < 10
+    assert gradient[0].min() > 245
+    assert np.abs(gradient[31] - [60, 140, 40]).max() < 10
+    assert cut_out[0].min() == 255
+    assert np.abs(cut_out[31] - [60, 140, 40]).max() < 10
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    mode=st.sampled_from(["RGB", "L", "P", "LA", "RGBA", "1", "CMYK", "I;16"]),
+)
+def test_any_size_keeps_the_mean_of_the_centre_square(width: int, height: int, mode: str) -> None:
+    """No strip is lost or counted twice, and extreme shapes do not fail."""
+    grey = np.random.default_rng(width * height).integers(0, 256, (height, width), dtype=np.uint8)
+    grey[: height // 2] //= 2
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) << 8)
+    else:
+        image = Image.fromarray((grey > 99) * np.uint8(255) if mode == "1" else grey).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    buffer.seek(0)
+    result, size = decoding.decode(buffer, "x", resize=True)
+    assert (result.shape, result.dtype, size) == ((32, 32, 3), np.uint8, (width, height))
+    side = min(width, height)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.asarray(image.convert("RGB") if mode == "P" else Image.fromarray(grey))
+    square = square[top : top + side, left : left + side].astype(float)
+    if mode == "1":
+        square = (square > 99) * 255.0
+    if side >= 8:  # a few pixels made large weigh the border less
+        assert abs(result.mean() - square.mean()) < 4 + 60 / side
+
+
+def test_resized_images_are_counted(tmp_path: Path) -> None:
+    extra = {
+        f"train/bee/{width}.png": encoded(Image.new("RGB", (width, 40), "red")) for width in (8, 40, 2000)
+    }
+    notes: list[str] = []
+    source = as_tar(tmp_path / "t.tar", tree() | extra)
+    train, _ = read_image_tree(source, note=notes.append)
+    assert (train.images[train.labels == 1][3:] == [255, 0, 0]).all()
+    assert notes == [
+        "3 of 13 images resized to 32x32, the centre square of each: they had 8x40 to 2000x40 pixels"
+    ]
+    refused(source, "pixels, not 32x32")
+    notes.clear()
+    assert_is_tree(read_image_tree(as_tar(tmp_path / "u.tar", tree()), note=notes.append))
+    assert notes == []
+
+
+def test_a_large_image_takes_little_memory_beside_its_own() -> None:
+    """A palette of 25 million pixels, converted as a whole, would be 100 MB; it is converted in parts."""
+    large = Image.new("P", (5000, 5000))
+    large.putpalette([10, 20, 30])
+    peak = 0
+    original = decoding._to_rgb
+
+    def measured(image: Image.Image) -> Image.Image:
+        nonlocal peak
+        peak = max(peak, image.width * image.height)
+        return original(image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_to_rgb", measured)
+        result, size = decoding.decode(io.BytesIO(encoded(large)), "x", resize=True)
+    assert size == (5000, 5000)
+    assert (result == [10, 20, 30]).all()
+    assert peak < 5000 * 5000 / 7
+
+
+def unsplit(count: int = 10, prefix: str = "") -> dict[str, bytes]:
+    return {
+        f"{prefix}{name}/{index}.png": encoded(picture(10 * label + index))
+        for label, name in enumerate(("ant", "bee"))
+        for index in range(count)
+    }
+
+
+def members(arrays: Arrays, count: int = 20) -> list[set[int]]:
+    """Which pictures each class has, by seed."""
+    known = {picture(seed).tobytes(): seed for seed in range(count)}
+    return [
+        {known[image.tobytes()] for image in arrays.images[arrays.labels == label]}
+        for label in range(len(arrays.classes))
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "photos/", "train/"])
+@pytest.mark.parametrize("suffix", ["", ".tar.gz", ".zip"])
+def test_classes_alone_are_split(tmp_path: Path, prefix: str, suffix: str) -> None:
+    pack = {"": as_folder, ".zip": as_zip}.get(suffix, as_tar)
+    strangers = {f"{prefix}ant/1.heic": b"", f"{prefix}bee/notes.TXT": b"", f"{prefix}bee/.DS_Store": b""}
+    strangers |= {
+        f"__MACOSX/{prefix}ant/._1.png": b"",
+        f"{prefix}cover.png": encoded(picture(0)),
+        "README": b"",
+    }
+    notes: list[str] = []
+    source = pack(tmp_path / f"photos{suffix}", unsplit(prefix=prefix) | strangers)
+    train, test = read_image_tree(source, note=notes.append)
+    assert train.classes == test.classes == ("ant", "bee")
+    assert members(test) == [{4, 6}, {10, 16}]  # the same wherever the images lie
+    assert [a | b for a, b in zip(members(train), members(test), strict=True)] == [
+        set(range(10)),
+        set(range(10, 20)),
+    ]
+    assert not members(train)[0] & members(test)[0]
+    lacking = "test/" if prefix == "train/" else "train/ and test/"
+    assert notes == [
+        f"no {lacking} in {source}: 4 of the 20 images, a fifth of each class, are the test set",
+        "passed over 2 files, by their names no images: '.heic', '.txt'",
+    ]
+
+
+def test_added_images_hardly_change_the_split(tmp_path: Path) -> None:
+    _, before = read_image_tree(as_folder(tmp_path / "t", unsplit(10)))
+    _, after = read_image_tree(as_folder(tmp_path / "t", {"ant/new.png": encoded(picture(99))}))
+    assert members(before)[1] == members(after, 100)[1]
+    assert len(members(before)[0] & members(after, 100)[0]) >= 1
+
+
+def test_classes_alone_that_are_refused(tmp_path: Path) -> None:
+    image = encoded(picture(0))
+    for number, (files, match) in enumerate(
+        [
+            (unsplit(1), "only one image of class '(ant|bee)' in .*: add some, or remove the folder"),
+            (unsplit() | {"cow/1.heic": b""}, "no images of class 'cow' in .*: add some, or remove"),
+            (
+                {"train/1.png": image, "val/2.png": image},
+                "lie in 'train', 'val' without a class: expected train/",
+            ),
+            ({"train/1.png": image, "test/2.png": image}, "no images in .*: expected train/"),
+            (
+                unsplit(prefix="train/") | unsplit(prefix="val/"),
+                "several trees of classes, in 'train' and 'val'",
+            ),
+            (unsplit(prefix="a/b/"), "no images in .*: expected train/"),
+            ({"1.png": image, "2.png": image}, "no images in .*: expected train/"),
+            ({"ant/1.png": image, "ant/2.png": image}, "only one class, 'ant'"),
+        ]
+    ):
+        refused(as_folder(tmp_path / f"{number}", files), match)
+        refused(as_tar(tmp_path / f"{number}.tar", files), match)
 
 
 def test_limit_takes_a_balanced_subset(tmp_path: Path) -> None:

@@ -251,5 +251,5 @@ def test_subset_depends_on_the_seed_and_refuses_impossible_sizes() -> None:
     labels = np.arange(100) % 10
     assert not np.array_equal(class_balanced_subset(labels, 20, 0), class_balanced_subset(labels, 20, 1))
     for size in (0, 9, 101):
-        with pytest.raises(UserError, match=f"subset of {size} images"):
+        with pytest.raises(UserError, match=f"limit: {size} of the 100 images of 10 classes"):
             class_balanced_subset(labels, size, 0)

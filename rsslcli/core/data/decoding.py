@@ -1,0 +1,142 @@
+"""From an image file to 32x32 pixels, whatever its format, mode and size; the file may be anybody's."""
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rsslcli.core.data.store import IMAGE_SHAPE, Images
+from rsslcli.core.errors import UserError
+
+MAX_FILE_BYTES = 16 * 2**20
+SIZE = IMAGE_SHAPE[:2]
+_NEAR = 128  # pixels: larger images are averaged down to about so many a side before they are resampled
+#: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+# What Pillow logs of damaged images would otherwise reach the terminal, as nobody here listens to it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[int, int]]:
+    """Decode an image to RGB, upright, transparency over white.
+
+    Args:
+        file: what to read, in any usual raster format.
+        name: what to call it in messages.
+        resize: scale an image of another size, see `_scaled`; otherwise refuse it.
+
+    Returns:
+        The image, uint8 (32, 32, 3), and the width and height it had.
+
+    Raises:
+        UserError: it is damaged, too large, no image, or, unless `resize`, not of 32x32 pixels.
+    """
+    data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise UserError(
+            f"image {name} is larger than {MAX_FILE_BYTES >> 20} MiB: remove it, or save it smaller"
+        )
+    try:
+        with _warnings_of_bombs(), Image.open(io.BytesIO(data), formats=_formats()) as opened:
+            size = opened.size
+            if resize or size == SIZE:
+                if resize:
+                    opened.draft(None, (_NEAR, _NEAR))  # JPEG is decoded to a fraction of its size at once
+                with _muted_libtiff(opened):
+                    opened.load()
+                    if opened.format == "ICO":  # whose directory may lie about its images
+                        size = opened.size
+                    image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
+                    if image.size == SIZE:
+                        return np.asarray(_to_rgb(image)), size
+                    if resize:
+                        return np.asarray(_scaled(image)), size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"image {name} has too many pixels: remove it, or save it smaller") from None
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else shown(str(error))
+        raise UserError(f"cannot decode image {name} ({reason}): replace or remove it") from error
+    raise UserError(
+        f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or leave out --no-resize"
+    )
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """The centre square of an image, scaled to 32x32 RGB.
+
+    Strip by strip it is converted and averaged over blocks of pixels, which holds the memory down whatever
+    the mode, and leaves at least 128 pixels a side to Lanczos resampling.
+    """
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    block = max(1, side // _NEAR)
+    small = Image.new("RGB", (-(-side // block),) * 2)
+    for start in range(0, side, 16 * block):
+        end = min(start + 16 * block, side)
+        strip = _to_rgb(image.crop((left, top + start, left + side, top + end)))
+        small.paste(strip.reduce(block), (0, start // block))
+    return small.resize(SIZE, Image.Resampling.LANCZOS, box=(0, 0, side / block, side / block))
+
+
+@contextmanager
+def _warnings_of_bombs() -> Iterator[None]:
+    """Pillow warns of odd metadata, which does not matter here, and of decompression bombs, which do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def _muted_libtiff(image: Image.Image) -> Iterator[None]:
+    """Keep off the terminal what libtiff has to say of a damaged image; it writes to the stream by itself."""
+    kept = None
+    if image.format == "TIFF":
+        with suppress(OSError):  # there is no such stream
+            kept = os.dup(2)
+    if kept is None:
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip it to 8
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.OPEN if name in _FORMATS)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """How the names of image files end, in lower case, such as ".png"."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())
+
+
+def shown(text: str) -> str:
+    """Text from outside made fit for a one-line message: control characters escaped, length limited."""
+    return repr(text if len(text) <= 120 else text[:117] + "...")
