@@ -1,0 +1,580 @@
+"""The paper's experiments as a grid of cells (Table 1 and Figure 2); each cell is two ordinary commands.
+
+A cell's folder holds its run. What has been done shows from the files there, so that a study which was
+stopped, however, goes on with the cells that are missing, and machines that share a disk can share a study.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsslcli.core.config import Config, make_config, read_config_file
+from rsslcli.core.errors import RsslError, UserError, one_line, unknown
+from rsslcli.core.files import remove, replacing
+from rsslcli.core.locks import locked
+
+#: What runs a command: this very `rssl`.
+PROGRAM = (sys.executable, "-m", "rsslcli")
+#: The four most effective tasks, which section 4 combines.
+BEST_TASKS = ("rotation", "bir", "color", "ir")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train: a row of the study.
+
+    Attributes:
+        tasks: the self-supervision tasks; none is the baseline.
+        automl: whether Algorithm 1 tunes λ.
+        batch_norm: the mode, where it is not the preset's.
+    """
+
+    tasks: tuple[str, ...]
+    automl: bool = False
+    batch_norm: str | None = None
+
+
+#: The paper's experiments: the columns of Table 1, then Figure 2.
+PAPER_METHODS = {
+    "baseline": Method(()),
+    **{task: Method((task,)) for task in ("rotation", "color", "ir", "bir", "inpaint", "rgb", "jigsaw")},
+    "fixed": Method(BEST_TASKS),
+    "automl": Method(BEST_TASKS, automl=True),
+}
+_JOINT = {"rotation-joint": Method(("rotation",), batch_norm="joint")}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of the study.
+
+    Attributes:
+        methods: the rows.
+        seeds: how many seeds each method gets.
+        single_seed: methods that get only the first seed, where time is short.
+        dataset: what it is run on.
+        corruptions: where the corrupted test set comes from, "download" or "generate".
+        corrupted_images: source images of a generated one; None is the whole test set.
+    """
+
+    methods: Mapping[str, Method]
+    seeds: int
+    single_seed: tuple[str, ...] = ()
+    dataset: str = "cifar10"
+    corruptions: str = "download"
+    corrupted_images: int | None = None
+
+
+#: By the name of the training preset that it uses.
+PRESETS = {
+    "paper": Preset(PAPER_METHODS, seeds=3),
+    "small": Preset(
+        PAPER_METHODS | _JOINT,
+        seeds=3,
+        single_seed=("color", "ir", "bir", "inpaint", "rgb", "jigsaw"),
+        corruptions="generate",
+        corrupted_images=600,
+    ),
+    "quick": Preset(PAPER_METHODS, seeds=1, dataset="shapes", corruptions="generate"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its evaluation.
+
+    Attributes:
+        number: counts from 1, in the order in which cells are run.
+        method: the row.
+        config: what is trained.
+        directory: the run directory; its last part is the cell's name, such as "automl-s0".
+        train: arguments of the command that trains it.
+    """
+
+    number: int
+    method: str
+    config: Config
+    directory: Path
+    train: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The method and the seed."""
+        return self.directory.name
+
+    @property
+    def failure(self) -> Path:
+        """Where it is written why the cell failed."""
+        return self.directory / "failed.txt"
+
+    def status(self) -> str:
+        """How far the cell is: "done", "failed", "begun" or "to do".
+
+        Raises:
+            UserError: the folder holds a run with other settings.
+        """
+        file = self.directory / "config.yaml"
+        if file.is_file():
+            self._check_same(read_config_file(file))
+        if self.failure.exists():
+            return "failed"
+        evaluated, checkpoint = self.directory / "eval-c.json", self.directory / "checkpoint.pt"
+        if not checkpoint.is_file():
+            return "to do"
+        if not self.is_trained() or not evaluated.is_file():
+            return "begun"
+        return "done" if evaluated.stat().st_mtime >= checkpoint.stat().st_mtime else "begun"
+
+    def is_trained(self) -> bool:
+        """Whether the training ended: its log says so once the last checkpoint is written."""
+        log = self.directory / "log.txt"
+        return (self.directory / "checkpoint.pt").is_file() and _tail(log).endswith(b" finished\n")
+
+    def position(self) -> tuple[float, float]:
+        """How far it is: epochs trained, and the share of the evaluation that is done."""
+        epoch = 0.0
+        for record in reversed(_last_records(self.directory / "metrics.jsonl")):
+            value = record.get("epoch")
+            if isinstance(value, int):
+                epoch = float(value if "clean_accuracy" in record else value - 1)
+                break
+        try:
+            found = json.loads((self.directory / "eval-c.json.partial").read_bytes())
+            share = len(found["correct"]) / CELLS_OF_AN_EVALUATION
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            share = 0.0
+        return epoch, share
+
+    def seconds(self) -> float | None:
+        """How long its training took, where that is known."""
+        try:
+            lines = (self.directory / "metrics.jsonl").read_bytes().splitlines()
+            records = [json.loads(line) for line in lines if b'"seconds"' in line]
+            return float(sum(record["seconds"] for record in records)) if records else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def commands(self, options: Sequence[str] = ()) -> list[list[str]]:
+        """What is left to run: the arguments of `rssl`, command by command.
+
+        Args:
+            options: those that every command gets, such as --data-dir.
+        """
+        directory = str(self.directory)
+        evaluate = ["eval-c", directory, "--leave-out-validation", *options]
+        if self.is_trained():
+            return [evaluate]
+        if (self.directory / "checkpoint.pt").is_file():
+            resume = [self.train[0], "--resume", "--output", directory]
+            if self.train[0] == "train-automl" and not self.config.automl:
+                resume.append("--fixed")
+            return [[*resume, *options], evaluate]
+        return [[*self.train, "--output", directory, *options], evaluate]
+
+    def _check_same(self, there: Mapping[str, Any]) -> None:
+        mine = self.config.to_dict()
+        for key, value in there.items():
+            if key != "device" and mine.get(key, value) != value:
+                raise UserError(
+                    f"{self.directory} is of another study, with another {key}: choose another --output"
+                )
+
+
+#: The clean test set, and 19 corruptions at 5 severities.
+CELLS_OF_AN_EVALUATION = 96
+
+
+def plan(
+    preset: str,
+    output: Path,
+    *,
+    dataset: str | None = None,
+    seeds: int | None = None,
+    add_tasks: Sequence[str] = (),
+    config: Path | None = None,
+) -> list[Cell]:
+    """The cells of a study, those first without which nothing can be compared.
+
+    Args:
+        preset: a name in `PRESETS`, which is a training preset too.
+        output: the study's folder; each cell has one in it.
+        dataset: what to run it on; the preset's by default.
+        seeds: how many seeds, from 0 on; the preset's number by default.
+        add_tasks: tasks beside the paper's: each gets a row of its own, and joins the four best under AutoML.
+        config: a YAML file of options for every cell.
+
+    Raises:
+        UserError: an unknown preset or task, or options that do not fit.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    size = PRESETS[preset]
+    count = size.seeds if seeds is None else seeds
+    if count < 1:
+        raise UserError(f"--seeds {count}: expected at least 1")
+    for task in add_tasks:
+        if task in size.methods:
+            raise UserError(f"--add-task {task}: the study has that task already")
+    methods = {**size.methods, **{task: Method((task,)) for task in add_tasks}}
+    if add_tasks:
+        added = "-".join(("automl", *add_tasks))
+        methods[added] = Method((*BEST_TASKS, *add_tasks), automl=True)
+    # Seed by seed, so that a study which is stopped early has whole comparisons; lone seeds come last.
+    order = [(name, seed) for seed in range(count) for name in methods if name not in size.single_seed]
+    order += [(name, 0) for name in size.single_seed]
+    common = {} if dataset is None and config is not None else {"dataset": dataset or size.dataset}
+    cells = []
+    for number, (name, seed) in enumerate(order, 1):
+        method = methods[name]
+        overrides = {"tasks": list(method.tasks), "automl": method.automl, "batch_norm": method.batch_norm}
+        resolved = make_config(preset, config, overrides | {"seed": seed} | common)
+        several = method.automl or len(method.tasks) > 1
+        train = ["train-automl", "--tasks", ",".join(method.tasks)] if several else ["train-single", "--task"]
+        train += [] if several else [method.tasks[0] if method.tasks else "none"]
+        train += ["--fixed"] if several and not method.automl else []
+        train += ["--batch-norm", method.batch_norm] if method.batch_norm else []
+        train += ["--preset", preset, *(("--config", str(config)) if config else ())]
+        train += ["--dataset", resolved.dataset, "--seed", str(seed)]
+        cells.append(Cell(number, name, resolved, output / f"{name}-s{seed}", tuple(train)))
+    return cells
+
+
+def choose(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that `only` names: by number, by name ("automl-s0"), or by method ("automl").
+
+    Raises:
+        UserError: one that is not there.
+    """
+    chosen: set[int] = set()
+    for name in only:
+        found = {cell.number for cell in cells if name in (str(cell.number), cell.name, cell.method)}
+        if not found:
+            raise unknown("cell", name, [*dict.fromkeys(cell.method for cell in cells), *_names(cells)])
+        chosen |= found
+    return [cell for cell in cells if not only or cell.number in chosen]
+
+
+def shell_line(arguments: Sequence[str]) -> str:
+    """The command as a person would type it."""
+    return shlex.join(["rssl", *arguments])
+
+
+@dataclass(frozen=True)
+class CellEvent:
+    """What happens to a cell: "started", "running" (how far it is, from 0 to 1), "done", "failed", "skipped",
+    "busy" (another process has it) or "stopped"; `text` says more."""
+
+    cell: Cell
+    kind: str
+    progress: float = 0.0
+    text: str = ""
+
+
+@dataclass
+class _Job:
+    """A cell at work: what is left of its commands, and the process of the present one."""
+
+    cell: Cell
+    slot: int
+    remaining: list[list[str]]
+    process: subprocess.Popen[bytes] | None = None
+    stopping: bool = False
+
+
+@dataclass
+class Runner:
+    """Runs cells in processes of their own, `jobs` at a time.
+
+    Attributes:
+        jobs: cells at once: one per GPU, or CPU threads shared out among them.
+        gpus: how many there are; jobs take turns on them.
+        options: what every command gets, such as --data-dir.
+        on_event: told what happens.
+        should_stop: asked several times a second; if true, running cells save and stop.
+    """
+
+    jobs: int = 1
+    gpus: int = 0
+    options: Sequence[str] = ()
+    on_event: Callable[[CellEvent], None] = lambda event: None
+    should_stop: Callable[[], bool] = lambda: False
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def run(self, cells: Sequence[Cell], *, retry: bool = False) -> dict[str, int]:
+        """Run the cells that are not done; those that failed only with `retry`.
+
+        Returns:
+            How many cells ended as "done", "failed", "skipped", "busy" or "stopped".
+        """
+        waiting, running = list(cells), list[_Job]()
+        self.counts = dict.fromkeys(("done", "failed", "skipped", "busy", "stopped"), 0)
+        try:
+            while waiting or running:
+                stop = self.should_stop()
+                if stop:
+                    waiting.clear()
+                while waiting and len(running) < self.jobs:
+                    job = self._start(waiting.pop(0), {job.slot for job in running}, retry)
+                    running += [job] if job else []
+                running = [job for job in running if self._goes_on(job, stop)]
+                if running:
+                    time.sleep(0.2)
+        finally:
+            for job in running:  # this process is interrupted: nothing runs on unseen
+                if job.process:
+                    job.process.kill()
+                    job.process.wait()
+        return self.counts
+
+    def _start(self, cell: Cell, taken: set[int], retry: bool) -> _Job | None:
+        status = cell.status()
+        if status == "done" or (status == "failed" and not retry):
+            text = "done before" if status == "done" else f"failed before: {_first_line(cell.failure)}"
+            return self._ended(cell, "skipped", text)
+        try:
+            with locked(cell.directory):
+                remove(cell.failure)
+        except UserError:
+            return self._ended(cell, "busy", "another process is at it")
+        job = _Job(cell, min(set(range(self.jobs)) - taken), cell.commands(self.options))
+        self.on_event(CellEvent(cell, "started", text=shell_line(job.remaining[0])))
+        self._next_command(job)
+        return job
+
+    def _next_command(self, job: _Job) -> None:
+        """Start the next command of the job; what it prints goes into a file beside the run's folder."""
+        environment = os.environ | {"NO_COLOR": "1"}
+        if self.gpus:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.gpus)))).split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = visible[job.slot % len(visible)]
+        else:
+            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.jobs, 1)))
+        log = _log(job.cell)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                command = job.remaining.pop(0)
+                output.write(f"$ {shell_line(command)}\n".encode())
+                output.flush()
+                # A session of its own, so that Ctrl-C reaches it once: by way of this process.
+                job.process = subprocess.Popen(
+                    [*PROGRAM, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise RsslError(f"cannot run a cell with its output in {log}: {error.strerror}") from None
+
+    def _goes_on(self, job: _Job, stop: bool) -> bool:
+        """Whether the job goes on; starts its next command, or says how it ended."""
+        assert job.process
+        if stop and not job.stopping:
+            job.process.send_signal(signal.SIGTERM)
+            job.stopping = True
+        code = job.process.poll()
+        if code is None:
+            epoch, share = job.cell.position()
+            done = (epoch / job.cell.config.epochs + share) / 2
+            self.on_event(CellEvent(job.cell, "running", done))
+            return True
+        if code == 0 and job.remaining and not job.stopping:
+            self._next_command(job)
+            return True
+        if code == 0 and not job.remaining:
+            self._ended(job.cell, "done", "")
+        elif job.stopping:
+            self._ended(job.cell, "stopped", "saved: the same command goes on")
+        else:
+            self._fail(job.cell, code)
+        return False
+
+    def _fail(self, cell: Cell, code: int) -> None:
+        message = f"ended by signal {-code}" if code < 0 else _last_line(_log(cell))
+        text = f"{one_line(message, 500)} (exit code {code}; see {_log(cell)})"
+        with replacing(cell.failure) as file:
+            file.write(f"{text}\n".encode())
+        self._ended(cell, "failed", text)
+
+    def _ended(self, cell: Cell, kind: str, text: str) -> None:
+        self.counts[kind] += 1
+        self.on_event(CellEvent(cell, kind, float(kind == "done"), text))
+
+
+def _log(cell: Cell) -> Path:
+    return cell.directory.parent / "logs" / f"{cell.name}.txt"
+
+
+def _names(cells: Sequence[Cell]) -> list[str]:
+    return [cell.name for cell in cells]
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return one_line(file.read_text(encoding="utf-8", errors="replace").splitlines()[0], 500)
+    except (OSError, IndexError):
+        return "no reason is known"
+
+
+def _last_line(file: Path) -> str:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line for line in reversed(lines) if line.strip())
+    except (OSError, StopIteration):
+        return "it said nothing"
+
+
+def _tail(file: Path, size: int = 8192) -> bytes:
+    """The last bytes of a file; none where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(os.fstat(stream.fileno()).st_size - size, 0))
+            return stream.read()
+    except OSError:
+        return b""
+
+
+def _last_records(file: Path) -> list[dict[str, Any]]:
+    """The records in the last part of a metrics file."""
+    records = []
+    for line in _tail(file).splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # cut off
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+# What a study will take.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a cell takes: seconds of training and evaluation with the cores or the GPU to itself; bytes."""
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The data set of a study in numbers: training images, clean test images, source images of a cell."""
+
+    train: int
+    test: int
+    corrupted: int
+    classes: int = 10
+
+
+def estimate(cells: Sequence[Cell], sizes: Sizes, *, speed: float | None = None) -> dict[str, Estimate]:
+    """What each cell takes, by its name.
+
+    The floating-point operations of a step and of an evaluation are counted on PyTorch's `meta` device. Their
+    speed is that of the study's finished cells, else `speed`, else that of a few steps measured here.
+
+    Args:
+        cells: of which study.
+        sizes: of the data set.
+        speed: floating-point operations per second.
+    """
+    counted = {cell.name: _count(cell, sizes) for cell in cells}
+    known = [
+        counted[cell.name].training / seconds
+        for cell in cells
+        if cell.status() == "done" and (seconds := cell.seconds())
+    ]
+    if known:
+        speed = statistics.median(known)
+    elif speed is None:
+        speed = measured_speed(cells[0].config)
+    return {
+        name: Estimate((work.training + work.evaluation) / speed, work.bytes)
+        for name, work in counted.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Work:
+    training: float
+    evaluation: float
+    bytes: int
+
+
+def _count(cell: Cell, sizes: Sizes) -> _Work:
+    """Floating-point operations and bytes of a cell, by running its steps where no tensor has content."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from rsslcli.core.trainer import DeviceData, Trainer
+
+    config = cell.config
+    images = min(config.train_size or sizes.train, sizes.train)
+    meta = torch.device("meta")
+    data = DeviceData(
+        torch.empty((images, 40, 40, 3), dtype=torch.uint8, device=meta),
+        torch.empty(images, dtype=torch.int64, device=meta),
+        torch.empty((config.validation_images, 32, 32, 3), dtype=torch.uint8, device=meta),
+        torch.empty(config.validation_images, dtype=torch.int64, device=meta),
+    )
+    trainer = Trainer(config, data, sizes.classes)
+    chosen = torch.empty(config.batch_size, dtype=torch.int64, device=meta)
+
+    def operations(step: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            trainer.step(step, chosen)
+        return counter.get_total_flops()
+
+    tuned_from = min(config.warmup_epochs if config.automl else config.epochs, config.epochs)
+    first, tuned = (
+        tuned_from * trainer.steps_per_epoch,
+        (config.epochs - tuned_from) * trainer.steps_per_epoch,
+    )
+    training = first * operations(0) + (tuned * operations(trainer.steps - 1) if tuned else 0)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        trainer.model.eval()(torch.empty((1, 3, 32, 32), device=meta))
+    one = counter.get_total_flops()
+    tested = min(sizes.test, images)
+    evaluation = one * (sizes.test + (CELLS_OF_AN_EVALUATION - 1) * sizes.corrupted)
+    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    metrics = trainer.steps * (150 + 60 * len(config.tasks))
+    return _Work(training + one * tested * config.epochs, evaluation, 2 * weights + metrics)
+
+
+def measured_speed(config: Config) -> float:
+    """Floating-point operations per second of training steps of `config`, with all cores or the GPU."""
+    import torch
+
+    from rsslcli.core.data.augment import pad_images
+    from rsslcli.core.runtime import resolve_device
+    from rsslcli.core.trainer import DeviceData, Trainer
+
+    device, batch = resolve_device(config.device), config.batch_size
+    images = torch.zeros((batch, 32, 32, 3), dtype=torch.uint8, device=device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    trainer = Trainer(config, DeviceData(pad_images(images), labels, images[:0], labels[:0]), 10)
+    chosen = torch.arange(batch, device=device)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:  # also warms up
+        trainer.step(0, chosen)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        float(trainer.step(0, chosen)["loss/main"])  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return counter.get_total_flops() / statistics.median(seconds)
