@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -10,23 +11,46 @@ import typer
 from rsslcli import __version__
 from rsslcli.commands.console import SPEAKS
 from rsslcli.commands.eval_c import eval_c
+from rsslcli.commands.help import Command, Group
 from rsslcli.commands.prepare_data import prepare_data
+from rsslcli.commands.reproduce import reproduce
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
 from rsslcli.commands.visualize_tasks import visualize_tasks
 from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError
 
+#: The commands in the order of a first session.
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Data": (prepare_data, visualize_tasks),
+    "Training": (train_single, train_automl),
+    "Results": (
+        eval_c,
+        reproduce,
+    ),
+}
+
 app = typer.Typer(
     name="rssl",
-    help="Train image classifiers that hold up on corrupted images.\n\n"
-    "Self-supervision tasks are trained beside the classifier, and their weights tune themselves.",
-    epilog="Start here: rssl train-automl --preset quick",
+    cls=Group,
+    help="""Train image classifiers that hold up on corrupted images.
+
+Self-supervision tasks are trained beside the classifier, and their weights tune themselves.
+`rssl COMMAND --help` explains a command's options.
+
+# a first session, in five minutes on two CPU cores
+rssl train-automl --preset quick --output runs/first
+rssl eval-c runs/first
+# a data set of one's own, with its corrupted test set
+rssl prepare-data --dataset mine --source path/to/images --corruptions generate
+rssl train-automl --dataset mine --epochs 30
+""",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (prepare_data, train_single, train_automl, eval_c, visualize_tasks):
-    app.command()(command)
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=panel)(command)
 
 # Typer exports this class only by way of its child.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -59,8 +83,10 @@ def main() -> None:
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "rssl"
-        message = error.format_message()
-        _fail(f"{message.rstrip('.')} (see {command} --help)", 2)
+        message = error.format_message().rstrip(".")
+        if near := getattr(error, "possibilities", None):
+            message = f"unknown option '{error.option_name}': did you mean '{near[0]}'?"
+        _fail(f"{message} (see {command} --help)", 2)
     except BrokenPipeError:
         _fail("the reader of the output went away", 1)
     except OSError as error:

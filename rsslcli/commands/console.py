@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,25 +15,67 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsslcli.core.corruptions.names import SEVERITIES
-from rsslcli.core.errors import UserError
+from rsslcli.commands import completion
+from rsslcli.core.config import DEVICES
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.progress import Progress as ProgressCallback
 
 #: Whether this process speaks: of those that `torchrun` starts, only the first one does.
 SPEAKS = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
+def _console(stderr: bool = False) -> Console:
+    """A console that prints text as it is: brackets and colons in names of files are no markup."""
+    console = Console(
+        stderr=stderr,
+        quiet=not SPEAKS,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        # Without colour, also without bold: then nothing but text is printed.
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+    )
+    if not console.is_terminal:
+        console.width = 10_000  # nothing is folded or cut on its way to a file or another program
+    return console
+
+
 #: Results go to stdout, all that accompanies them to stderr.
-out = Console(highlight=False, quiet=not SPEAKS)
-err = Console(stderr=True, highlight=False, quiet=not SPEAKS)
+out = _console()
+err = _console(stderr=True)
+
+DEFAULT_DATA_DIR = default_data_dir()
 
 DataDir = Annotated[
-    Path, typer.Option(envvar="RSSL_DATA_DIR", help="Where prepared data sets live.", show_default=True)
+    Path,
+    typer.Option(
+        envvar="RSSL_DATA_DIR",
+        help="Where prepared data sets live.",
+        show_default=True,
+        rich_help_panel="Data",
+    ),
 ]
 DatasetName = Annotated[
-    str | None, typer.Option("--dataset", help="A prepared data set; shapes is embedded and always there.")
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="A prepared data set; shapes is embedded and always there.",
+        metavar="<name>",
+        autocompletion=completion.datasets,
+        rich_help_panel="Data",
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto takes CUDA where there is a GPU.")]
-
-DEFAULT_DATA_DIR = Path("data")
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="auto takes CUDA where there is a GPU.",
+        metavar=f"<{'|'.join(DEVICES)}>",
+        autocompletion=completion.devices,
+        rich_help_panel="Machine",
+    ),
+]
 
 
 @contextmanager
@@ -45,7 +88,7 @@ def progress_bar() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
         console=err,
         transient=True,
-        disable=not err.is_terminal,
+        disable=not err.is_interactive,
     ) as bar:
         task = bar.add_task("", total=None)
 
@@ -79,6 +122,19 @@ def split_names(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
+def parse_corruptions(text: str | None) -> list[str] | None:
+    """A comma-separated option of corruptions; None where it is not given."""
+    if text is None:
+        return None
+    names = split_names(text)
+    for name in names:
+        if name not in CORRUPTIONS:
+            raise unknown("corruption", name, CORRUPTIONS)
+    if not names:
+        raise UserError(f"no corruption is named: choose from {', '.join(CORRUPTIONS)}")
+    return names
+
+
 def parse_severities(text: str | None) -> tuple[int, ...]:
     """A comma-separated option of severities; all of them where it is not given."""
     try:
@@ -93,3 +149,24 @@ def parse_severities(text: str | None) -> tuple[int, ...]:
 def percent(fraction: float | None) -> str:
     """An accuracy for a table; a dash where there is none."""
     return "–" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def check_dataset(name: str | None, data_dir: Path) -> None:
+    """Raise UserError where `name` is no prepared data set, before anything heavy is loaded."""
+    from rsslcli.core.data.store import EMBEDDED, check_prepared
+
+    if name is not None and name != EMBEDDED:
+        check_prepared(data_dir, name)
+
+
+def say_next(*words: str | Path, data_dir: Path | None = None) -> None:
+    """The last line of a command: what to type next, ready to be pasted.
+
+    Args:
+        words: the arguments of `rssl`.
+        data_dir: where this command found its data, which the next one has to be told unless it knows.
+    """
+    command = ["rssl", *map(str, words)]
+    if data_dir is not None and data_dir != default_data_dir():
+        command += ["--data-dir", str(data_dir)]
+    err.print(f"next: {shlex.join(command)}", soft_wrap=True)

@@ -6,52 +6,74 @@ from typing import Annotated
 
 import typer
 
+from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
 from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, split_names
+from rsslcli.core.errors import UserError
 
 #: The four tasks of the paper's section 4.
-DEFAULT_TASKS = ["rotation", "bir", "color", "ir"]
+DEFAULT_TASKS = ("rotation", "bir", "color", "ir")
 
 
 def train_automl(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Tasks separated by commas, of rotation, color, ir, bir, inpaint, rgb, jigsaw.",
-            show_default=",".join(DEFAULT_TASKS),
+            help="Some of rotation, color, ir, bir, inpaint, rgb, jigsaw, separated by commas.  "
+            f"[default: {','.join(DEFAULT_TASKS)}]",
+            metavar="<names>",
+            autocompletion=completion.tasks,
+            rich_help_panel=options.TASKS,
         ),
     ] = None,
     fixed: Annotated[
-        bool, typer.Option("--fixed", help="Keep λ as it is: the paper's 'without AutoML'.")
+        bool,
+        typer.Option(
+            "--fixed",
+            help="Keep λ as it is: the paper's 'without AutoML'.",
+            rich_help_panel=options.TASKS,
+        ),
     ] = False,
+    task_file: options.TaskFile = None,
+    initial_lambda: options.InitialLambda = None,
+    meta_lr: Annotated[
+        float | None, typer.Option(help="β, the learning rate of λ.", rich_help_panel=options.TASKS)
+    ] = None,
+    warmup_epochs: Annotated[
+        int | None, typer.Option(help="τ, epochs with λ fixed.", rich_help_panel=options.TASKS)
+    ] = None,
+    validation_corruptions: options.ValidationCorruptions = None,
+    batch_norm: options.BatchNorm = None,
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    output: options.Output = None,
+    train_size: options.TrainSize = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     epochs: options.Epochs = None,
-    train_size: options.TrainSize = None,
     depth: options.Depth = None,
     width: options.Width = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
-    initial_lambda: options.InitialLambda = None,
-    meta_lr: Annotated[float | None, typer.Option(help="β, the learning rate of λ.")] = None,
-    warmup_epochs: Annotated[int | None, typer.Option(help="τ, epochs with λ fixed.")] = None,
-    validation_corruptions: options.ValidationCorruptions = None,
-    batch_norm: options.BatchNorm = None,
     seed: options.Seed = None,
+    output: options.Output = None,
+    resume: options.Resume = False,
+    print_config: options.PrintConfig = False,
+    tensorboard: options.TensorBoard = False,
     device: Device = None,
     precision: options.Precision = None,
     compile: options.Compile = None,
-    resume: options.Resume = False,
 ) -> None:
     """Train with several self-supervision tasks whose weights λ tune themselves.
 
-    rssl train-automl --tasks rotation,bir,color,ir --preset quick
+    # a first look, in minutes
+    rssl train-automl --preset quick
+    # other tasks, fewer epochs, a name of one's own
+    rssl train-automl --tasks rotation,jigsaw --epochs 30 --output runs/mine
+    # go on after Ctrl-C
+    rssl train-automl --resume --output runs/mine
     """
     given = locals()
     named = None if tasks is None else split_names(tasks)
-    if named is None and not resume and config is None:
-        named = DEFAULT_TASKS
-    options.run_training(given, named, automl=not fixed)
+    if named == []:
+        raise UserError("--tasks: name at least one task")
+    options.run_training(given, named, automl=not fixed, default_tasks=DEFAULT_TASKS)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
 from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device
 from rsslcli.core.errors import UserError
@@ -14,30 +15,43 @@ from rsslcli.core.errors import UserError
 def train_single(
     task: Annotated[
         str | None,
-        typer.Option(help="rotation, color, ir, bir, inpaint, rgb or jigsaw; none for the baseline."),
+        typer.Option(
+            help="rotation, color, ir, bir, inpaint, rgb or jigsaw; none for the baseline.",
+            metavar="<name>",
+            autocompletion=completion.task_or_none,
+            rich_help_panel=options.TASKS,
+        ),
     ] = None,
+    task_file: options.TaskFile = None,
+    initial_lambda: options.InitialLambda = None,
+    batch_norm: options.BatchNorm = None,
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    output: options.Output = None,
+    train_size: options.TrainSize = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     epochs: options.Epochs = None,
-    train_size: options.TrainSize = None,
     depth: options.Depth = None,
     width: options.Width = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
-    initial_lambda: options.InitialLambda = None,
-    batch_norm: options.BatchNorm = None,
     seed: options.Seed = None,
+    output: options.Output = None,
+    resume: options.Resume = False,
+    print_config: options.PrintConfig = False,
+    tensorboard: options.TensorBoard = False,
     device: Device = None,
     precision: options.Precision = None,
     compile: options.Compile = None,
-    resume: options.Resume = False,
 ) -> None:
     """Train with one self-supervision task at a fixed weight, or with none.
 
-    rssl train-single --task rotation --preset quick
+    # the baseline
+    rssl train-single --task none
+    # one task, and images of one's own
+    rssl train-single --task rotation --dataset mine --epochs 30
+    # what would be done, setting by setting
+    rssl train-single --task rotation --preset quick --print-config
     """
     given = locals()
     if task is None and not resume and config is None:

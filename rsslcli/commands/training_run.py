@@ -4,53 +4,185 @@ from __future__ import annotations
 
 import datetime
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsslcli.commands.console import err, out, percent, progress_bar, stop_on_signal
-from rsslcli.core.config import Config, make_config
+from rsslcli.commands import completion
+from rsslcli.commands.console import (
+    check_dataset,
+    err,
+    out,
+    percent,
+    progress_bar,
+    say_next,
+    stop_on_signal,
+)
+from rsslcli.core.config import (
+    BATCH_NORM_MODES,
+    PRECISIONS,
+    PRESETS,
+    VALIDATION_CORRUPTIONS,
+    Config,
+    Layers,
+    config_layers,
+    explain,
+    merge,
+)
 from rsslcli.core.errors import InterruptedTrainingError, UserError
 
 if TYPE_CHECKING:
     from rsslcli.core.training import Event, TrainingResult
 
-Output = Annotated[
-    Path | None, typer.Option(help="The run directory. Default: runs/<time>-<what is trained>.")
+#: Headings of the options on the help pages.
+TASKS, _TRAINING, _RUN, _MACHINE = "Tasks", "Training", "Run", "Machine"
+
+
+def _load_task_files(context: typer.Context, paths: list[Path] | None) -> list[Path] | None:
+    """Make the tasks in these files known, before any option that names them is looked at."""
+    if paths and not context.resilient_parsing:  # which a shell asks for at every <TAB>
+        from rsslcli.core.tasks.own import load_task_file
+
+        for path in paths:
+            load_task_file(path)
+    return paths
+
+
+TaskFile = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A Python file that defines tasks of your own, which is run; may be repeated.",
+        metavar="<file.py>",
+        callback=_load_task_files,
+        rich_help_panel=TASKS,
+    ),
 ]
-Preset = Annotated[str | None, typer.Option(help="paper, precursor, or quick (minutes on two CPU cores).")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of options.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 TrainSize = Annotated[
-    int | None, typer.Option(help="Train on a seeded, class-balanced subset of so many images.")
+    int | None,
+    typer.Option(
+        help="Train on a seeded, class-balanced subset of so many images.",
+        rich_help_panel="Data",
+    ),
 ]
-Depth = Annotated[int | None, typer.Option(help="Layers of the WideResNet: 10, 16, 22, 28, 34 or 40.")]
-Width = Annotated[int | None, typer.Option(help="Widening factor; features are 64 times this.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images per step.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Initial learning rate.")]
-InitialLambda = Annotated[float | None, typer.Option("--lambda", help="Weight λ of each task at the start.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Settings to start from; quick takes minutes on two CPU cores.  [default: paper]",
+        metavar=f"<{'|'.join(PRESETS)}>",
+        autocompletion=completion.presets,
+        rich_help_panel=_TRAINING,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="A YAML file of options: over the preset, under what is given here.",
+        metavar="<file.yaml>",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the training images.", rich_help_panel=_TRAINING)
+]
+Depth = Annotated[
+    int | None,
+    typer.Option(help="Layers of the WideResNet: 10, 16, 22, 28, 34 or 40.", rich_help_panel=_TRAINING),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(help="Widening factor; features are 64 times this.", rich_help_panel=_TRAINING),
+]
+BatchSize = Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=_TRAINING)]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", help="Initial learning rate.", rich_help_panel=_TRAINING)
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.", rich_help_panel=_TRAINING)]
+InitialLambda = Annotated[
+    float | None,
+    typer.Option("--lambda", help="Weight λ of each task at the start.", rich_help_panel=TASKS),
+]
 ValidationCorruptions = Annotated[
     str | None,
-    typer.Option(help="all, or extra: tune λ on the benchmark's four extra corruptions, test on the 15."),
+    typer.Option(
+        help="all, or tune λ on the benchmark's four extra corruptions, to test on the 15.",
+        metavar=f"<{'|'.join(VALIDATION_CORRUPTIONS)}>",
+        autocompletion=completion.validation_corruptions,
+        rich_help_panel=TASKS,
+    ),
 ]
 BatchNorm = Annotated[
-    str | None, typer.Option(help="per-task: a trunk pass for each task. joint: one for all.")
+    str | None,
+    typer.Option(
+        help="A trunk pass for each task, or one for all.",
+        metavar=f"<{'|'.join(BATCH_NORM_MODES)}>",
+        autocompletion=completion.batch_norm_modes,
+        rich_help_panel=TASKS,
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
-Precision = Annotated[str | None, typer.Option(help="float32, tf32 or bfloat16.")]
-Compile = Annotated[
-    bool | None, typer.Option("--compile", help="Compile the network with torch.compile before it trains.")
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run directory.  [default: runs/<time>-<what is trained>]",
+        autocompletion=completion.runs,
+        rich_help_panel=_RUN,
+    ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in --output, with its own options.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --output, with its own options.",
+        rich_help_panel=_RUN,
+    ),
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option(
+        "--print-config",
+        help="Print every setting and where it comes from, as YAML for --config, and exit.",
+        rich_help_panel=_RUN,
+    ),
+]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Write the metrics for TensorBoard too, into tensorboard in the run directory.",
+        rich_help_panel=_RUN,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="How to multiply; tf32 and bfloat16 are faster on GPUs.",
+        metavar=f"<{'|'.join(PRECISIONS)}>",
+        autocompletion=completion.precisions,
+        rich_help_panel=_MACHINE,
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile",
+        help="Compile the network with torch.compile before it trains.",
+        rich_help_panel=_MACHINE,
+    ),
 ]
 
 
 def run_training(
-    given: Mapping[str, Any], tasks: list[str] | None, *, automl: bool, single: bool = False
+    given: Mapping[str, Any],
+    tasks: list[str] | None,
+    *,
+    automl: bool,
+    single: bool = False,
+    default_tasks: Sequence[str] = (),
 ) -> None:
     """Train as a command's options say.
 
@@ -59,39 +191,65 @@ def run_training(
         tasks: the tasks of a new run; None is "not given".
         automl: whether λ is tuned.
         single: whether at most one task is trained.
+        default_tasks: the tasks where neither the command line nor a configuration file names any.
     """
-    options = {key: given.get(key) for key in _CONFIG_OPTIONS}
-    config, directory = _resolve(given, options, tasks, automl)
+    layers = _layers(given, tasks, automl, default_tasks)
+    config = merge(layers)
     if single and len(config.tasks) > 1:
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
+    if given["resume"] and config.automl != automl:
+        kind = "train-automl" if config.automl else "train-single or train-automl --fixed"
+        raise UserError(f"{given['output']} is a run of {kind}")
+    if given["print_config"]:
+        out.print(explain(layers), end="", soft_wrap=True)
+        return
+    if given["tensorboard"] and find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
+    data_dir = given["data_dir"]
+    check_dataset(config.dataset, data_dir)
     from rsslcli.core.data.loading import load, load_corrupted
     from rsslcli.core.ranks import join_ranks
     from rsslcli.core.runtime import keep_freed_memory, resolve_device
+    from rsslcli.core.tensorboard import TensorBoardWriter
     from rsslcli.core.training import train
 
     keep_freed_memory()
-    with join_ranks(resolve_device(config.device)) as ranks:
+    with ExitStack() as stack:
+        ranks = stack.enter_context(join_ranks(resolve_device(config.device)))
         with progress_bar() as progress, ranks.first_alone():
-            dataset = load(config.dataset, given["data_dir"], progress)
+            dataset = load(config.dataset, data_dir, progress)
             corrupted = load_corrupted(dataset, progress) if config.automl else None
-        view = TrainingView(config)
-        with view, stop_on_signal() as received:
-            try:
-                result = train(
-                    config,
-                    Path(ranks.agree(str(directory))),
-                    dataset,
-                    corrupted,
-                    resume=given["resume"],
-                    on_event=view,
-                    should_stop=lambda: bool(received),
-                    ranks=ranks,
-                )
-            except InterruptedTrainingError as stopped:
-                # Another rank may be the one that was told to stop.
-                stopped.exit_code = 128 + (received[0] if received else signal.SIGTERM)
-                raise
+        directory = given["output"]
+        if directory is None:
+            directory = Path(ranks.agree(str(_new_directory(config)) if ranks.first else ""))
+            stack.callback(_remove_empty, directory)
+        view = stack.enter_context(TrainingView(config))
+        listeners: list[Callable[[Event], None]] = [view]
+        if given["tensorboard"] or (given["resume"] and (directory / "tensorboard").is_dir()):
+            listeners.append(stack.enter_context(TensorBoardWriter()))
+
+        def tell(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
+
+        received = stack.enter_context(stop_on_signal())
+        try:
+            result = train(
+                config,
+                directory,
+                dataset,
+                corrupted,
+                resume=given["resume"],
+                on_event=tell,
+                should_stop=lambda: bool(received),
+                ranks=ranks,
+            )
+        except InterruptedTrainingError as stopped:
+            # Another rank may be the one that was told to stop.
+            stopped.exit_code = 128 + (received[0] if received else signal.SIGTERM)
+            raise
     view.summary(result)
+    say_next("eval-c", directory, data_dir=data_dir)
 
 
 #: Options of the commands that are options of the configuration by the same name.
@@ -101,31 +259,47 @@ _CONFIG_OPTIONS = (
 )  # fmt: skip
 
 
-def _resolve(
-    given: Mapping[str, Any], options: dict[str, Any], tasks: list[str] | None, automl: bool
-) -> tuple[Config, Path]:
-    """The configuration and the run directory."""
+def _layers(
+    given: Mapping[str, Any], tasks: list[str] | None, automl: bool, default_tasks: Sequence[str]
+) -> Layers:
+    """What decides the configuration of a new run, or of the one to resume."""
+    options = {key: given.get(key) for key in _CONFIG_OPTIONS}
     output: Path | None = given["output"]
     if not given["resume"]:
-        overrides = options | {"tasks": tasks, "automl": automl}
-        config = make_config(given["preset"] or "paper", given["config"], overrides)
-        time = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-        return config, output or Path("runs") / f"{time}-{config.name}"
+        layers = config_layers(given["preset"] or "paper", given["config"], options | {"tasks": tasks})
+        return [("default", {"tasks": default_tasks}), *layers, ("the command", {"automl": automl})]
     if output is None:
         raise UserError("--resume needs --output, the run directory to go on with")
     changed = [key for key, value in options.items() if value is not None and key != "device"]
     changed += [key for key in ("preset", "config") if given[key] is not None] + (["tasks"] if tasks else [])
     if changed:
-        names = ", ".join(f"--{key.replace('_', '-')}" for key in changed)
+        names = ", ".join(
+            "--lambda" if key == "initial_lambda" else f"--{key.replace('_', '-')}" for key in changed
+        )
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")
     if not (output / "config.yaml").is_file():
         raise UserError(f"{output} holds no run to go on with: there is no config.yaml")
-    config = make_config(file=output / "config.yaml", overrides={"device": options["device"]})
-    if config.automl != automl:
-        raise UserError(
-            f"{output} is a run of {'train-automl' if config.automl else 'train-single or --fixed'}"
-        )
-    return config, output
+    return config_layers(file=output / "config.yaml", overrides={"device": options["device"]})
+
+
+def _new_directory(config: Config) -> Path:
+    """Make the directory of a run that was not given one: its time comes first, so that names sort."""
+    time = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    name = config.name if len(config.name) <= 60 else f"{config.name.split('-')[0]}-{len(config.tasks)}-tasks"
+    directory, number = Path("runs", f"{time}-{name}"), 1
+    while True:
+        try:
+            directory.mkdir(parents=True)
+            return directory
+        except FileExistsError:  # of a run that began in the same second
+            number += 1
+            directory = Path("runs", f"{time}-{name}-{number}")
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove the directory of a run that came to nothing."""
+    with suppress(OSError):
+        directory.rmdir()
 
 
 class TrainingView:
@@ -142,7 +316,7 @@ class TrainingView:
             TextColumn("{task.fields[values]}"),
             console=err,
             transient=True,
-            disable=not err.is_terminal,
+            disable=not err.is_interactive,
         )
 
     def __enter__(self) -> TrainingView:
@@ -181,13 +355,12 @@ class TrainingView:
             )
 
     def summary(self, result: TrainingResult) -> None:
-        """The last lines: what came out, and what to type next."""
+        """What came out."""
         weights = "  ".join(f"{task} {value:.3f}" for task, value in result.lambdas.items())
         out.print(
             f"clean accuracy {percent(result.clean_accuracy)}%" + (f"   λ: {weights}" if weights else ""),
             soft_wrap=True,
         )
-        out.print(f"next: rssl eval-c {result.directory}", soft_wrap=True)
 
     def _epoch_line(self, record: Mapping[str, Any]) -> str:
         loss = f"{self._latest['loss/main']:.3f}" if self._latest else "–"

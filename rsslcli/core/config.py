@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from rsslcli.core.errors import UserError, one_line, quoted, unknown
-from rsslcli.core.tasks import check_task_names
+from rsslcli.core.tasks import check_task_names, check_task_words
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -32,7 +33,8 @@ class Config:
     """
 
     dataset: str = "cifar10"
-    #: Self-supervision tasks beside the main one, in the order of λ; none is the baseline.
+    #: Self-supervision tasks beside the main one, in the order of λ; none is the baseline. Words, which
+    #: need not be known here: what only reads a run also reads one whose tasks are somebody's own.
     tasks: tuple[str, ...] = ()
     #: Whether Algorithm 1 tunes λ; otherwise λ stays at its initial value.
     automl: bool = False
@@ -73,17 +75,16 @@ class Config:
         for option in dataclasses.fields(self):
             _check_type(option.name, getattr(self, option.name), str(option.type))
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        check_task_names(self.tasks)
-        check_task_names(self.task_options)
+        check_task_words(self.tasks)
+        check_task_words(self.task_options)
         for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
             if value is not None and not minimum <= value < _LIMIT:
-                raise UserError(f"{name}: expected at least {minimum}, below 2^63, got {quoted(value)}")
+                limit = ", below 2^63" if value > minimum else ""
+                raise UserError(f"{name}: expected at least {minimum}{limit}, got {quoted(value)}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UserError(
-                    f"{name}: expected one of {', '.join(choices)}, got {quoted(getattr(self, name))}"
-                )
+                raise unknown(name, getattr(self, name), choices)
         if self.lr <= 0:
             raise UserError(f"lr: the learning rate must be above 0, got {self.lr}")
         if self.min_lr > self.lr:
@@ -146,6 +147,16 @@ PRESETS: dict[str, dict[str, Any]] = {
             "inpaint": {"hidden": True},
         },
     },
+    # The whole study in some hours on two CPU cores (`rssl reproduce --preset small`).
+    "small": {
+        "epochs": 8,
+        "warmup_epochs": 1,
+        "depth": 16,
+        "width": 1,
+        "train_size": 3000,
+        # λ has 322 steps to move here, against the paper's 74,000.
+        "meta_lr": 1.0,
+    },
     # Minutes on two CPU cores, on the embedded data set.
     "quick": {
         "dataset": "shapes",
@@ -158,6 +169,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+#: What decides a configuration: where values come from, and the values. Later ones win.
+Layers = Sequence[tuple[str, Mapping[str, Any]]]
+
+
 def make_config(
     preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Config:
@@ -166,13 +181,50 @@ def make_config(
     Raises:
         UserError: an unknown preset or option, or a value of the wrong kind.
     """
+    return merge(config_layers(preset, file, overrides))
+
+
+def config_layers(
+    preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """What `make_config` merges, with the names by which `explain` tells where a value comes from."""
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    values = dict(PRESETS[preset])
+    layers = [(f"preset {preset}", PRESETS[preset])]
     if file is not None:
-        values |= read_config_file(file)
-    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
-    return Config(**values)
+        layers.append((str(file), read_config_file(file)))
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    return [*layers, ("command line", given)]
+
+
+def merge(layers: Layers) -> Config:
+    """The configuration that the layers come to.
+
+    Raises:
+        UserError: a value of the wrong kind, or a task that is not known here.
+    """
+    values: dict[str, Any] = {}
+    for _, layer in layers:
+        values |= layer
+    config = Config(**values)
+    check_task_names(config.tasks)
+    check_task_names(config.task_options)
+    return config
+
+
+def explain(layers: Layers) -> str:
+    """The configuration of the layers as YAML that `read_config_file` reads back, a comment at each option.
+
+    The comment says where the value comes from: the last layer that has it, or "default".
+    """
+    origins = {name: origin for origin, layer in layers for name in layer}
+    text = yaml.safe_dump(merge(layers).to_dict(), sort_keys=False, default_flow_style=None, width=math.inf)
+    lines = []
+    for line in text.splitlines():
+        origin = one_line(origins.get(line.partition(":")[0], "default"))
+        # What begins with a space is the rest of the option above.
+        lines.append(line if line.startswith(" ") else f"{line:<40}  # {origin}")
+    return "\n".join(lines) + "\n"
 
 
 def read_config_file(file: Path) -> dict[str, Any]:

@@ -8,13 +8,11 @@ from pathlib import Path
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.prepare import prepare
-from rsslcli.core.data.store import Dataset, dataset_folder, load_dataset
+from rsslcli.core.data.store import EMBEDDED, Dataset, dataset_folder, load_dataset
 from rsslcli.core.errors import UserError
 from rsslcli.core.locks import locked
 from rsslcli.core.progress import Progress, silent
 
-#: The data set that needs no source.
-EMBEDDED = "shapes"
 #: Of its test images, so many are corrupted unless another number is asked for: seconds, not a minute.
 EMBEDDED_LIMIT = 500
 
