@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -100,6 +99,7 @@ class Cell:
         config: what is trained.
         directory: the run directory; its last part is the cell's name, such as "automl-s0".
         train: arguments of the command that trains it.
+        task_files: where tasks of one's own are defined.
     """
 
     number: int
@@ -107,6 +107,7 @@ class Cell:
     config: Config
     directory: Path
     train: tuple[str, ...]
+    task_files: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -173,14 +174,15 @@ class Cell:
         """
         directory = str(self.directory)
         evaluate = ["eval-c", directory, "--leave-out-validation", *options]
+        files = [part for file in self.task_files for part in ("--task-file", str(file))]
         if self.is_trained():
             return [evaluate]
         if (self.directory / "checkpoint.pt").is_file():
             resume = [self.train[0], "--resume", "--output", directory]
             if self.train[0] == "train-automl" and not self.config.automl:
                 resume.append("--fixed")
-            return [[*resume, *options], evaluate]
-        return [[*self.train, "--output", directory, *options], evaluate]
+            return [[*resume, *files, *options], evaluate]
+        return [[*self.train, *files, "--output", directory, *options], evaluate]
 
     def _check_same(self, there: Mapping[str, Any]) -> None:
         mine = self.config.to_dict()
@@ -202,6 +204,7 @@ def plan(
     dataset: str | None = None,
     seeds: int | None = None,
     add_tasks: Sequence[str] = (),
+    task_files: Sequence[Path] = (),
     config: Path | None = None,
 ) -> list[Cell]:
     """The cells of a study, those first without which nothing can be compared.
@@ -212,6 +215,7 @@ def plan(
         dataset: what to run it on; the preset's by default.
         seeds: how many seeds, from 0 on; the preset's number by default.
         add_tasks: tasks beside the paper's: each gets a row of its own, and joins the four best under AutoML.
+        task_files: the files, already loaded, that define those which are not installed.
         config: a YAML file of options for every cell.
 
     Raises:
@@ -246,7 +250,9 @@ def plan(
         train += ["--batch-norm", method.batch_norm] if method.batch_norm else []
         train += ["--preset", preset, *(("--config", str(config)) if config else ())]
         train += ["--dataset", resolved.dataset, "--seed", str(seed)]
-        cells.append(Cell(number, name, resolved, output / f"{name}-s{seed}", tuple(train)))
+        cells.append(
+            Cell(number, name, resolved, output / f"{name}-s{seed}", tuple(train), tuple(task_files))
+        )
     return cells
 
 
@@ -341,12 +347,14 @@ class Runner:
         status = cell.status()
         if status == "done" or (status == "failed" and not retry):
             text = "done before" if status == "done" else f"failed before: {_first_line(cell.failure)}"
-            return self._ended(cell, "skipped", text)
+            self._ended(cell, "skipped", text)
+            return None
         try:
             with locked(cell.directory):
                 remove(cell.failure)
         except UserError:
-            return self._ended(cell, "busy", "another process is at it")
+            self._ended(cell, "busy", "another process is at it")
+            return None
         job = _Job(cell, min(set(range(self.jobs)) - taken), cell.commands(self.options))
         self.on_event(CellEvent(cell, "started", text=shell_line(job.remaining[0])))
         self._next_command(job)
@@ -458,123 +466,3 @@ def _last_records(file: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
-
-
-# What a study will take.
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a cell takes: seconds of training and evaluation with the cores or the GPU to itself; bytes."""
-
-    seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The data set of a study in numbers: training images, clean test images, source images of a cell."""
-
-    train: int
-    test: int
-    corrupted: int
-    classes: int = 10
-
-
-def estimate(cells: Sequence[Cell], sizes: Sizes, *, speed: float | None = None) -> dict[str, Estimate]:
-    """What each cell takes, by its name.
-
-    The floating-point operations of a step and of an evaluation are counted on PyTorch's `meta` device. Their
-    speed is that of the study's finished cells, else `speed`, else that of a few steps measured here.
-
-    Args:
-        cells: of which study.
-        sizes: of the data set.
-        speed: floating-point operations per second.
-    """
-    counted = {cell.name: _count(cell, sizes) for cell in cells}
-    known = [
-        counted[cell.name].training / seconds
-        for cell in cells
-        if cell.status() == "done" and (seconds := cell.seconds())
-    ]
-    if known:
-        speed = statistics.median(known)
-    elif speed is None:
-        speed = measured_speed(cells[0].config)
-    return {
-        name: Estimate((work.training + work.evaluation) / speed, work.bytes)
-        for name, work in counted.items()
-    }
-
-
-@dataclass(frozen=True)
-class _Work:
-    training: float
-    evaluation: float
-    bytes: int
-
-
-def _count(cell: Cell, sizes: Sizes) -> _Work:
-    """Floating-point operations and bytes of a cell, by running its steps where no tensor has content."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from rsslcli.core.trainer import DeviceData, Trainer
-
-    config = cell.config
-    images = min(config.train_size or sizes.train, sizes.train)
-    meta = torch.device("meta")
-    data = DeviceData(
-        torch.empty((images, 40, 40, 3), dtype=torch.uint8, device=meta),
-        torch.empty(images, dtype=torch.int64, device=meta),
-        torch.empty((config.validation_images, 32, 32, 3), dtype=torch.uint8, device=meta),
-        torch.empty(config.validation_images, dtype=torch.int64, device=meta),
-    )
-    trainer = Trainer(config, data, sizes.classes)
-    chosen = torch.empty(config.batch_size, dtype=torch.int64, device=meta)
-
-    def operations(step: int) -> int:
-        with FlopCounterMode(display=False) as counter:
-            trainer.step(step, chosen)
-        return counter.get_total_flops()
-
-    tuned_from = min(config.warmup_epochs if config.automl else config.epochs, config.epochs)
-    first, tuned = (
-        tuned_from * trainer.steps_per_epoch,
-        (config.epochs - tuned_from) * trainer.steps_per_epoch,
-    )
-    training = first * operations(0) + (tuned * operations(trainer.steps - 1) if tuned else 0)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        trainer.model.eval()(torch.empty((1, 3, 32, 32), device=meta))
-    one = counter.get_total_flops()
-    tested = min(sizes.test, images)
-    evaluation = one * (sizes.test + (CELLS_OF_AN_EVALUATION - 1) * sizes.corrupted)
-    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-    metrics = trainer.steps * (150 + 60 * len(config.tasks))
-    return _Work(training + one * tested * config.epochs, evaluation, 2 * weights + metrics)
-
-
-def measured_speed(config: Config) -> float:
-    """Floating-point operations per second of training steps of `config`, with all cores or the GPU."""
-    import torch
-
-    from rsslcli.core.data.augment import pad_images
-    from rsslcli.core.runtime import resolve_device
-    from rsslcli.core.trainer import DeviceData, Trainer
-
-    device, batch = resolve_device(config.device), config.batch_size
-    images = torch.zeros((batch, 32, 32, 3), dtype=torch.uint8, device=device)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    trainer = Trainer(config, DeviceData(pad_images(images), labels, images[:0], labels[:0]), 10)
-    chosen = torch.arange(batch, device=device)
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:  # also warms up
-        trainer.step(0, chosen)
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        float(trainer.step(0, chosen)["loss/main"])  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    return counter.get_total_flops() / statistics.median(seconds)
