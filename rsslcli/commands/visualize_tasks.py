@@ -1,4 +1,4 @@
-"""`rssl visualize-tasks`: Figure 1, what each task makes of an image."""
+"""`rssl visualize-tasks`: Figure 1, what each task makes of an image, and what a network makes of that."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rsslcli.commands import completion
+from rsslcli.commands import training_run as options
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     DataDir,
@@ -25,26 +27,59 @@ FIGURE_1 = "rotation,color,bir,inpaint,rgb,jigsaw"
 def visualize_tasks(
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    tasks: Annotated[str, typer.Option(help="The columns, separated by commas.")] = FIGURE_1,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="A trained run: add what its network makes of each input, on test images.",
+            metavar="<run>",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="The columns, separated by commas.  [default: those of the paper, or of the checkpoint]",
+            metavar="<name,name>",
+            autocompletion=completion.tasks,
+        ),
+    ] = None,
+    task_file: options.TaskFile = None,
     images: Annotated[int, typer.Option(help="Rows.")] = 5,
     seed: Annotated[int, typer.Option(help="Which images, and the tasks' random choices.")] = 0,
-    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("figure1.png"),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The PNG to write.  [default: figure1.png, or predictions.png of a checkpoint]"),
+    ] = None,
 ) -> None:
-    """Render Figure 1: the inputs that the tasks make of some images.
+    """Render Figure 1: the inputs that the tasks make of some images, and what a network makes of them.
 
+    # the inputs
     rssl visualize-tasks --dataset cifar10 --output figure1.png
+    # and the answers of a trained network, beside the truth
+    rssl visualize-tasks --checkpoint runs/first
     """
+    output = output or Path("predictions.png" if checkpoint else "figure1.png")
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: the name must end in .png")
-    from rsslcli.core.data.loading import EMBEDDED, load
-    from rsslcli.core.data.store import prepared_datasets
+    from rsslcli.core.checkpoint import load_checkpoint
+    from rsslcli.core.data.loading import load
+    from rsslcli.core.data.store import EMBEDDED, prepared_datasets
     from rsslcli.core.figures import draw_tasks, save_png
 
-    if dataset is None:
+    trained = None if checkpoint is None else load_checkpoint(checkpoint)
+    if dataset is None and trained is not None:
+        dataset = trained.config.dataset
+    elif dataset is None:
         prepared = prepared_datasets(data_dir)
         dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
         err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
+    if tasks is not None:
+        columns = split_names(tasks)
+    else:
+        columns = list(trained.config.tasks) if trained else split_names(FIGURE_1)
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
-    save_png(draw_tasks(data.train, split_names(tasks), rows=images, seed=seed), output)
+    # A network's answers mean something on images that it has not been trained on.
+    split = data.test if trained else data.train
+    save_png(draw_tasks(split, columns, rows=images, seed=seed, checkpoint=trained), output)
     out.print(f"written to {output}", soft_wrap=True)

@@ -24,6 +24,10 @@ class DivergedError(RsslError):
     """A loss, a λ or a weight is not a finite number."""
 
 
+class TaskError(RsslError):
+    """A task of the user's own fails, or does not keep to what `Task` asks for."""
+
+
 class LostRankError(RsslError):
     """Another process of this job ended, and this one cannot go on without it."""
 

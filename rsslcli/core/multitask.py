@@ -14,6 +14,7 @@ from rsslcli.core.automl import MAIN, Parameters
 from rsslcli.core.networks import WideResNet, initialise, keep_running_statistics
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
+from rsslcli.core.tasks.contract import loss_of, make_head, outputs_of, transformed
 
 
 class MultiTaskNetwork(nn.Module):
@@ -42,7 +43,9 @@ class MultiTaskNetwork(nn.Module):
         self.tasks = tasks
         self.batch_norm = batch_norm
         self.autocast = autocast
-        self.heads = nn.ModuleDict({name: task.head(network.feature_width) for name, task in tasks.items()})
+        self.heads = nn.ModuleDict(
+            {name: make_head(name, task, network.feature_width) for name, task in tasks.items()}
+        )
         initialise(self.heads)
         self._features: Callable[[Tensor], Tensor] = network.features
         if compile:
@@ -82,7 +85,7 @@ class MultiTaskNetwork(nn.Module):
             Scalars by task ("main" for the main one), grouped by the trunk pass that they share. A group is
             made when it is asked for, so that one pass at a time is in memory.
         """
-        prepared = {name: task.transform(images, random) for name, task in self.tasks.items()}
+        prepared = {name: transformed(name, task, images, random) for name, task in self.tasks.items()}
         on_clean = [name for name, task in self.tasks.items() if task.clean_input]
         others = [name for name in self.tasks if name not in on_clean]
         passes = [[MAIN, *on_clean], *([name] for name in others)]
@@ -122,10 +125,15 @@ class MultiTaskNetwork(nn.Module):
 
     def _loss(self, name: str, features: Tensor, targets: Tensor) -> Tensor:
         with self._precision(features):
-            outputs = (self.network.fc if name == MAIN else self.heads[name])(features)
+            if name == MAIN:
+                outputs = self.network.fc(features)
+            else:
+                outputs = outputs_of(name, self.tasks[name], self.heads[name], features)
         if self.autocast:
             outputs = outputs.float()  # losses and their gradients are accumulated in full precision
-        return F.cross_entropy(outputs, targets) if name == MAIN else self.tasks[name].loss(outputs, targets)
+        if name == MAIN:
+            return F.cross_entropy(outputs, targets)
+        return loss_of(name, self.tasks[name], outputs, targets)
 
     def _precision(self, like: Tensor) -> AbstractContextManager[None]:
         if not self.autocast:

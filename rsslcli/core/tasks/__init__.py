@@ -1,6 +1,7 @@
-"""The self-supervision tasks of section 3, by the names that the command line knows.
+"""The self-supervision tasks, by the names that the command line knows: those of section 3, and one's own.
 
 A task is one class (see `base.Task`) and one line in `TASKS`; nothing else in the project names tasks.
+Tasks of one's own come from files and packages, see `own`.
 This module imports no torch: a class is loaded when it is first asked for.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rsslcli.core.errors import UserError, quoted, unknown
+from rsslcli.core.tasks import own
 
 if TYPE_CHECKING:
     from rsslcli.core.tasks.base import Task
@@ -27,15 +29,27 @@ TASKS = {
 }
 
 
-def check_task_names(names: Iterable[str]) -> None:
-    """Raise UserError for a name that is no task, with the nearest one, or for a name given twice."""
+def check_task_words(names: Iterable[str]) -> None:
+    """Raise UserError for what cannot be the name of any task, or for a name given twice.
+
+    Whoever only reads what a run has left asks no more, since its tasks may be of somebody's own.
+    """
     seen = set()
     for name in names:
-        if name not in TASKS:
-            raise unknown("task", name, TASKS)
+        if not isinstance(name, str) or not own.NAME.fullmatch(name):
+            raise _unknown(name)
         if name in seen:
             raise UserError(f"task '{name}' is named twice: name each task once")
         seen.add(name)
+
+
+def check_task_names(names: Iterable[str]) -> None:
+    """Raise UserError for a name that is no task, with the nearest one, or for a name given twice."""
+    names = list(names)
+    check_task_words(names)
+    for name in names:
+        if name not in TASKS and name not in own.names():
+            raise _unknown(name)
 
 
 def build_tasks(
@@ -52,8 +66,11 @@ def build_tasks(
 
 
 def _build(name: str, options: Mapping[str, Any]) -> Task:
-    module, _, attribute = TASKS[name].partition(":")
-    kind: type[Task] = getattr(importlib.import_module(module), attribute)
+    if name in TASKS:
+        module, _, attribute = TASKS[name].partition(":")
+        kind: type[Task] = getattr(importlib.import_module(module), attribute)
+    else:
+        kind = own.load(name)
     allowed = kind.options()
     if not isinstance(options, Mapping):
         raise UserError(
@@ -70,3 +87,8 @@ def _build(name: str, options: Mapping[str, Any]) -> Task:
         if not fits:
             raise UserError(f"task '{name}', option '{key}': expected {expected}, got {quoted(value)}")
     return kind(**options)
+
+
+def _unknown(name: object) -> UserError:
+    hint = unknown("task", name, [*TASKS, *own.names()])
+    return UserError(f"{hint}; a task of your own needs --task-file with the file that defines it")

@@ -20,6 +20,12 @@ _RGB_TO_XYZ = (
     (0.212671, 0.715160, 0.072169),
     (0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883),
 )
+# The inverse of that matrix.
+_XYZ_TO_RGB = (
+    (3.2404813 * 0.95047, -1.5371515, -0.4985363 * 1.08883),
+    (-0.9692549 * 0.95047, 1.8759900, 0.0415559 * 1.08883),
+    (0.0556466 * 0.95047, -0.2040413, 1.0573111 * 1.08883),
+)
 # ITU-R BT.601 luma, the usual weights of a grey picture.
 _LUMA = (0.2989, 0.5870, 0.1140)
 
@@ -39,6 +45,23 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     f = torch.where(xyz > 0.008856, xyz.clamp_min(0.008856).pow(1 / 3), 7.787 * xyz + 16 / 116)
     fx, fy, fz = f.unbind(1)
     return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], dim=1)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """CIELAB (D65, 2° observer) → sRGB, the inverse of `rgb_to_lab`.
+
+    Args:
+        lab: float (N, 3, H, W).
+
+    Returns:
+        float (N, 3, H, W) in [0, 1]; colours that sRGB does not have are cut to its range.
+    """
+    lightness, a, b = lab.unbind(1)
+    fy = (lightness + 16) / 116
+    f = torch.stack([fy + a / 500, fy, fy - b / 200], dim=1)
+    x, y, z = torch.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787).unbind(1)
+    linear = torch.stack([p * x + q * y + r * z for p, q, r in _XYZ_TO_RGB], dim=1).clamp(0, 1)
+    return torch.where(linear > 0.0031308, 1.055 * linear.pow(1 / 2.4) - 0.055, 12.92 * linear)
 
 
 def to_grey(images: Tensor) -> Tensor:
@@ -66,5 +89,14 @@ class Coloring(Task):
         return to_grey(images), targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        scores = outputs.view(len(outputs), 2, BINS, *outputs.shape[2:]).transpose(1, 2)
-        return self.scale * F.cross_entropy(scores, targets)
+        return self.scale * F.cross_entropy(_by_channel(outputs), targets)
+
+    def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The grey images in the colours of the likeliest bins, each taken at its middle."""
+        ab = (_by_channel(outputs).argmax(1) + 0.5) * (256 / BINS) - 128
+        return lab_to_rgb(torch.cat([rgb_to_lab(inputs)[:, :1], ab], dim=1))
+
+
+def _by_channel(outputs: Tensor) -> Tensor:
+    """Scores (N, 64, H, W) as (N, 32, 2, H, W): a bin each for A and for B."""
+    return outputs.view(len(outputs), 2, BINS, *outputs.shape[2:]).transpose(1, 2)

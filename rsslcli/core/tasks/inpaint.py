@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -32,11 +33,21 @@ class Inpainting(Task):
         return deconvolution_head(features, 64, 3, hidden=self.hidden).append(nn.Sigmoid())
 
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        top, left = (images.shape[2] - HOLE) // 2, (images.shape[3] - HOLE) // 2
-        hole = (..., slice(top, top + HOLE), slice(left, left + HOLE))
-        inputs = images.clone()
+        hole, inputs = _hole(images), images.clone()
         inputs[hole] = 1.0
         return inputs, images[hole]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.scale * F.mse_loss(outputs, targets)
+
+    def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The images with their centre filled in."""
+        filled = inputs.clone()
+        filled[_hole(inputs)] = outputs
+        return filled
+
+
+def _hole(images: Tensor) -> tuple[EllipsisType, slice, slice]:
+    """The index of the central pixels of images (N, 3, H, W)."""
+    top, left = (images.shape[2] - HOLE) // 2, (images.shape[3] - HOLE) // 2
+    return (..., slice(top, top + HOLE), slice(left, left + HOLE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import permutations
 from typing import ClassVar
 
 import torch
@@ -14,6 +16,7 @@ class Jigsaw(PermutationTask):
     """Place p of the input (top left, top right, bottom left, bottom right) shows quarter order[p]."""
 
     title: ClassVar[str] = "Jigsaw puzzle"
+    answers: ClassVar[Sequence[str]] = tuple(map("".join, permutations("1234")))
     parts: ClassVar[int] = 4
 
     def arrange(self, images: Tensor, order: Tensor) -> Tensor:

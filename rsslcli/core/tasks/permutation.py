@@ -44,3 +44,8 @@ class PermutationTask(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.scale * F.cross_entropy(outputs, targets)
+
+    def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The parts put back from the order that the network says."""
+        order = orders(self.parts, inputs.device)[outputs.argmax(1)]
+        return self.arrange(inputs, order.argsort(1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import permutations
 from typing import ClassVar
 
 from torch import Tensor
@@ -13,6 +15,7 @@ class ColorChannelGuessing(PermutationTask):
     """Channel c of the input is channel order[c] of the image."""
 
     title: ClassVar[str] = "Color-channel guessing"
+    answers: ClassVar[Sequence[str]] = tuple(map("".join, permutations("RGB")))
     parts: ClassVar[int] = 3
 
     def arrange(self, images: Tensor, order: Tensor) -> Tensor:

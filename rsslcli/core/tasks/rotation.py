@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ class Rotation(Task):
     """
 
     title: ClassVar[str] = "Rotation"
+    answers: ClassVar[Sequence[str]] = ("0°", "90°", "180°", "270°")
 
     def head(self, features: int) -> nn.Module:
         return linear_head(features, 4)
@@ -31,3 +33,8 @@ class Rotation(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.scale * F.cross_entropy(outputs, targets)
+
+    def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The images turned back by the angles that the network says."""
+        turns = outputs.argmax(1).tolist()
+        return torch.stack([torch.rot90(x, -k, (1, 2)) for x, k in zip(inputs, turns, strict=True)])
