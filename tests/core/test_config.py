@@ -186,14 +186,20 @@ def test_numbers_out_of_range(value: float) -> None:
         ({"device": "tpu"}, "device: expected one of auto, cpu, cuda"),
         ({"precision": "a\nb"}, "precision: expected one of"),
         ({"precision": "x" * 9999}, "precision: expected one of"),
-        ({"tasks": ["rotaton"]}, "did you mean 'rotation'?"),
+        ({"tasks": ["Rotation"]}, "did you mean 'rotation'?"),
+        ({"tasks": ["../rotation"]}, "unknown task '../rotation'"),
         ({"tasks": ["bir", "bir"]}, "named twice"),
-        ({"task_options": {"birr": {}}}, "did you mean 'bir'?"),
         ({"task_options": {5: {}}}, "unknown task"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     assert message in refusal(lambda: Config(**options))
+
+
+def test_tasks_have_to_be_known_only_where_a_run_is_configured() -> None:
+    for options in ({"tasks": ["rotaton"]}, {"task_options": {"rotaton": {}}}):
+        assert "did you mean 'rotation'?" in refusal(lambda o=options: make_config(overrides=o))  # type: ignore[misc]
+        assert Config(**options).to_dict()  # type: ignore[arg-type]
 
 
 def test_settings_at_the_border_are_taken() -> None:
