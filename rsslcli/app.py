@@ -13,6 +13,7 @@ from rsslcli.commands.console import SPEAKS
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.help import Command, Group
 from rsslcli.commands.prepare_data import prepare_data
+from rsslcli.commands.report import report
 from rsslcli.commands.reproduce import reproduce
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
@@ -23,10 +24,7 @@ from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslErr
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (prepare_data, visualize_tasks),
     "Training": (train_single, train_automl),
-    "Results": (
-        eval_c,
-        reproduce,
-    ),
+    "Results": (eval_c, report, reproduce),
 }
 
 app = typer.Typer(

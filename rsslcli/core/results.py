@@ -1,0 +1,486 @@
+"""Finished runs read back as studies: what they measured, and which differences exceed the noise.
+
+Imports no torch. Run directories are read as untrusted files: what is damaged is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsslcli.core.config import Config, read_config_file
+from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.tasks import TASKS
+
+Floats = npt.NDArray[np.float64]
+
+#: The names of the paper's Table 1, and its accuracy in per cent with that task alone at a fixed λ.
+TABLE_1 = {
+    "rotation": ("Rotation", 76.37),
+    "color": ("Color", 75.06),
+    "ir": ("IR", 74.73),
+    "bir": ("BIR", 75.84),
+    "inpaint": ("Inpaint", 74.69),
+    "rgb": ("RGB guess", 74.15),
+    "jigsaw": ("Jigsaw", 73.41),
+}
+#: The four tasks of its section 4.
+FOUR = frozenset({"rotation", "bir", "color", "ir"})
+#: The paper's accuracy by tasks and whether λ is tuned. That of the four is from the error of 21.32 %.
+PAPER = {(frozenset({task}), False): accuracy for task, (_, accuracy) in TABLE_1.items()}
+PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
+
+#: Settings that are compared on purpose or change no result, and those that act only on tasks and on λ:
+#: they tell rows of a study apart. Any other setting tells studies apart.
+_OF_ROWS = ("seed", "device", "compile", "tasks", "automl")
+_OF_TASKS = ("batch_norm", "initial_lambda", "task_options")
+_OF_AUTOML = (
+    "meta_lr", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
+    "validation_corruptions",
+)  # fmt: skip
+#: How deep below a folder runs are looked for.
+_DEPTH = 3
+#: Of larger metrics files only so many bytes of steps are parsed, evenly spread, but every epoch.
+_PARSED_BYTES = 4 << 20
+_MAX_LINE_BYTES = 1 << 16
+_MAX_EVALUATION_BYTES = 16 << 20
+#: No measurement is as large: a number that is has been damaged.
+_LIMIT = 1e12
+
+
+@dataclass(frozen=True)
+class History:
+    """How a run trained.
+
+    Attributes:
+        epochs: (E,), from 1.
+        clean_accuracy: (E,), fractions of 1, after each epoch; NaN where it is not known.
+        loss: (E,), the main task's, averaged over the epoch's steps; NaN where it is not known.
+        lambdas: by task, (P, 2): the time in epochs, from 0, and λ.
+        steps: how many.
+        seconds: of all steps. An epoch that was interrupted counts as a whole one, at the speed of what was
+            left of it; NaN where an epoch is not known.
+    """
+
+    epochs: Floats
+    clean_accuracy: Floats
+    loss: Floats
+    lambdas: Mapping[str, Floats]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished and evaluated run.
+
+    Attributes:
+        directory: where it is.
+        config: its settings.
+        history: how it trained.
+        accuracy: by corruption, (5,), fractions of 1, at severity 1 to 5.
+        clean_accuracy: on the clean test set.
+        images: source images evaluated in each cell of `accuracy`.
+        excluded: the source images that were left out.
+        data: fingerprints of the test set and of its corrupted versions.
+        dataset: what it was evaluated on.
+    """
+
+    directory: Path
+    config: Config
+    history: History
+    accuracy: Mapping[str, Floats]
+    clean_accuracy: float
+    images: int
+    excluded: frozenset[int]
+    data: tuple[str, str]
+    dataset: str
+
+    @property
+    def name(self) -> str:
+        """The directory's name, on one line."""
+        return one_line(self.directory.name)
+
+    def mean(self, corruptions: Iterable[str] | None = None) -> float:
+        """The mean accuracy over corruptions (all by default) and severities; NaN where one is missing."""
+        names = self.accuracy if corruptions is None else corruptions
+        return float(np.mean([self.accuracy.get(name, np.full(5, np.nan)) for name in names]))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that cannot be compared, and why."""
+
+    directory: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row against another: the paired differences, one for each seed that both have."""
+
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean difference; NaN where there is none."""
+        return float(np.mean(self.differences)) if self.differences else math.nan
+
+    @property
+    def margin(self) -> float:
+        """Half of the 95 % confidence interval of the mean, by Student's t; NaN for fewer than two pairs."""
+        n = len(self.differences)
+        return (
+            t_quantile(n - 1) * float(np.std(self.differences, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+        )
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference exceeds the noise, in words."""
+        if len(self.differences) < 2:
+            return "one seed: not judged" if self.differences else "no common seed"
+        if abs(self.mean) <= self.margin:
+            return "no"
+        return "yes, better" if self.mean > 0 else "yes, worse"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one method, which differ in the seed alone.
+
+    Attributes:
+        label: what was trained, as the tables say it.
+        runs: by seed.
+        paper: the paper's accuracy in per cent, where it gives one.
+    """
+
+    label: str
+    runs: Mapping[int, Run]
+    paper: float | None
+
+    @property
+    def config(self) -> Config:
+        """The configuration, of any of its seeds."""
+        return next(iter(self.runs.values())).config
+
+    @property
+    def means(self) -> Floats:
+        """The mean corrupted accuracy of each run, (seeds,)."""
+        return np.array([run.mean() for run in self.runs.values()])
+
+    def cells(self, corruption: str) -> Floats:
+        """The accuracy under a corruption, averaged over the seeds, (5,)."""
+        mean: Floats = np.mean([run.accuracy[corruption] for run in self.runs.values()], axis=0)
+        return mean
+
+    def pairs(self, other: Row) -> list[tuple[Run, Run]]:
+        """This row's runs with another's of the same seed."""
+        return [(run, other.runs[seed]) for seed, run in self.runs.items() if seed in other.runs]
+
+    def minus(self, other: Row) -> Comparison:
+        """This row's mean corrupted accuracy compared with another's."""
+        return Comparison(tuple(own.mean() - its.mean() for own, its in self.pairs(other)))
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that can be compared: every setting that acts on all of them is the same.
+
+    Attributes:
+        settings: those, by name.
+        corruptions: which ones the runs were evaluated on.
+        rows: the baseline first, then as in the paper's Table 1, then the rest.
+        warnings: what spoils the comparison, in a sentence each.
+    """
+
+    settings: Mapping[str, Any]
+    corruptions: tuple[str, ...]
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def baseline(self) -> Row | None:
+        """The row without tasks."""
+        return None if self.rows[0].config.tasks else self.rows[0]
+
+    @property
+    def title(self) -> str:
+        """Data set and size, in a few words."""
+        of = self.settings
+        images = (
+            "all training images" if of["train_size"] is None else f"{of['train_size']:,} training images"
+        )
+        return f"{one_line(of['dataset'])}, WRN-{of['depth']}-{of['width']}, {of['epochs']} epochs, {images}"
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Read every run among and below `folders`; those that cannot be compared come with the reason.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    runs, left_out = [], []
+    for directory in _find(folders):
+        try:
+            runs.append(read_run(directory))
+        except UserError as error:
+            left_out.append(LeftOut(directory, one_line(error)))
+        except OSError as error:
+            left_out.append(LeftOut(directory, one_line(f"cannot be read: {error.strerror or error}")))
+    return runs, left_out
+
+
+def _find(folders: Sequence[Path]) -> list[Path]:
+    """The run directories among and below `folders`, each once; a folder without any stands for itself."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: expected a run directory or a folder of them")
+        for directory in list(_below(folder)) or [folder]:
+            found.setdefault(directory.resolve(), directory)
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    # Links are followed: loops of them end at the depth.
+    for place, folders, files in os.walk(folder, followlinks=True):
+        is_run = not {"config.yaml", "metrics.jsonl", "eval-c.json"}.isdisjoint(files)
+        if is_run:
+            yield Path(place)
+        deep = len(Path(place).relative_to(folder).parts) >= _DEPTH
+        folders[:] = [] if is_run or deep else sorted(name for name in folders if name[0] != ".")
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: it is none, its training is not finished, it is not evaluated, or a file is damaged; the
+            message is the reason alone.
+        OSError: a file cannot be read.
+    """
+    if not (directory / "config.yaml").is_file():
+        raise UserError("no run: it has no config.yaml")
+    config = Config(**read_config_file(directory / "config.yaml"))
+    if not (directory / "metrics.jsonl").is_file():
+        raise UserError("not trained: it has no metrics.jsonl")
+    history = _read_history(directory / "metrics.jsonl", config)
+    if not (directory / "eval-c.json").is_file():
+        raise UserError("not evaluated: it has no eval-c.json")
+    try:
+        with (directory / "eval-c.json").open("rb") as file:
+            content = json.loads(file.read(_MAX_EVALUATION_BYTES))
+        accuracy = {name: _fractions(content["accuracy"][name]) for name in content["accuracy"]}
+        (clean,) = _fractions([content["clean_accuracy"]])
+        images, excluded = content["images"], frozenset(content["excluded"])
+        if not accuracy.keys() <= {*CORRUPTIONS} or not all(type(n) is int for n in (images, *excluded)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError("its eval-c.json is damaged") from None
+    if not accuracy or any(values.shape != (5,) or np.isnan(values).any() for values in accuracy.values()):
+        raise UserError("not evaluated at every severity")
+    if content.get("step", history.steps) != history.steps:
+        raise UserError("evaluated before its training was finished: evaluate it again")
+    return Run(
+        directory=directory,
+        config=config,
+        history=history,
+        accuracy={name: accuracy[name] for name in CORRUPTIONS if name in accuracy},
+        clean_accuracy=float(clean),
+        images=images,
+        excluded=excluded,
+        data=(str(content.get("test_data")), str(content.get("corrupted_data"))),
+        dataset=str(content.get("dataset", config.dataset)),
+    )
+
+
+def _fractions(values: Sequence[Any]) -> Floats:
+    """Fractions of 1 from JSON, where null stands for what was not evaluated: NaN."""
+    if not all(value is None or 0 <= value <= 1 for value in values):
+        raise ValueError
+    return np.array([math.nan if value is None else value for value in values], np.float64)
+
+
+def _read_history(path: Path, config: Config) -> History:
+    """How a run trained; lines that are damaged are passed over."""
+    stride = 1 + path.stat().st_size // _PARSED_BYTES
+    epochs: dict[int, dict[str, float]] = {}
+    steps: list[dict[str, float]] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b"")):
+            of_epoch = b'"clean_accuracy"' in line
+            if of_epoch or number % stride == 0:
+                record = _numbers(line)
+                if 1 <= record.get("epoch", 0) <= config.epochs and record.get("step", 0) >= 1:
+                    if of_epoch:
+                        epochs[int(record["epoch"])] = record
+                    else:
+                        steps.append(record)
+    done = max(epochs, default=0)
+    if done < config.epochs:
+        raise UserError(f"not finished: {done} of {config.epochs} epochs are done")
+    total = int(epochs[done]["step"])
+    per_epoch = total / done
+    losses, lambdas = defaultdict(list), defaultdict(list)
+    for record in steps:
+        epoch, time = int(record["epoch"]), record["step"] / per_epoch
+        if epoch - 1 <= time <= epoch:
+            losses[epoch].append(record.get("loss/main", math.nan))
+            for task in config.tasks:
+                if f"lambda/{task}" in record:
+                    lambdas[task].append((time, record[f"lambda/{task}"]))
+    order = sorted(epochs)
+    accuracy = np.array([epochs[epoch].get("clean_accuracy", math.nan) for epoch in order])
+    speeds = np.array([epochs[epoch].get("images_per_second", 0) for epoch in order])
+    known = len(order) == done and bool((speeds > 0).all())
+    return History(
+        epochs=np.array(order, np.float64),
+        clean_accuracy=np.where((accuracy >= 0) & (accuracy <= 1), accuracy, np.nan),
+        loss=np.array([np.mean(losses[epoch] or math.nan) for epoch in order]),
+        lambdas={task: np.array(sorted(points)) for task, points in lambdas.items()},
+        steps=total,
+        seconds=float((per_epoch * config.batch_size / speeds).sum()) if known else math.nan,
+    )
+
+
+def _numbers(line: bytes) -> dict[str, float]:
+    """The numbers of a line of metrics that can be measurements; none where the line is damaged."""
+    try:
+        items = json.loads(line).items()
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return {k: v for k, v in items if isinstance(v, int | float) and -_LIMIT < v < _LIMIT}
+
+
+def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
+    """Put runs that can be compared together, the largest study first, and leave repetitions out."""
+    groups: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    left_out = []
+    for run in sorted(runs, key=lambda run: run.config.seed):
+        seeds = groups[_key([_shared(run), list(run.accuracy)])][_key(_method(run.config))]
+        if run.config.seed in seeds:
+            first = seeds[run.config.seed].name
+            left_out.append(LeftOut(run.directory, f"the same configuration and seed as {first}"))
+        seeds.setdefault(run.config.seed, run)
+    studies = [_make_study(list(rows.values())) for rows in groups.values()]
+    return sorted(studies, key=lambda study: -sum(len(row.runs) for row in study.rows)), left_out
+
+
+def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
+    every = [run for runs in rows for run in runs.values()]
+    shared, corruptions = _shared(every[0]), tuple(every[0].accuracy)
+    in_paper = (every[0].config.dataset, every[0].dataset, corruptions) == ("cifar10", "cifar10", CORRUPTIONS)
+    made = [Row("", runs, None) for runs in rows]
+    for index, row in enumerate(made):
+        paper = PAPER.get((frozenset(row.config.tasks), row.config.automl)) if in_paper else None
+        made[index] = replace(row, label=_label(row.config), paper=paper)
+    made.sort(key=lambda row: _place(row.config))
+    # Rows that read alike are told apart by what is not the default about them.
+    distinct = []
+    for row in made:
+        alike = [_method(other.config) for other in made if other.label == row.label]
+        own = {k: v for k, v in _changed(row.config).items() if any(other[k] != v for other in alike)}
+        distinct.append(replace(row, label=f"{row.label} ({describe(own)})") if own else row)
+    return Study(shared, corruptions, tuple(distinct), tuple(_warnings(every)))
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """The settings that must be the same for a comparison to mean anything."""
+    apart = {*_OF_ROWS, *_OF_TASKS, *_OF_AUTOML}
+    shared = {name: value for name, value in run.config.to_dict().items() if name not in apart}
+    return shared if run.dataset == run.config.dataset else shared | {"evaluated on": run.dataset}
+
+
+def _method(config: Config) -> dict[str, Any]:
+    """What makes runs of a study one row: the tasks, and the settings that act on them."""
+    names = (*(_OF_TASKS if config.tasks else ()), *(_OF_AUTOML if config.automl else ()))
+    method = {"tasks": sorted(config.tasks), "automl": config.automl}
+    method |= {name: getattr(config, name) for name in names}
+    if config.tasks:
+        options = config.task_options
+        method["task_options"] = {task: dict(options[task]) for task in config.tasks if options.get(task)}
+    return method
+
+
+def _changed(config: Config) -> dict[str, Any]:
+    """The settings of the method that are not the defaults."""
+    default = _method(replace(Config(), tasks=config.tasks, automl=config.automl))
+    return {name: value for name, value in _method(config).items() if value != default[name]}
+
+
+def _label(config: Config) -> str:
+    titles = (TABLE_1[task][0] if task in TABLE_1 else task for task in config.tasks)
+    label = "Four tasks" if set(config.tasks) == FOUR else " + ".join(titles) or "Baseline"
+    return f"{label}, AutoML" if config.automl else f"{label}, fixed λ" if len(config.tasks) > 1 else label
+
+
+def _place(config: Config) -> tuple[object, ...]:
+    """Where a row stands: the baseline, single tasks in the paper's order, its four, others."""
+    order = sorted(list(TASKS).index(task) if task in TASKS else len(TASKS) for task in config.tasks)
+    several = len(order) > 1
+    changed = _changed(config)
+    return several, several and set(config.tasks) != FOUR, order, config.automl, len(changed), _key(changed)
+
+
+def _key(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings in a line: "batch_norm joint, lr 0.2"."""
+    words = {k: _key(v).replace('"', "") if isinstance(v, Mapping) else v for k, v in settings.items()}
+    return ", ".join(f"{name} {one_line(value)}" for name, value in words.items())
+
+
+def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+    """Say where runs that are compared were not evaluated on the same images."""
+
+    def apart(runs: Iterable[Run], of: Callable[[Run], object]) -> str:
+        groups: dict[object, list[str]] = defaultdict(list)
+        for run in runs:
+            groups[of(run)].append(run.name)
+        names = (", ".join(names[:3]) + " and others" * (len(names) > 3) for names in groups.values())
+        return "; ".join(names) if len(groups) > 1 else ""
+
+    if found := apart(runs, lambda run: run.data):
+        yield f"Not all runs were evaluated on the same test data: {found}."
+    if found := apart(runs, lambda run: run.images):
+        yield f"Not all runs were evaluated on the same number of images: {found}."
+    for seed in sorted({run.config.seed for run in runs}):
+        if found := apart((r for r in runs if r.config.seed == seed), lambda run: run.excluded):
+            yield (
+                f"Not all runs of seed {seed} were evaluated without the images that tuned λ: {found}. "
+                "Evaluate the others again with eval-c --leave-out-validation."
+            )
+
+
+def t_quantile(degrees: int, confidence: float = 0.95) -> float:
+    """The t for which Student's distribution holds `confidence` between −t and t, to double precision.
+
+    For a whole number of degrees of freedom, 1 or more, the integral is a finite sum (Abramowitz and Stegun,
+    26.7.3 and 26.7.4). It is inverted by bisection over θ, where t = √degrees · tan θ.
+    """
+
+    def inside(theta: float) -> float:
+        total, term = 0.0, math.cos(theta) if degrees % 2 else 1.0
+        for k in range(2 + degrees % 2, degrees + 1, 2):
+            total += term
+            term *= (k - 1) / k * math.cos(theta) ** 2
+        total *= math.sin(theta)
+        return 2 / math.pi * (theta + total) if degrees % 2 else total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < confidence else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
