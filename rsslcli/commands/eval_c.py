@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from rsslcli.commands import completion
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     DataDir,
     DatasetName,
     Device,
+    check_dataset,
     err,
     out,
+    parse_corruptions,
     parse_severities,
     percent,
     progress_bar,
-    split_names,
+    say_next,
 )
-from rsslcli.core.corruptions.names import SEVERITIES
-from rsslcli.core.errors import UserError
+from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
+from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.normalization import parse_normalization
 
 if TYPE_CHECKING:
     from rsslcli.core.evaluation import Evaluation
@@ -29,19 +33,54 @@ if TYPE_CHECKING:
 
 def eval_c(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, a run directory, or a WideResNet state dict.")
+        Path,
+        typer.Argument(
+            help="A checkpoint, a run directory, or a WideResNet state dict.",
+            autocompletion=completion.runs,
+        ),
     ],
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     limit: Annotated[int | None, typer.Option(help="Evaluate only so many source images.")] = None,
     corruptions: Annotated[
-        str | None, typer.Option(help="Evaluate only these corruptions, separated by commas.")
+        str | None,
+        typer.Option(
+            help="Evaluate only these corruptions, separated by commas.",
+            metavar="<names>",
+            autocompletion=completion.corruptions,
+        ),
     ] = None,
     severity: Annotated[
-        str | None, typer.Option(help="Evaluate only these severities, 1 to 5, separated by commas.")
+        str | None,
+        typer.Option(
+            help="Evaluate only these severities, 1 to 5, separated by commas.",
+            metavar="<numbers>",
+            autocompletion=completion.severities,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="paper: all 19 corruptions. robustbench: the 15 of RobustBench's leaderboard, at all "
+            "severities, and a summary in its terms.",
+            metavar="<paper|robustbench>",
+        ),
+    ] = "paper",
+    normalization: Annotated[
+        str | None,
+        typer.Option(
+            help="How the input of weights from elsewhere is normalised, where the file does not say: half "
+            "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
+            metavar="<half|cifar10|none|…>",
+        ),
     ] = None,
     same_images_as: Annotated[
-        Path | None, typer.Option(help="Leave out what tuned λ in that run too, to compare the two fairly.")
+        Path | None,
+        typer.Option(
+            help="Leave out what tuned λ in that run too, to compare the two fairly.",
+            metavar="<run>",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     leave_out_validation: Annotated[
         bool,
@@ -59,21 +98,25 @@ def eval_c(
 ) -> None:
     """Evaluate a classifier on the corrupted test set: 19 corruptions at 5 severities.
 
-    rssl eval-c runs/20261122-101500-automl-rotation-bir-color-ir
+    # all 19 corruptions, into eval-c.json in the run
+    rssl eval-c runs/first
+    # a look at two of them, on 500 images, as a table for a document
+    rssl eval-c runs/first --corruptions fog,snow --limit 500 --output part.md
     """
-    if output is not None and output.suffix not in _WRITERS:
-        raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
-    severities = parse_severities(severity)
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: expected at least 1")
+    severities, names = parse_severities(severity), parse_corruptions(corruptions)
+    if protocol == "robustbench":
+        names = _robustbench_corruptions((corruptions, severity, limit))
+    _check_options(protocol, normalization, limit, output)
+    check_dataset(dataset, data_dir)
     from rsslcli.core.checkpoint import checkpoint_path, load_checkpoint, load_classifier
     from rsslcli.core.data.loading import load, load_corrupted
-    from rsslcli.core.evaluation import evaluate
+    from rsslcli.core.evaluation import check_classes, evaluate, with_robustbench
     from rsslcli.core.ranks import join_ranks
     from rsslcli.core.runtime import keep_freed_memory, resolve_device
     from rsslcli.core.training import validation_source
 
-    network, trained = load_classifier(checkpoint)
+    notes: list[str] = []
+    network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
     excluded = set(trained.excluded if trained else ())
     if same_images_as is not None:
         excluded |= set(load_checkpoint(same_images_as).excluded)
@@ -89,14 +132,16 @@ def eval_c(
         with ranks.first_alone():
             data = load(name, data_dir, progress)
             corrupted = load_corrupted(data, progress)
+        check_classes(network.fc.out_features, data)
         if leave_out_validation and trained and not trained.config.automl:
             excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
         if trained and trained.excluded and trained.validation_data != corrupted.identity:
-            err.print(
-                f"note: λ was tuned on another corrupted set than {corrupted.folder}; "
-                "the images with the same numbers are left out all the same",
-                soft_wrap=True,
+            notes.append(
+                f"λ was tuned on another corrupted set than {corrupted.folder}; "
+                "the images with the same numbers are left out all the same"
             )
+        for text in notes:
+            _note(text)
         result = evaluate(
             network,
             data.test,
@@ -104,7 +149,7 @@ def eval_c(
             device=target,
             excluded=sorted(excluded),
             limit=limit,
-            corruptions=None if corruptions is None else split_names(corruptions),
+            corruptions=names,
             severities=severities,
             partial=path.with_name(path.name + ".partial") if path else None,
             about={"checkpoint": str(checkpoint), "dataset": name}
@@ -114,14 +159,56 @@ def eval_c(
         )
     if not ranks.first:
         return
+    if protocol == "robustbench":
+        result = with_robustbench(result)
     out.print(result_table(result, f"{checkpoint} on corrupted {name}: accuracy in %"))
     out.print(_summary(result), soft_wrap=True)
+    if protocol == "robustbench":
+        out.print(_robustbench_summary(result), soft_wrap=True)
+        if trained and trained.config.automl and trained.config.validation_corruptions == "all":
+            _note("λ was tuned on these corruptions, on other images: say so beside published numbers")
+        if (corrupted.folder / "corruptions.json").exists():  # the record of our own generator
+            _note(f"{corrupted.folder} was generated here: it is close to the published set, not the same")
     if path is not None:
-        result.save(path)
-        out.print(f"written to {path}", soft_wrap=True)
+        _save(result, path, in_run=output is None)
 
 
 _WRITERS = (".json", ".csv", ".md")
+PROTOCOLS = ("paper", "robustbench")
+
+
+def _save(result: Evaluation, path: Path, in_run: bool) -> None:
+    result.save(path)
+    out.print(f"written to {path}", soft_wrap=True)
+    if in_run:
+        folder = path.parent.parent  # where other runs may lie, to compare with
+        say_next("report", path.parent if folder == Path() else folder)
+
+
+def _note(text: str) -> None:
+    err.print(f"note: {text}", soft_wrap=True)
+
+
+def _check_options(protocol: str, normalization: str | None, limit: int | None, output: Path | None) -> None:
+    """Refuse what no evaluation can do, before anything heavy is loaded."""
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    if normalization is not None:
+        parse_normalization(normalization)
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: expected at least 1")
+    if output is not None and output.suffix not in _WRITERS:
+        raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
+
+
+def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
+    """The corruptions of RobustBench's protocol, which leaves no choice of anything."""
+    if any(choice is not None for choice in choices):
+        raise UserError(
+            "--protocol robustbench says which corruptions, severities and images: leave out --corruptions, "
+            "--severity and --limit"
+        )
+    return list(STANDARD)
 
 
 def result_table(result: Evaluation, title: str) -> Table:
@@ -147,3 +234,19 @@ def _summary(result: Evaluation) -> str:
         parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
     left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
     return f"{' · '.join(parts)}  ({result.images} images per cell{left_out})"
+
+
+def _robustbench_summary(result: Evaluation) -> str:
+    """What RobustBench's corruption leaderboard would say, and what would be different there."""
+    from rsslcli.core.evaluation import ROBUSTBENCH_IMAGES
+
+    terms = result.about["robustbench"]
+    differs = ""
+    if result.images != ROBUSTBENCH_IMAGES:
+        left_out = f", {len(result.excluded)} left out because they tune λ" if result.excluded else ""
+        differs = f"; RobustBench takes {ROBUSTBENCH_IMAGES:,}: not the same{left_out}"
+    return (
+        f"RobustBench's terms: clean accuracy {terms['clean_acc']:.2f}%, robust accuracy (corruptions) "
+        f"{terms['corruptions_acc']:.2f}%, unnormalised mCE {terms['corruptions_mce']:.2f}%  "
+        f"(n = {result.images:,}{differs})"
+    )

@@ -20,6 +20,8 @@ from rsslcli.core.config import Config
 from rsslcli.core.errors import RsslError, UserError, one_line, quoted
 from rsslcli.core.files import quietly, replacing
 from rsslcli.core.networks import WideResNet
+from rsslcli.core.normalization import HALF, parse_normalization
+from rsslcli.core.state_dicts import find_weights
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
@@ -90,25 +92,59 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return _checkpoint(path, content)[0]
 
 
-def load_classifier(path: Path) -> tuple[WideResNet, Checkpoint | None]:
-    """The classifier in a checkpoint of `rssl`, a run directory, or a plain WideResNet state dict.
+def load_classifier(
+    path: Path, *, normalization: str | None = None, note: Callable[[str], None] = lambda text: None
+) -> tuple[WideResNet, Checkpoint | None]:
+    """The classifier in a checkpoint of `rssl`, a run directory, or a file with a WideResNet state dict.
 
-    A state dict may stand under a key `state_dict`, and its names may begin with `module.`.
+    The state dict is taken as public files hold it: see `find_weights`.
+
+    Args:
+        path: the file, or the run directory that holds it.
+        normalization: how a state dict's input is normalised: a name of `NORMALIZATIONS`, or means and
+            standard deviations as "R,G,B/R,G,B". By default what the file says, or else "half".
+        note: told, a line each, what a person should know: what was not used, how the input is normalised.
 
     Returns:
         The network in evaluation mode, and the checkpoint where the file is one of `rssl`.
+
+    Raises:
+        UserError: no such file, a file of another kind, or a damaged one; a normalisation that the file
+            contradicts.
     """
+    wanted = None if normalization is None else parse_normalization(normalization)
     path = checkpoint_path(path)
     content = _read(path)
     if _is_ours(content):
+        if wanted not in (None, HALF):
+            raise UserError(f"{path} is a checkpoint of rssl, whose normalisation is known: leave it out")
         checkpoint, network = _checkpoint(path, content)
         return network, checkpoint
-    state = _copied(path, content.get("state_dict", content))
+    try:
+        found = find_weights(content)
+    except UserError as error:
+        raise UserError(f"{path}: {one_line(error, 400)}") from None
+    state = _copied(path, found.state if found else content.get("state_dict", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
-    return _classifier(
-        path, {str(name).removeprefix("module."): value for name, value in state.items()}
-    ), None
+    network = _classifier(path, {str(name): value for name, value in state.items()})
+    own = found.normalization if found else None
+    if wanted and own and not torch.allclose(torch.tensor(wanted), torch.tensor(own), atol=1e-3):
+        raise UserError(f"{path} says how its input is normalised, which is otherwise: leave it out")
+    for text in found.notes if found else ():
+        note(f"{path}: {text}")
+    if own:
+        shown = " / ".join(", ".join(f"{number:.4g}" for number in numbers) for numbers in own)
+        note(f"{path}: its input is normalised as the file says, by mean / standard deviation {shown}")
+    elif wanted is None:
+        note(
+            f"{path} does not say how its input is normalised: taken as x·2 - 1; with another normalisation "
+            "the numbers would be too low (--normalization)"
+        )
+    mean, std = own or wanted or HALF
+    if (mean, std) != HALF:
+        network.set_normalization(mean, std)
+    return network, None
 
 
 def checkpoint_path(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import nn
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
-from rsslcli.core.data.store import Split
+from rsslcli.core.data.store import Dataset, Split
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
@@ -108,6 +109,34 @@ class Evaluation:
         text = {".csv": self.to_csv, ".md": self.to_markdown}.get(path.suffix, self.to_json)()
         with replacing(path) as file:
             file.write(text.encode())
+
+
+#: Test images that RobustBench evaluates in each cell.
+ROBUSTBENCH_IMAGES = 10_000
+
+
+def with_robustbench(result: Evaluation) -> Evaluation:
+    """`result` with an entry `robustbench` that says it in RobustBench's terms (Croce et al. 2021).
+
+    Its protocol: the 15 corruptions at all 5 severities, the whole test set, the mean of the 75 accuracies.
+    `clean_acc` and `corruptions_acc` are in per cent, as in its model cards; `corruptions_mce` is the mean
+    corruption error, not normalised by another network, which for CIFAR is 100 minus the latter.
+    """
+    mean = result.mean_accuracy_15
+    terms = {
+        "clean_acc": round(100 * result.clean_accuracy, 2),
+        "corruptions_acc": None if mean is None else round(100 * mean, 2),
+        "corruptions_mce": None if mean is None else round(100 * (1 - mean), 2),
+        "n_examples": result.images,
+    }
+    return dataclasses.replace(result, about={**result.about, "robustbench": terms})
+
+
+def check_classes(outputs: int, dataset: Dataset) -> None:
+    """Raise UserError where a classifier of so many outputs is none of the data set's classes."""
+    classes = len(dataset.test.classes)
+    if outputs != classes:
+        raise UserError(f"the classifier tells {outputs} classes apart, '{dataset.name}' has {classes}")
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch.nn.functional as F
@@ -77,7 +77,9 @@ class NetworkBlock(nn.Module):
 class WideResNet(nn.Module):
     """WideResNet: the trunk θc (all but `fc`) and the main task's classifier θmain (`fc`), supplement A.1.
 
-    Module names are those of the public WRN-40-2 checkpoints, so their state dicts load as they are.
+    Module names are those of the public WRN-40-2 checkpoints, so their state dicts load as they are. The
+    input is normalised as x·2 − 1 unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), say otherwise:
+    RobustBench's names. They are None, and no part of the state dict, in all that we train ourselves.
 
     Args:
         depth: layers, 6n + 4; the paper's is 40.
@@ -92,6 +94,10 @@ class WideResNet(nn.Module):
                 f"no WideResNet has depth {depth} and width {width}: depth is 6n + 4, width is at least 1"
             )
         blocks = (depth - 4) // 6
+        self.mu: Tensor | None
+        self.sigma: Tensor | None
+        self.register_buffer("mu", None)
+        self.register_buffer("sigma", None)
         self.feature_width = 64 * width
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.block1 = NetworkBlock(blocks, 16, 16 * width, 1)
@@ -103,7 +109,8 @@ class WideResNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The trunk: float images (N, 3, H, W) in [0, 1] → features (N, 64 · width)."""
-        x = self.conv1(images * 2 - 1)
+        normal = images * 2 - 1 if self.mu is None or self.sigma is None else (images - self.mu) / self.sigma
+        x = self.conv1(normal)
         x = self.block3(self.block2(self.block1(x)))
         return F.relu(self.bn1(x)).mean(dim=(2, 3))
 
@@ -111,6 +118,11 @@ class WideResNet(nn.Module):
         """Float images (N, 3, H, W) in [0, 1] → class scores (N, classes)."""
         scores: Tensor = self.fc(self.features(images))
         return scores
+
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Let the network compute (x − mean) / std of its input, given per channel of x in [0, 1]."""
+        like = self.conv1.weight
+        self.mu, self.sigma = (like.new_tensor(list(values)).view(1, 3, 1, 1) for values in (mean, std))
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> WideResNet:

@@ -6,11 +6,15 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
-from helpers import refuse, succeed
+from helpers import refuse, rssl, succeed
 
+from rsslcli.commands.eval_c import eval_c
 from rsslcli.core.checkpoint import Checkpoint, save_checkpoint
 from rsslcli.core.config import Config
+from rsslcli.core.corruptions.names import STANDARD
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.training import draw_validation_set
@@ -18,16 +22,18 @@ from rsslcli.core.training import draw_validation_set
 CONFIG = Config(dataset="mine", depth=10, width=1, validation_images=7, seed=3)
 
 
-def save_run(folder: Path, config: Config, excluded: tuple[int, ...] = ()) -> None:
-    """A run directory with the checkpoint of a network of random weights."""
-    network = WideResNet(config.depth, config.width)
+def save_run(
+    folder: Path, config: Config, excluded: tuple[int, ...] = (), network: WideResNet | None = None
+) -> None:
+    """A run directory with the checkpoint of `network`, or of one of random weights."""
+    network = network or WideResNet(config.depth, config.width)
     optimizer = torch.optim.SGD(network.parameters()).state_dict()
-    empty = torch.empty(0)
+    lambdas = torch.ones(len(config.tasks))
     save_checkpoint(
         folder / "checkpoint.pt",
         Checkpoint(
             config=config, classes=tuple("abcdefghij"), step=1, classifier=network.state_dict(), heads={},
-            optimizer=optimizer, lambdas=empty, excluded=excluded, train_data="", validation_data="",
+            optimizer=optimizer, lambdas=lambdas, excluded=excluded, train_data="", validation_data="",
         ),
     )  # fmt: skip
 
@@ -43,3 +49,62 @@ def test_leave_out_validation(home: Path) -> None:
     assert json.loads((home / "plain" / "eval-c.json").read_text())["excluded"] == list(expected)
     torch.save(WideResNet(10, 1).state_dict(), home / "w.pt")
     refuse("eval-c w.pt --leave-out-validation", cwd=home, match="no seed to draw those images by")
+
+
+def test_a_public_checkpoint_by_robustbench_s_protocol(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The notes say what was not used; the numbers are those of the same weights in a run of our own."""
+    network = WideResNet(10, 1)
+    with torch.no_grad():
+        network.fc.bias += torch.rand(10)
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    heads = {"module.rot_pred.weight": torch.ones(4, 64), "module.rot_pred.bias": torch.ones(4)}
+    torch.save({"state_dict": state | heads, "epoch": 99}, home / "public.pt")
+    save_run(home / "ours", dataclasses.replace(CONFIG, tasks=("ir",), automl=True), (3, 5), network)
+    options = "--dataset mine --protocol robustbench --same-images-as ours --output public.json"
+    public = rssl(f"eval-c public.pt {options}", cwd=home)
+    assert public.returncode == 0, public.stderr
+    assert "public.pt: not part of the WideResNet, and not used: 'rot_pred', 'epoch'" in public.stderr
+    assert "public.pt does not say how its input is normalised" in public.stderr
+
+    eval_c(home / "ours", data_dir=home / "data", protocol="robustbench")
+    notes = capsys.readouterr().err
+    assert "not used" not in notes
+    assert "λ was tuned on these corruptions" in notes
+    assert "was generated here" in notes
+    first, second = (json.loads((home / name).read_text()) for name in ("public.json", "ours/eval-c.json"))
+    assert first["accuracy"] == second["accuracy"]
+    assert list(first["accuracy"]) == list(STANDARD)
+    every = [cell for cells in first["accuracy"].values() for cell in cells]
+    terms = first["robustbench"]
+    assert terms["n_examples"] == 38
+    assert terms["corruptions_acc"] == pytest.approx(100 * np.mean(every), abs=0.005)
+    assert terms["corruptions_mce"] == pytest.approx(100 - terms["corruptions_acc"], abs=0.02)
+    assert terms["clean_acc"] == pytest.approx(100 * first["clean_accuracy"], abs=0.005)
+    assert f"robust accuracy (corruptions) {terms['corruptions_acc']:.2f}%" in public.stdout
+    assert "n = 38; RobustBench takes 10,000: not the same, 2 left out because they tune λ" in public.stdout
+
+    for normalization in ("half", "none"):
+        eval_c(
+            home / "public.pt", "mine", home / "data", corruptions="fog", same_images_as=home / "ours",
+            normalization=normalization, output=home / "fog.json",
+        )  # fmt: skip
+        assert "does not say" not in capsys.readouterr().err
+        same = json.loads((home / "fog.json").read_text())["accuracy"]["fog"] == first["accuracy"]["fog"]
+        assert same == (normalization == "half")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ("none.pt --protocol robustbank", "unknown protocol 'robustbank': did you mean 'robustbench'"),
+        ("none.pt --protocol robustbench --limit 5", "leave out --corruptions, --severity and --limit"),
+        ("none.pt --normalization cifar", "unknown normalization 'cifar': did you mean 'cifar10'"),
+        ("none.pt --normalization 1,2,3/4,5,6", "expected three means and three standard deviations"),
+        ("seven.pt --dataset mine", "the classifier tells 7 classes apart, 'mine' has 10"),
+    ],
+)
+def test_mistakes(home: Path, arguments: str, match: str) -> None:
+    torch.save(WideResNet(10, 1, 7).state_dict(), home / "seven.pt")
+    refuse(f"eval-c {arguments}", cwd=home, match=match)
