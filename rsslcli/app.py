@@ -11,6 +11,7 @@ import typer
 from rsslcli import __version__
 from rsslcli.commands.console import SPEAKS
 from rsslcli.commands.eval_c import eval_c
+from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
 from rsslcli.commands.prepare_data import prepare_data
 from rsslcli.commands.report import report
@@ -24,7 +25,7 @@ from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslErr
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (prepare_data, visualize_tasks),
     "Training": (train_single, train_automl),
-    "Results": (eval_c, report, reproduce),
+    "Results": (eval_c, report, reproduce, export),
 }
 
 app = typer.Typer(
@@ -73,7 +74,7 @@ def _root(
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="rssl", standalone_mode=False) or 0)
     except RsslError as error:
         if not SPEAKS and isinstance(error, UserError | InterruptedTrainingError | LostRankError):
             sys.exit(error.exit_code)  # the first rank says the same

@@ -212,7 +212,7 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, data_dir: Path
 
     threads = max((os.cpu_count() or 1) // jobs, 1)
     estimates = estimate(cells, _sizes(cells[0], data_dir), threads=threads)
-    table = Table(title="cells, with the time and the disk space that each takes", title_justify="left")
+    table = Table(title="what each cell takes", title_justify="left")
     for column in ("cell", "name", "status"):
         table.add_column(column, no_wrap=True)
     for column in ("time", "disk"):
