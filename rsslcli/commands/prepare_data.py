@@ -8,17 +8,21 @@ from typing import Annotated
 
 import typer
 
+from rsslcli.commands import completion
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     DataDir,
     err,
     out,
+    parse_corruptions,
     parse_severities,
     progress_bar,
-    split_names,
+    say_next,
 )
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.errors import UserError
+
+_CORRUPTED = "Corrupted test set"
 
 
 class Corruptions(str, Enum):
@@ -31,50 +35,80 @@ class Corruptions(str, Enum):
 
 def prepare_data(
     dataset: Annotated[
-        str, typer.Option(help="cifar10, cifar100, shapes (embedded), or a name for images of your own.")
+        str,
+        typer.Option(
+            help="cifar10, cifar100, shapes (embedded), or a name for images of your own.",
+            metavar="<name>",
+            autocompletion=completion.new_datasets,
+            rich_help_panel="Data",
+        ),
     ],
     source: Annotated[
         str | None,
         typer.Option(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
-            "official CIFAR archive; a CIFAR-10-C folder; with --corruptions download, its archive or URL. "
-            "Default: download."
+            "official CIFAR archive; a CIFAR-10-C folder; with --corruptions download, its archive or URL.  "
+            "[default: download]",
+            rich_help_panel="Data",
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    corruptions: Annotated[
-        Corruptions | None,
-        typer.Option(help="How to come by the corrupted test set. Default: generate for shapes, else none."),
-    ] = None,
     resize: Annotated[
         bool,
         typer.Option(
-            "--resize/--no-resize", help="Bring images of other sizes to 32x32 pixels, or refuse them."
+            "--resize/--no-resize",
+            help="Bring images of other sizes to 32x32 pixels, or refuse them.",
+            rich_help_panel="Data",
         ),
     ] = True,
     limit: Annotated[
-        int | None, typer.Option(help="Keep so many images of each split, or of each corruption.")
+        int | None,
+        typer.Option(
+            help="Keep so many images of each split, or of each corruption.", rich_help_panel="Data"
+        ),
+    ] = None,
+    corruptions: Annotated[
+        Corruptions | None,
+        typer.Option(
+            help="How to come by it.  [default: generate for shapes, else none]", rich_help_panel=_CORRUPTED
+        ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Generate only these corruptions, separated by commas.")
+        str | None,
+        typer.Option(
+            help="Generate only these corruptions, separated by commas.",
+            autocompletion=completion.corruptions,
+            rich_help_panel=_CORRUPTED,
+        ),
     ] = None,
     severity: Annotated[
-        str | None, typer.Option(help="Generate only these severities, 1 to 5, separated by commas.")
+        str | None,
+        typer.Option(
+            help="Generate only these severities, 1 to 5, separated by commas.",
+            autocompletion=completion.severities,
+            rich_help_panel=_CORRUPTED,
+        ),
     ] = None,
     keep_archive: Annotated[
-        bool, typer.Option("--keep-archive", help="Keep the archive that was downloaded.")
+        bool,
+        typer.Option(
+            "--keep-archive", help="Keep the archive that was downloaded.", rich_help_panel=_CORRUPTED
+        ),
     ] = False,
 ) -> None:
     """Prepare a data set, and its corrupted test set.
 
+    # the paper's
     rssl prepare-data --dataset cifar10 --corruptions generate
+    # images of your own: a folder of class folders
+    rssl prepare-data --dataset mine --source path/to/images --corruptions generate
     """
-    from rsslcli.core.data.loading import EMBEDDED, generate_corruptions
+    from rsslcli.core.data.loading import generate_corruptions
     from rsslcli.core.data.prepare import prepare
-    from rsslcli.core.data.store import dataset_folder
+    from rsslcli.core.data.store import EMBEDDED, dataset_folder
     from rsslcli.core.locks import locked
 
-    names = split_names(only) if only is not None else list(CORRUPTIONS)
+    names = parse_corruptions(only) or CORRUPTIONS
     levels = parse_severities(severity)
     downloads = corruptions is Corruptions.download
     if corruptions is None:
@@ -100,7 +134,7 @@ def prepare_data(
             soft_wrap=True,
         )
         for note in prepared.notes:
-            err.print(f"note: {note}", soft_wrap=True, markup=False)  # it has names of others
+            err.print(f"note: {note}", soft_wrap=True)
         if prepared.stale_corruptions:
             err.print(
                 f"the corrupted images in {data.corrupted_folder} are of other test images: "
@@ -130,12 +164,18 @@ def prepare_data(
                     progress=progress,
                 )
         else:
-            return
-    if corrupted is None:
+            corrupted = None
+    if corrupted is not None:
+        out.print(
+            f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
+            f"in {corrupted.folder}",
+            soft_wrap=True,
+        )
+    elif corruptions is Corruptions.generate:
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
-        return
-    out.print(
-        f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
-        f"in {corrupted.folder}",
-        soft_wrap=True,
-    )
+    in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
+    if corrupted is None and not in_place:
+        say_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
+    else:
+        which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
+        say_next("train-automl", *which, data_dir=data_dir)

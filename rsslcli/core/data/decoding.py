@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rsslcli.core.data.store import IMAGE_SHAPE, Images
 from rsslcli.core.errors import UserError
 
-MAX_FILE_BYTES = 16 * 2**20
+MAX_FILE_BYTES = 64 * 2**20  # of an image; a photograph of 20 megapixels fits uncompressed
 SIZE = IMAGE_SHAPE[:2]
 _NEAR = 128  # pixels: larger images are averaged down to about so many a side before they are resampled
 #: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.

@@ -31,8 +31,8 @@ from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 
 SPLITS = ("train", "test")
-#: Where all folders with images are called so, they are splits and no classes.
-_SPLIT_LIKE = {*SPLITS, "val", "valid", "validation"}
+#: What others call a split that is not one of ours.
+VALIDATION = ("val", "valid", "validation")
 #: Of every class without a test split, one image in so many becomes one of the test set.
 HOLD_OUT = 5
 #: What a tree of images looks like.
@@ -220,12 +220,18 @@ def _survey(source: Path) -> _Tree:
 def _splits(source: Path, images: set[_Parts], folders: set[_Parts]) -> tuple[_Files, list[str]]:
     """Find the splits among all images and folders of a tree, or make them; with what is to be told of it."""
     lacking = [split for split in SPLITS if not any(split in folder[:2] for folder in folders)]
-    if lacking:
+    roots = {parts[:-3] for parts in images if len(parts) in (3, 4) and parts[-3] in SPLITS}
+    if lacking and roots:  # one split alone
+        beside = {folder[-1] for folder in folders if folder and folder[:-1] in roots} & {*VALIDATION}
+        if beside:
+            raise UserError(
+                f"{source} has {min(beside)}/ but no {lacking[0]}/: rename it so, or take it away"
+            )
+        roots = {(*root, split) for root in roots for split in SPLITS if split not in lacking}
+    elif lacking:
         # Classes alone. A cover picture beside their folders does not make a class of the folder around them.
         above, below = ({parts[:-1] for parts in images if len(parts) == depth} for depth in (2, 3))
         roots = {folder[:-1] for folder in (below if below and len(above) < 2 else above)}
-    else:
-        roots = {parts[:-3] for parts in images if len(parts) in (3, 4) and parts[-3] in SPLITS}
     if not roots:
         raise UserError(f"no images in {source}: expected {LAYOUT}")
     if len(roots) > 1:
@@ -237,7 +243,7 @@ def _splits(source: Path, images: set[_Parts], folders: set[_Parts]) -> tuple[_F
     if not lacking:
         return {split: _classes((*root, split), images, folders) for split in SPLITS}, []
     classes = _classes(root, images, folders)
-    if classes.keys() <= _SPLIT_LIKE:
+    if classes.keys() <= {*SPLITS, *VALIDATION}:  # splits without classes
         names = ", ".join(map(shown, sorted(classes)))
         raise UserError(f"the images of {source} lie in {names} without a class: expected {LAYOUT}")
     files = _hold_out(source, classes)

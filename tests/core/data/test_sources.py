@@ -569,7 +569,7 @@ def members(arrays: Arrays, count: int = 20) -> list[set[int]]:
     ]
 
 
-@pytest.mark.parametrize("prefix", ["", "photos/", "train/"])
+@pytest.mark.parametrize("prefix", ["", "photos/", "train/", "photos/train/"])
 @pytest.mark.parametrize("suffix", ["", ".tar.gz", ".zip"])
 def test_classes_alone_are_split(tmp_path: Path, prefix: str, suffix: str) -> None:
     pack = {"": as_folder, ".zip": as_zip}.get(suffix, as_tar)
@@ -589,7 +589,7 @@ def test_classes_alone_are_split(tmp_path: Path, prefix: str, suffix: str) -> No
         set(range(10, 20)),
     ]
     assert not members(train)[0] & members(test)[0]
-    lacking = "test/" if prefix == "train/" else "train/ and test/"
+    lacking = "test/" if "train" in prefix else "train/ and test/"
     assert notes == [
         f"no {lacking} in {source}: 4 of the 20 images, a fifth of each class, are the test set",
         "passed over 2 files, by their names no images: '.heic', '.txt'",
@@ -616,8 +616,9 @@ def test_classes_alone_that_are_refused(tmp_path: Path) -> None:
             ({"train/1.png": image, "test/2.png": image}, "no images in .*: expected train/"),
             (
                 unsplit(prefix="train/") | unsplit(prefix="val/"),
-                "several trees of classes, in 'train' and 'val'",
+                "has val/ but no test/: rename it so, or take it away",
             ),
+            (unsplit(prefix="a/") | unsplit(prefix="b/"), "several trees of classes, in 'a' and 'b': leave"),
             (unsplit(prefix="a/b/"), "no images in .*: expected train/"),
             ({"1.png": image, "2.png": image}, "no images in .*: expected train/"),
             ({"ant/1.png": image, "ant/2.png": image}, "only one class, 'ant'"),
