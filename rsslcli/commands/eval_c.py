@@ -102,6 +102,10 @@ def eval_c(
     rssl eval-c runs/first
     # a look at two of them, on 500 images, as a table for a document
     rssl eval-c runs/first --corruptions fog,snow --limit 500 --output part.md
+    # public weights, to set beside RobustBench's leaderboard
+    rssl eval-c augmix.pt --dataset cifar10 --protocol robustbench --output augmix.json
+    # a baseline, on the images that an AutoML run of the same seed and settings is tested on
+    rssl eval-c runs/baseline --leave-out-validation
     """
     severities, names = parse_severities(severity), parse_corruptions(corruptions)
     if protocol == "robustbench":

@@ -1,0 +1,57 @@
+"""`rssl export`: a classifier as an ONNX file or a torch.export program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsslcli.commands.console import err, out
+from rsslcli.core.errors import UserError
+from rsslcli.core.normalization import parse_normalization
+
+
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run directory, or a WideResNet state dict.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(help="The file to write: ONNX where it ends in .onnx, torch.export where in .pt2."),
+    ],
+    normalization: Annotated[
+        str | None,
+        typer.Option(
+            help="How the input of weights from elsewhere is normalised, where the file does not say: half "
+            "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
+            metavar="<half|cifar10|none|…>",
+        ),
+    ] = None,
+) -> None:
+    """Write a classifier as a program that runs without rssl, checked against the checkpoint.
+
+    rssl export runs/first --output model.onnx
+    # for torch.export.load, without any package more
+    rssl export runs/first --output model.pt2
+    """
+    if output.suffix not in (".onnx", ".pt2"):
+        raise UserError(f"--output {output}: the name must end in .onnx or .pt2")
+    if normalization is not None:
+        parse_normalization(normalization)
+    from rsslcli import __version__
+    from rsslcli.core.checkpoint import load_classifier
+    from rsslcli.core.export import check_export, export_classifier
+
+    check_export(output)
+    notes: list[str] = []
+    network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
+    about = {"rssl": __version__} | ({"dataset": trained.config.dataset} if trained else {})
+    done = export_classifier(network, output, classes=trained.classes if trained else None, about=about)
+    for text in notes:
+        err.print(f"note: {text}", soft_wrap=True)
+    if done.difference is None:
+        err.print("note: not run here, since onnxruntime is not installed: pip install onnxruntime")
+    checked = "" if done.difference is None else f"; run and compared: equal to {done.difference:.0e}"
+    shapes = f"images (N, 3, 32, 32) in [0, 1] → scores (N, {network.fc.out_features})"
+    out.print(f"written to {output}: {shapes}{checked}", soft_wrap=True)

@@ -1,0 +1,181 @@
+"""A classifier as a program of its own, ONNX or torch.export, checked against the network it was made of."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import quietly, replacing
+
+SUFFIXES = (".onnx", ".pt2")
+#: How far a score may be from the network's, relative to the largest score.
+TOLERANCE = 1e-4
+#: The name of the description in a .pt2 file; an .onnx file has its entries as metadata.
+DESCRIPTION = "rssl.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written program.
+
+    Attributes:
+        path: the file.
+        difference: the largest difference of a score from the network's, on random images; None where
+            nothing here runs the program.
+    """
+
+    path: Path
+    difference: float | None
+
+
+def check_export(path: Path) -> None:
+    """Refuse, before anything is loaded, a file name or a format that cannot be written here.
+
+    Raises:
+        UserError: another suffix than .onnx and .pt2, or a package that ONNX needs is missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
+    missing = [name for name in ("onnx", "onnxscript") if not _installed(name)]
+    if path.suffix == ".onnx" and missing:
+        raise UserError(f"ONNX needs the package {' and '.join(missing)}: pip install 'rsslcli[onnx]'")
+
+
+def export_classifier(
+    network: nn.Module,
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    about: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write `network` to `path`, as ONNX or as a torch.export program by its suffix, .onnx or .pt2.
+
+    The program takes `images`, float32 (N, 3, 32, 32) in [0, 1] with any N, and gives `scores`, float32
+    (N, classes); the normalisation is inside. Before the file is written it is run, on random images, and
+    compared with `network`; ONNX only where onnxruntime is installed.
+
+    Args:
+        network: maps such images to such scores; it is put into evaluation mode.
+        path: the file.
+        classes: names, in the order of the scores; they go into the file's metadata.
+        about: what else its metadata shall say.
+
+    Raises:
+        UserError: as `check_export`.
+        RsslError: the program cannot be made, or computes other scores; nothing is written.
+    """
+    check_export(path)
+    described = {
+        "input": "images: float32 (N, 3, 32, 32), RGB in [0, 1]",
+        "output": "scores",
+        **(about or {}),
+    }
+    if classes is not None:
+        described["classes"] = json.dumps(list(classes), ensure_ascii=False)
+    network = network.eval()
+    with _silence():
+        try:
+            data, run = (_onnx if path.suffix == ".onnx" else _torch_export)(network, described)
+            difference = None if run is None else _difference(network, run)
+        except Exception as error:  # the exporters raise almost anything
+            raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
+    if difference is not None and not difference < TOLERANCE:
+        raise RsslError(f"{path} is not written: its scores are off by {difference:.2g} of the largest score")
+    with replacing(path) as file:
+        file.write(data)
+    return Exported(path, difference)
+
+
+Run = Callable[[Tensor], Tensor]
+
+
+def _torch_export(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run]:
+    """The program as the bytes of a .pt2 file, and a function that runs what these hold."""
+    file = io.BytesIO()
+    program = torch.export.export(network, (_images(2),), dynamic_shapes=_any_batch())
+    torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(described, ensure_ascii=False)})
+    module = torch.export.load(io.BytesIO(file.getvalue())).module()
+    return file.getvalue(), module
+
+
+def _onnx(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run | None]:
+    """The program as the bytes of an .onnx file, and a function that runs them if onnxruntime is there."""
+    import onnx
+
+    program: Any = torch.onnx.export(
+        network,
+        (_images(2),),
+        dynamo=True,
+        dynamic_shapes=_any_batch(),
+        input_names=["images"],
+        output_names=["scores"],
+        verbose=False,
+    )
+    model = program.model_proto
+    onnx.helper.set_model_props(model, dict(described))
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    if not _installed("onnxruntime"):
+        return data, None
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return data, lambda images: torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
+
+
+def _any_batch() -> dict[str, dict[int, Any]]:
+    return {"images": {0: torch.export.Dim("batch")}}
+
+
+def _images(count: int) -> Tensor:
+    random = np.random.default_rng(count)
+    return torch.from_numpy(random.random((count, 3, 32, 32), np.float32))
+
+
+def _difference(network: nn.Module, run: Run) -> float:
+    """The largest difference between the scores of `network` and `run`, relative to the largest score."""
+    worst = 0.0
+    with torch.inference_mode():
+        for count in (1, 2, 7):  # of which only one was seen by the exporter
+            expected, found = network(_images(count)), run(_images(count))
+            if found.shape != expected.shape:
+                return float("inf")
+            worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)))
+    return worst
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the exporters say on their way: warnings, progress, the log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            quietly(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(before)
