@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -19,13 +20,14 @@ from rsslcli.commands.reproduce import reproduce
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
 from rsslcli.commands.visualize_tasks import visualize_tasks
-from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError
+from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError, quoted
 
 #: The commands in the order of a first session.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (prepare_data, visualize_tasks),
     "Training": (train_single, train_automl),
-    "Results": (eval_c, report, reproduce, export),
+    "Results": (eval_c, report, export),
+    "The whole study": (reproduce,),
 }
 
 app = typer.Typer(
@@ -39,6 +41,7 @@ Self-supervision tasks are trained beside the classifier, and their weights tune
 # a first session, in five minutes on two CPU cores
 rssl train-automl --preset quick --output runs/first
 rssl eval-c runs/first
+rssl report runs
 # a data set of one's own, with its corrupted test set
 rssl prepare-data --dataset mine --source path/to/images --corruptions generate
 rssl train-automl --dataset mine --epochs 30
@@ -83,8 +86,8 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "rssl"
         message = error.format_message().rstrip(".")
-        if near := getattr(error, "possibilities", None):
-            message = f"unknown option '{error.option_name}': did you mean '{near[0]}'?"
+        if hasattr(error, "possibilities"):
+            message = _unknown_option(error.option_name, error.possibilities or ())
         _fail(f"{message} (see {command} --help)", 2)
     except BrokenPipeError:
         _fail("the reader of the output went away", 1)
@@ -93,6 +96,13 @@ def main() -> None:
         _fail(f"{place}{error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
+
+
+def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
+    # Without the dashes, which make any two names look alike.
+    names = {option.lstrip("-"): option for option in possibilities}
+    near = difflib.get_close_matches(name.lstrip("-"), names, 1)
+    return f"unknown option {quoted(name)}" + (f": did you mean '{names[near[0]]}'?" if near else "")
 
 
 def _fail(message: str, code: int) -> None:

@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rsslcli.app import main
+
 RSSL = shutil.which("rssl", path=str(Path(sys.executable).parent)) or shutil.which("rssl")
 #: Options of a run that takes seconds, on the data set of the fixture `home`.
 TINY = "--dataset mine --depth 10 --width 1 --batch-size 16"
@@ -20,7 +24,7 @@ def rssl(arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(
         [RSSL, *arguments.split()],
         cwd=cwd,
-        env=clean | {"COLUMNS": "100"} | environment,
+        env=clean | {"COLUMNS": "100", "RSSL_DATA_DIR": "data"} | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -43,3 +47,26 @@ def refuse(arguments: str, cwd: Path, match: str, code: int = 2) -> None:
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("rssl: error: ")
     assert re.search(match, lines[0]), lines[0]
+
+
+class Here:
+    """Runs `rssl` in this process, where the installed command would add nothing but a second or two."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+
+    def __call__(self, arguments: str) -> tuple[int, str, str]:
+        """The exit code, stdout and stderr."""
+        self._monkeypatch.setattr("sys.argv", ["rssl", *arguments.split()])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = self._capsys.readouterr()
+        return int(str(caught.value.code)), out, err
+
+    def refuse(self, arguments: str, match: str, code: int = 2) -> None:
+        """The command ends with `code` and one line on stderr that matches."""
+        found, out, err = self(arguments)
+        assert found == code, err
+        assert out == ""
+        assert re.fullmatch(r"rssl: error: [^\n]+\n", err)
+        assert re.search(match, err.strip())

@@ -12,7 +12,7 @@ from rsslcli.core.errors import unknown
 #: Names of options and commands up to this long have their explanation beside them, longer ones below.
 _COLUMN = 26
 #: More options than these are shown in sections.
-_PAGE = 12
+_PAGE = 16
 
 Rows = list[tuple[str, str]]
 

@@ -195,11 +195,11 @@ def run_training(
     """
     layers = _layers(given, tasks, automl, default_tasks)
     config = merge(layers)
-    if single and len(config.tasks) > 1:
-        raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
     if given["resume"] and config.automl != automl:
         kind = "train-automl" if config.automl else "train-single or train-automl --fixed"
         raise UserError(f"{given['output']} is a run of {kind}")
+    if single and len(config.tasks) > 1:
+        raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
     if given["print_config"]:
         out.print(explain(layers), end="", soft_wrap=True)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import succeed
+from helpers import Here, succeed
 from PIL import Image
 
 from rsslcli.core.data.shapes import draw_shapes
@@ -25,3 +25,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "mine prepared in data/mine (image folder): 160 training and 40 test images of 10 classes" in out
     assert "19 corruptions of 40 images at 5 severities" in out
     return home
+
+
+@pytest.fixture
+def here(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """`rssl` in the folder `home`, in this process."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("RSSL_DATA_DIR", "data")
+    monkeypatch.setattr("rsslcli.core.runtime.keep_freed_memory", lambda: None)
+    return Here(capsys, monkeypatch)

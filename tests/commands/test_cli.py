@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
+import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,11 +20,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import RSSL, TINY, refuse, rssl, succeed
+from helpers import RSSL, TINY, Here, refuse, rssl, succeed
 from PIL import Image
 
+from rsslcli.commands.console import say_next
+from rsslcli.commands.training_run import _new_directory
 from rsslcli.core.checkpoint import load_checkpoint
+from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
+from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.networks import WideResNet
 
 
@@ -28,10 +37,13 @@ def run(home: Path) -> Path:
     """A finished AutoML run on `mine`, through a configuration file and overrides."""
     config = {"dataset": "mine", "validation_images": 10, "warmup_epochs": 1, "meta_batch_size": 5}
     (home / "my.yaml").write_text(yaml.safe_dump(config | {"epochs": 50}))
-    out = succeed(
-        f"train-automl --tasks rotation,ir --config my.yaml {TINY} --epochs 3 --output run", cwd=home
-    )
-    assert "next: rssl eval-c run" in out
+    options = f"--tasks rotation,ir --config my.yaml {TINY} --epochs 3 --output run --tensorboard"
+    result = rssl(f"train-automl {options}", cwd=home)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"clean accuracy [\d.]+%   λ: rotation [\d.]+  ir [\d.]+\n", result.stdout)
+    assert result.stderr.endswith("next: rssl eval-c run\n")
+    for text in (result.stdout, result.stderr):  # no terminal: no bars, no control characters
+        assert text.replace("\n", "").isprintable()
     return home / "run"
 
 
@@ -114,17 +126,19 @@ def test_eval_c_of_a_plain_state_dict(home: Path, run: Path) -> None:
     assert excluded == list(load_checkpoint(run).excluded)
 
 
-def test_resume(home: Path, run: Path) -> None:
+def test_resume(home: Path, run: Path, here: Here) -> None:
     out = succeed("train-automl --resume --output run", cwd=home)
     assert "clean accuracy" in out
-    refuse("train-automl --output run --dataset mine --tasks ir", cwd=home, match="--resume")
-    refuse("train-automl --resume", cwd=home, match="needs --output")
-    refuse("train-automl --resume --output none", cwd=home, match="no run to go on with")
-    refuse(
-        "train-automl --resume --output run --epochs 9 --lr 1",
-        cwd=home,
-        match="leave out --epochs, --lr",
+    assert len(list((run / "tensorboard").iterdir())) == 2  # as before, without being told again
+    here.refuse("train-automl --output run --dataset mine --tasks ir", match="--resume")
+    here.refuse(
+        "train-automl --resume --output run --epochs 9 --lr 1 --lambda 1",
+        match="leave out --epochs, --lr, --lambda",
     )
+    here.refuse("train-single --resume --output run", match="run is a run of train-automl")
+    code, printed, _ = here("train-automl --resume --output run --print-config --device cpu")
+    assert code == 0
+    assert yaml.safe_load(printed) == yaml.safe_load((run / "config.yaml").read_text()) | {"device": "cpu"}
 
 
 def test_a_signal_saves_the_run(home: Path) -> None:
@@ -162,61 +176,118 @@ def test_visualize_tasks(home: Path) -> None:
     with Image.open(home / "figure.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 7 * 100
-    refuse("visualize-tasks --output figure.jpg", cwd=home, match=r"end in \.png")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ("train-automl --tasks rotaton", "unknown task 'rotaton': did you mean 'rotation'?"),
-        ("train-automl --tasks rotation,rotation", "named twice"),
-        ("train-automl --tasks ,", "name at least one"),
-        ("train-single --task all", "unknown task 'all': choose from rotation"),
-        ("train-single", "--task is missing"),
-        ("train-automl --preset fast", "unknown preset 'fast'"),
-        ("train-automl --epochs many", "--epochs"),
-        ("train-automl --epochs 0", "epochs: expected at least 1"),
-        ("train-automl --depth 11", "depth"),
-        ("train-automl --batch-norm both", "batch_norm: expected one of per-task, joint"),
-        ("train-automl --device tpu", "device: expected one of auto, cpu, cuda"),
-        ("train-automl --wrong 1", "No such option"),
-        ("trian", "No such command"),
-        ("train-automl --config none.yaml", "none.yaml"),
-        ("train-automl --config typo.yaml", "unknown option 'epoch': did you mean 'epochs'?"),
-        ("train-automl --config code.yaml", "not plain YAML"),
-        ("train-automl --tasks ir", "no prepared data set 'cifar10'.*prepare-data --dataset cifar10"),
-        ("eval-c", "Missing argument"),
-        ("eval-c none.pt", "no checkpoint at none.pt"),
-        ("eval-c noise.pt", "noise.pt cannot be read as a checkpoint"),
-        ("eval-c other.pt", "other.pt.*neither a checkpoint"),
-        ("eval-c w.pt --dataset bare", "no corrupted test set for 'bare'.*--corruptions generate"),
-        ("eval-c w.pt --dataset none", "no prepared data set 'none'"),
-        ("eval-c w.pt --dataset mine --corruptions rain", "'rain'"),
-        ("eval-c w.pt --dataset mine --severity 0,1", "--severity 0,1: expected numbers from 1 to 5"),
-        ("train-automl --validation-corruptions few", "expected one of all, extra"),
-        ("eval-c w.pt --output table.xls", "must end in .json, .csv, .md"),
-        ("prepare-data --dataset mine --source nowhere", "no such source"),
-        ("prepare-data", "--dataset"),
-        ("prepare-data --dataset mine --corruptions generate --only rain", "rain"),
-        ("prepare-data --dataset mine --corruptions generate --severity 6", "6"),
-        ("prepare-data --dataset mine --only fog", "add --corruptions generate"),
-        ("visualize-tasks --dataset none", "no prepared data set 'none'"),
-        ("visualize-tasks --dataset mine --tasks drawing", "unknown task 'drawing'"),
-        ("visualize-tasks --dataset mine --images 0", "0 images"),
-    ],
-)
-def test_mistakes_get_one_line_and_exit_code_2(home: Path, arguments: str, match: str) -> None:
+#: Mistakes that are found before torch is loaded: arguments, and what the one line says.
+EARLY = [
+    ("train-automl --tasks rotaton", "unknown task 'rotaton': did you mean 'rotation'?"),
+    ("train-automl --tasks rotation,rotation", "named twice"),
+    ("train-automl --tasks ,", "name at least one"),
+    ("train-automl --fixed --tasks ,", "name at least one"),
+    ("train-single --task all", "unknown task 'all': choose from rotation"),
+    ("train-single", "--task is missing"),
+    ("train-automl --preset fast", "unknown preset 'fast': choose from paper"),
+    ("train-automl --preset quik", "unknown preset 'quik': did you mean 'quick'?"),
+    ("train-automl --epochs many", "--epochs"),
+    ("train-automl --epochs 0", "epochs: expected at least 1, got 0"),
+    ("train-automl --epochs -1", "epochs: expected at least 1, got -1"),
+    ("train-automl --depth 11", "depth"),
+    ("train-automl --batch-norm both", "unknown batch_norm 'both': choose from per-task, joint"),
+    ("train-automl --batch-norm jiont", "unknown batch_norm 'jiont': did you mean 'joint'?"),
+    ("train-automl --device gpu", "unknown device 'gpu': did you mean 'cpu'"),
+    ("train-automl --device mps", "unknown device 'mps': choose from auto, cpu, cuda"),
+    ("train-automl --precision bfloat", "unknown precision 'bfloat': did you mean 'bfloat16'?"),
+    ("train-automl --validation-corruptions few", "validation_corruptions 'few': choose from all, extra"),
+    ("train-automl --wrong 1", r"unknown option '--wrong' \(see rssl train-automl --help\)$"),
+    ("train-automl --epoch 1", "unknown option '--epoch': did you mean '--epochs'?"),
+    ("train-single --task none --meta-lr 1", "unknown option '--meta-lr'"),
+    ("--versoin", "unknown option '--versoin': did you mean '--version'?"),
+    ("train-atoml", "unknown command 'train-atoml': did you mean 'train-automl'?"),
+    ("train", "unknown command 'train': choose from train-single, train-automl$"),
+    ("xyz", "unknown command 'xyz': choose from prepare-data"),
+    ("train-automl --config none.yaml", "none.yaml"),
+    ("train-automl --config .", "cannot read the configuration .: Is a directory"),
+    ("train-automl --config typo.yaml", "unknown option 'epoch': did you mean 'epochs'?"),
+    ("train-automl --config code.yaml", "not plain YAML"),
+    ("train-automl --tasks ir", "no prepared data set 'cifar10'.*prepare-data --dataset cifar10"),
+    ("train-automl --dataset mime", "no prepared data set 'mime' in data: did you mean 'mine'"),
+    ("train-automl --resume", "needs --output"),
+    ("train-automl --resume --output none", "no run to go on with"),
+    ("eval-c", "Missing argument"),
+    ("eval-c w.pt --dataset mime", "no prepared data set 'mime' in data: did you mean 'mine'"),
+    ("eval-c w.pt --dataset mine --corruptions fgo", "unknown corruption 'fgo': did you mean 'fog'?"),
+    ("eval-c w.pt --dataset mine --severity 0,1", "--severity 0,1: expected numbers from 1 to 5"),
+    ("eval-c w.pt --output table.xls", "must end in .json, .csv, .md"),
+    ("prepare-data", "--dataset"),
+    ("prepare-data --dataset mine --corruptions generate --only rain", "unknown corruption 'rain'"),
+    ("prepare-data --dataset mine --corruptions generate --severity 6", "6"),
+    ("prepare-data --dataset mine --only fog", "add --corruptions generate"),
+    ("prepare-data --dataset mine --corruptions genrate", "genrate"),
+    ("visualize-tasks --output figure.jpg", r"end in \.png"),
+]  # fmt: skip
+#: Mistakes that take a look at data or weights.
+LATE = [
+    ("eval-c none.pt", "no checkpoint at none.pt"),
+    ("eval-c noise.pt", "noise.pt cannot be read as a checkpoint"),
+    ("eval-c other.pt", "other.pt.*neither a checkpoint"),
+    ("eval-c w.pt --dataset bare", "no corrupted test set for 'bare'.*--corruptions generate"),
+    ("prepare-data --dataset mine --source nowhere", "no such source"),
+    ("visualize-tasks --dataset none", "no prepared data set 'none'"),
+    ("visualize-tasks --dataset mine --tasks drawing", "unknown task 'drawing'"),
+    ("visualize-tasks --dataset mine --images 0", "0 images"),
+]
+
+
+@pytest.fixture(scope="module")
+def odd_files(home: Path) -> Path:
+    """`home`, with files that are not what they are taken for, and a data set that is only half there."""
     (home / "typo.yaml").write_text("epoch: 3\n")
     (home / "code.yaml").write_text("epochs: !!python/object/apply:os.system ['touch pwned']\n")
     (home / "noise.pt").write_bytes(bytes(range(256)) * 10)
     torch.save({"weights": [1, 2, 3]}, home / "other.pt")
     torch.save(WideResNet(10, 1).state_dict(), home / "w.pt")
-    if not (home / "data" / "bare").exists():
-        shutil.copytree(
-            home / "data" / "mine", home / "data" / "bare", ignore=shutil.ignore_patterns("corrupted")
-        )
-    refuse(arguments, cwd=home, match=match)
-    assert not (home / "pwned").exists()
+    without = shutil.ignore_patterns("corrupted")
+    shutil.copytree(home / "data" / "mine", home / "data" / "bare", ignore=without)
+    return home
+
+
+@pytest.mark.parametrize(("arguments", "match"), EARLY + LATE)
+def test_mistakes_get_one_line_and_exit_code_2(
+    odd_files: Path, here: Here, arguments: str, match: str
+) -> None:
+    here.refuse(arguments, match)
+    assert not (odd_files / "pwned").exists()
+
+
+def test_help_completion_and_early_mistakes_load_no_torch(odd_files: Path) -> None:
+    code = (
+        "import contextlib, io, json, os, sys\n"
+        "from rsslcli.app import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['rssl', *arguments.split()]\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()), \\\n"
+        "            contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main()\n"
+        "    assert 'torch' not in sys.modules, arguments\n"
+        "os.environ |= {'_RSSL_COMPLETE': 'complete_bash', 'COMP_WORDS': 'rssl train-automl --dataset ',\n"
+        "               'COMP_CWORD': '3'}\n"
+        "sys.argv = ['rssl']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    calm = ["", "--help", "--version", "train-automl --help", "train-automl --preset quick --print-config"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(calm + [arguments for arguments, _ in EARLY])],
+        capture_output=True,
+        text=True,
+        cwd=odd_files,
+        env=os.environ | {"RSSL_DATA_DIR": "data"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert {"bare", "mine", "shapes"} <= set(result.stdout.split())
 
 
 def test_help_version_and_module(tmp_path: Path) -> None:
@@ -235,25 +306,134 @@ def test_help_version_and_module(tmp_path: Path) -> None:
     assert module.stdout == succeed("--version", cwd=tmp_path)
 
 
-def test_help_and_usage_errors_load_no_torch(tmp_path: Path) -> None:
-    for arguments in (["--help"], ["train-automl", "--tasks", "x"], ["eval-c"], ["train-automl", "--help"]):
-        code = (
-            "import sys, contextlib, io\n"
-            f"sys.argv = ['rssl', *{arguments!r}]\n"
-            "from rsslcli.app import main\n"
-            "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
-            "    main()\n"
-            "assert 'torch' not in sys.modules\n"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+def test_data_dir_from_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSSL_DATA_DIR", "elsewhere")
+    here.refuse("eval-c w.pt --dataset none", match="no prepared data set 'none' in elsewhere")
+    here.refuse("eval-c w.pt --dataset none --data-dir there", match="no prepared data set 'none' in there")
 
 
-def test_data_dir_from_the_environment(home: Path) -> None:
-    result = rssl("visualize-tasks --dataset none", cwd=home, RSSL_DATA_DIR="elsewhere")
-    assert result.returncode == 2
-    assert "no prepared data set 'none' in elsewhere" in result.stderr
-
-
-def test_unwritable_output_is_a_failure(home: Path, run: Path) -> None:
+def test_unwritable_output_is_a_failure(home: Path, run: Path, here: Here) -> None:
     (home / "file").write_text("not a folder")
-    refuse("eval-c run --corruptions fog --output file/x.json", cwd=home, match="file", code=1)
+    code, _, err = here("eval-c run --corruptions fog --output file/x.json")
+    assert code == 1
+    assert re.fullmatch("rssl: error: cannot write file/x.json.partial: .*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "origins"),
+    [
+        (
+            "train-automl --preset precursor --epochs 3 --lr 1e-3 --device cpu",
+            "epochs: command line, lr: command line, batch_norm: preset precursor, tasks: default",
+        ),
+        (
+            "train-automl --config options.yaml --fixed --tasks jigsaw,bir",
+            "lr: options.yaml, task_options: options.yaml, tasks: command line, automl: the command",
+        ),
+        (
+            "train-single --task none --preset quick --lambda 0.25 --compile",
+            "initial_lambda: command line, compile: command line, dataset: preset quick, seed: default",
+        ),
+    ],
+)
+def test_print_config_is_read_back(home: Path, here: Here, arguments: str, origins: str) -> None:
+    """What it prints is a file for --config that gives the same, and says where each value comes from."""
+    (home / "options.yaml").write_text("task_options: {bir: {sigma: 2.5}, ir: {hidden: true}}\nlr: 0.2\n")
+    code, first, err = here(f"{arguments} --print-config")
+    assert (code, err) == (0, "")
+    (home / "printed.yaml").write_text(first)
+    command = re.sub(r" --(?!fixed).*", "", arguments.replace(" --fixed", "")) + " --fixed" * (
+        "--fixed" in arguments
+    )
+    code, second, _ = here(f"{command} --config printed.yaml --print-config")
+    assert code == 0
+    assert yaml.safe_load(first) == yaml.safe_load(second)
+    assert set(re.findall(r"  # (.+)$", second, re.MULTILINE)) == {"printed.yaml", "the command"}
+    said = re.findall(r"^(\w+):.*?  # (.+)$", first, re.MULTILINE)
+    assert [name for name, _ in said] == [option.name for option in dataclasses.fields(Config)]
+    assert {f"{name}: {origin}" for name, origin in said} >= set(origins.split(", "))
+    assert not (home / "runs").exists()
+
+
+def test_runs_that_start_in_the_same_second_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = Config(
+        tasks=("rotation", "color", "ir", "bir", "inpaint", "rgb", *(f"task{n}" for n in range(20)))
+    )
+    made = {_new_directory(Config()) for _ in range(4)} | {_new_directory(long)}
+    assert len(made) == 5
+    assert all(
+        re.fullmatch(r"runs/\d{8}-\d{6}-(baseline(-[2-4])?|fixed-26-tasks)", str(path)) for path in made
+    )
+    assert all(path.is_dir() for path in made)
+
+
+def test_the_place_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RSSL_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert default_data_dir() == Path("/cache/rssl")
+    (tmp_path / "data" / "photos").mkdir(parents=True)  # a folder of that name, but not ours
+    assert default_data_dir() == Path("/cache/rssl")
+    (tmp_path / "data" / "photos" / "train.npz").touch()
+    assert default_data_dir() == Path("data")
+    monkeypatch.setenv("RSSL_DATA_DIR", "/elsewhere")
+    assert default_data_dir() == Path("/elsewhere")
+    monkeypatch.delenv("RSSL_DATA_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.chdir("/")
+    assert default_data_dir() == Path.home() / ".cache" / "rssl"
+
+
+def test_what_to_type_next_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RSSL_DATA_DIR", "here")
+    say_next("eval-c", Path("my [runs]/it's :cat:"), data_dir=Path("here"))
+    say_next("eval-c", "x" * 200, data_dir=Path("other place"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert shlex.split(first) == ["next:", "rssl", "eval-c", "my [runs]/it's :cat:"]
+    assert shlex.split(second) == ["next:", "rssl", "eval-c", "x" * 200, "--data-dir", "other place"]
+
+
+def test_plain_output(home: Path, run: Path) -> None:
+    """Through a pipe nothing is cut or coloured; NO_COLOR and a dumb terminal keep escapes off a terminal."""
+    code = (
+        "import os, sys\n"
+        "from rich.table import Table\n"
+        "from rsslcli.commands.console import out, progress_bar\n"
+        "table = Table('a' * 90, 'b' * 90)\n"
+        "out.print(table, style='bold red')\n"
+        "with progress_bar() as progress:\n"
+        "    progress('x', 1, 2)\n"
+    )
+    command = [sys.executable, "-c", code]
+    piped = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "40"}
+    )
+    assert "a" * 90 in piped.stdout
+    assert piped.stdout.replace("\n", "").isprintable()
+    assert piped.stderr == ""
+    for setting, bars in (({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False), ({}, True)):
+        shown = on_a_terminal(command, {"TERM": "xterm-256color", "COLUMNS": "250"} | setting)
+        assert ("\x1b[1;31m" in shown) == (setting == {})
+        assert bool(re.search(r"\x1b\[[\d;]*m", shown)) == (setting == {})
+        assert ("\x1b" in shown) == bars
+
+
+def on_a_terminal(command: list[str], environment: dict[str, str]) -> str:
+    """What a command prints on a terminal."""
+    main_end, terminal = pty.openpty()
+    clean = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=clean | environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError), os.fdopen(main_end, "rb", buffering=0) as stream:  # EIO at its end
+            while part := stream.read(65536):
+                shown += part
+    assert process.returncode == 0
+    return shown.decode()

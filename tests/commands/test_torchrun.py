@@ -68,7 +68,8 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 def test_trains_and_evaluates_with_one_voice(ranks_home: Path) -> None:
     out, stderr = finish(process := start(f"{TRAIN} --output ranks", ranks_home))
     assert process.returncode == 0, stderr
-    assert out.count("next: rssl eval-c ranks") == 1
+    assert out.count("clean accuracy") == 1
+    assert stderr.count("next: rssl eval-c ranks\n") == 1
     assert stderr.count("epoch   3/3") == 1
     assert steps(ranks_home / "ranks") == list(range(1, 31))
     assert "2 ranks" in (ranks_home / "ranks" / "log.txt").read_text()
