@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FunctionType, TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -276,9 +276,10 @@ def _blaming(name: str, task: Task, part: str) -> Iterator[None]:
 
 def _place(traceback: TracebackType | None, kind: type[Task], part: str) -> str:
     """The innermost line that is of the task's own module or package, or else where the method begins."""
-    code = getattr(getattr(kind, part), "__code__", None)
-    file, line = (code.co_filename, code.co_firstlineno) if code else ("", 0)
-    package = kind.__module__.partition(".")[0]
+    package, method = kind.__module__.partition(".")[0], getattr(kind, part)
+    file, line = "", 0
+    if isinstance(method, FunctionType) and method.__module__.partition(".")[0] == package:
+        file, line = method.__code__.co_filename, method.__code__.co_firstlineno
     while traceback is not None:
         if str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package:
             file, line = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
