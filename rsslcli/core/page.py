@@ -160,9 +160,8 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
   margin-bottom: .5rem; border: 1px solid var(--line); }
 @media print {
   @page { margin: 14mm; } body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  .scroll { overflow: visible; } table { font-size: 8pt; }
-  th, td { padding: .15rem .4rem; white-space: normal; }
-  figure, tr, aside { break-inside: avoid; } h1, h2, h3, caption { break-after: avoid; }
-  img { border: 0; padding: 0; max-height: 230mm; }
+  table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; } th, td.words { white-space: normal; }
+  .scroll { overflow: visible; } .scroll, figure, aside { break-inside: avoid; }
+  h1, h2, h3 { break-after: avoid; } img { border: 0; padding: 0; max-height: 230mm; }
 }
 """

@@ -122,7 +122,7 @@ def _difference(study: Study, rows: Sequence[Row]) -> _Drawn:
     if found is None:
         return None
     base, shown = found
-    canvas = _canvas(7.2, 1.1 + 0.36 * len(shown))
+    canvas = _canvas(7.2, 1.4 + 0.36 * len(shown))
     axes = canvas.subplots()
     axes.axvline(0, color="black", linewidth=0.8)
     ours = [row.minus(base) for row in shown]
@@ -144,12 +144,12 @@ def _difference(study: Study, rows: Sequence[Row]) -> _Drawn:
     if paper:
         hollow = {"color": _COLOURS[1], "markerfacecolor": "white", "markersize": 6}
         axes.plot(*zip(*paper, strict=True), "D", **hollow, label="paper")  # type: ignore[arg-type]
-    # The intervals of two seeds are so wide that nothing else could be told apart: they may leave the picture.
+    # Intervals of two seeds are so wide that nothing else could be told apart: they may leave the picture.
     reach = 2 * max(abs(x) for x, _ in [*seeds, *paper])
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -reach), min(high, reach) or 1)
     axes.set_yticks(range(len(shown)), [_wrap(row.label, 34) for row in shown])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("difference to the baseline, percentage points of corrupted accuracy")
     _legend(canvas, axes, "outside upper center")
