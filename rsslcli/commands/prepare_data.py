@@ -22,8 +22,6 @@ from rsslcli.commands.console import (
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.errors import UserError
 
-_CORRUPTED = "Corrupted test set"
-
 
 class Corruptions(str, Enum):
     """Where the corrupted test set comes from."""
@@ -40,7 +38,6 @@ def prepare_data(
             help="cifar10, cifar100, shapes (embedded), or a name for images of your own.",
             metavar="<name>",
             autocompletion=completion.new_datasets,
-            rich_help_panel="Data",
         ),
     ],
     source: Annotated[
@@ -49,7 +46,6 @@ def prepare_data(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
             "official CIFAR archive; a CIFAR-10-C folder; with --corruptions download, its archive or URL.  "
             "[default: download]",
-            rich_help_panel="Data",
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -58,19 +54,16 @@ def prepare_data(
         typer.Option(
             "--resize/--no-resize",
             help="Bring images of other sizes to 32x32 pixels, or refuse them.",
-            rich_help_panel="Data",
         ),
     ] = True,
     limit: Annotated[
         int | None,
-        typer.Option(
-            help="Keep so many images of each split, or of each corruption.", rich_help_panel="Data"
-        ),
+        typer.Option(help="Keep so many images of each split, or of each corruption."),
     ] = None,
     corruptions: Annotated[
         Corruptions | None,
         typer.Option(
-            help="How to come by it.  [default: generate for shapes, else none]", rich_help_panel=_CORRUPTED
+            help="How to come by the corrupted test set.  [default: generate for shapes, else none]"
         ),
     ] = None,
     only: Annotated[
@@ -78,7 +71,6 @@ def prepare_data(
         typer.Option(
             help="Generate only these corruptions, separated by commas.",
             autocompletion=completion.corruptions,
-            rich_help_panel=_CORRUPTED,
         ),
     ] = None,
     severity: Annotated[
@@ -86,14 +78,11 @@ def prepare_data(
         typer.Option(
             help="Generate only these severities, 1 to 5, separated by commas.",
             autocompletion=completion.severities,
-            rich_help_panel=_CORRUPTED,
         ),
     ] = None,
     keep_archive: Annotated[
         bool,
-        typer.Option(
-            "--keep-archive", help="Keep the archive that was downloaded.", rich_help_panel=_CORRUPTED
-        ),
+        typer.Option("--keep-archive", help="Keep the archive that was downloaded."),
     ] = False,
 ) -> None:
     """Prepare a data set, and its corrupted test set.

@@ -1,5 +1,6 @@
 """Bring a data set, whatever its source, into the prepared form that `store` loads."""
 
+import difflib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,7 +130,9 @@ def _recognise(
         # The official files are verified when read, so wherever they come from they are the same.
         return _Source(f"official {official}", official, read_official)
     if source is None:
-        raise UserError(f"data set {name!r} needs a source: give --source PATH, {_ACCEPTED}")
+        near = difflib.get_close_matches(name, (*sources.OFFICIAL, "shapes"), 1)
+        hint = f"did you mean '{near[0]}'? Else " if near else ""
+        raise UserError(f"data set {name!r} needs a source: {hint}give --source PATH, {_ACCEPTED}")
     if sources.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",

@@ -233,7 +233,7 @@ def _splits(source: Path, images: set[_Parts], folders: set[_Parts]) -> tuple[_F
         above, below = ({parts[:-1] for parts in images if len(parts) == depth} for depth in (2, 3))
         roots = {folder[:-1] for folder in (below if below and len(above) < 2 else above)}
     if not roots:
-        raise UserError(f"no images in {source}: expected {LAYOUT}")
+        raise UserError(f"no folders of images in {source}: expected {LAYOUT}")
     if len(roots) > 1:
         kind, some = "classes" if lacking else "train/ and test/", sorted(map("/".join, roots))[:2]
         raise UserError(

@@ -160,6 +160,7 @@ def test_sources_that_are_refused(tree: Path, data: Path, tmp_path: Path) -> Non
         ("folder", tmp_path / "text", "is not a source of images: give a folder or archive"),
         ("folder", tmp_path / "empty", "is not a source of images: give a folder or archive"),
         ("folder", None, "'folder' needs a source: give --source PATH"),
+        ("cifar-10", None, "needs a source: did you mean 'cifar10'[?] Else give --source PATH"),
         ("Folder", tree, "not a data set name"),
     ):
         with pytest.raises(UserError, match=match):

@@ -349,7 +349,7 @@ def test_classes_must_agree_and_have_images(tmp_path: Path) -> None:
     folder = as_folder(tmp_path / "c", tree())
     (folder / "train" / "cow").mkdir()
     refused(folder, "class 'cow' in train/")
-    refused(as_tar(tmp_path / "d.tar", {"readme.txt": b""}), "no images in .*: expected train/")
+    refused(as_tar(tmp_path / "d.tar", {"readme.txt": b""}), "no folders of images in .*: expected train/")
     refused(
         as_tar(tmp_path / "g.tar", tree() | {"train/cow/1.heic": b""}), "no images of class 'cow' in train/"
     )
@@ -613,14 +613,14 @@ def test_classes_alone_that_are_refused(tmp_path: Path) -> None:
                 {"train/1.png": image, "val/2.png": image},
                 "lie in 'train', 'val' without a class: expected train/",
             ),
-            ({"train/1.png": image, "test/2.png": image}, "no images in .*: expected train/"),
+            ({"train/1.png": image, "test/2.png": image}, "no folders of images in .*: expected train/"),
             (
                 unsplit(prefix="train/") | unsplit(prefix="val/"),
                 "has val/ but no test/: rename it so, or take it away",
             ),
             (unsplit(prefix="a/") | unsplit(prefix="b/"), "several trees of classes, in 'a' and 'b': leave"),
-            (unsplit(prefix="a/b/"), "no images in .*: expected train/"),
-            ({"1.png": image, "2.png": image}, "no images in .*: expected train/"),
+            (unsplit(prefix="a/b/"), "no folders of images in .*: expected train/"),
+            ({"1.png": image, "2.png": image}, "no folders of images in .*: expected train/"),
             ({"ant/1.png": image, "ant/2.png": image}, "only one class, 'ant'"),
         ]
     ):
