@@ -1,3 +1,47 @@
-"""rssl: robust image classifiers through self-supervision tasks whose weights tune themselves."""
+"""rssl: robust image classifiers through self-supervision tasks whose weights tune themselves.
+
+From Python: `load_classifier`, `train` and `evaluate`; docs/python.md shows them at work.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rsslcli.core.api import Classifier, evaluate, load_classifier, train
+    from rsslcli.core.config import Config, make_config
+    from rsslcli.core.corruptions.names import CORRUPTIONS
+    from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
+    from rsslcli.core.evaluation import Evaluation
+    from rsslcli.core.export import Exported, export_classifier
+    from rsslcli.core.training import EpochDone, Event, Noticed, Started, StepsDone, TrainingResult
 
 __version__ = "0.1.0"
+__all__ = [
+    "CORRUPTIONS", "Classifier", "Config", "DivergedError", "EpochDone", "Evaluation", "Event",
+    "Exported", "InterruptedTrainingError", "Noticed", "RsslError", "Started", "StepsDone",
+    "TrainingResult", "UserError", "evaluate", "export_classifier", "load_classifier", "make_config", "train",
+]  # fmt: skip
+
+#: Where each name lives. Loading torch takes seconds, which `rssl --help` and `import rsslcli` do not.
+_HOMES = {
+    "core.api": ("Classifier", "evaluate", "load_classifier", "train"),
+    "core.config": ("Config", "make_config"),
+    "core.corruptions.names": ("CORRUPTIONS",),
+    "core.errors": ("DivergedError", "InterruptedTrainingError", "RsslError", "UserError"),
+    "core.evaluation": ("Evaluation",),
+    "core.export": ("Exported", "export_classifier"),
+    "core.training": ("EpochDone", "Event", "Noticed", "Started", "StepsDone", "TrainingResult"),
+}
+
+
+if not TYPE_CHECKING:  # a type checker shall still tell a name that there is not
+
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"rsslcli.{home}"), name)
+        raise AttributeError(f"module 'rsslcli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -104,8 +104,9 @@ class Evaluation:
         lines.append(f"- {self.images} images per cell, {len(self.excluded)} left out, kept for tuning λ")
         return "\n".join(lines) + "\n"
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write to `path`, whole or not at all: CSV or Markdown if it ends in .csv or .md, else JSON."""
+        path = Path(path)
         text = {".csv": self.to_csv, ".md": self.to_markdown}.get(path.suffix, self.to_json)()
         with replacing(path) as file:
             file.write(text.encode())

@@ -55,7 +55,7 @@ def check_export(path: Path) -> None:
 
 def export_classifier(
     network: nn.Module,
-    path: Path,
+    path: Path | str,
     *,
     classes: Sequence[str] | None = None,
     about: Mapping[str, str] | None = None,
@@ -76,6 +76,7 @@ def export_classifier(
         UserError: as `check_export`.
         RsslError: the program cannot be made, or computes other scores; nothing is written.
     """
+    path = Path(path)
     check_export(path)
     described = {
         "input": "images: float32 (N, 3, 32, 32), RGB in [0, 1]",

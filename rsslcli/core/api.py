@@ -1,0 +1,196 @@
+"""`rsslcli` from Python: load a classifier, train one, evaluate one, in a call each."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rsslcli.core import checkpoint, evaluation, training
+from rsslcli.core.config import Config
+from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.data.loading import load, load_corrupted
+from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.errors import UserError
+from rsslcli.core.evaluation import Evaluation
+from rsslcli.core.networks import WideResNet
+from rsslcli.core.progress import Progress, silent
+from rsslcli.core.training import Event, TrainingResult
+
+
+class Classifier(nn.Module):
+    """A trained classifier, in evaluation mode: float images (N, 3, 32, 32) in [0, 1] → scores (N, classes).
+
+    Attributes:
+        network: the WideResNet; `network.features(images)` are the features (N, 64 · width).
+        classes: names, in the order of the scores; empty where the file does not tell.
+        excluded: indices of the source images that tuned λ; `evaluate` leaves them out.
+    """
+
+    def __init__(
+        self, network: WideResNet, classes: Sequence[str] = (), excluded: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.network, self.classes, self.excluded = network, tuple(classes), tuple(excluded)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.network(images)
+        return scores
+
+
+def load_classifier(path: str | Path, *, normalization: str | None = None) -> Classifier:
+    """The classifier in a run directory, a checkpoint, or a public file with a WideResNet state dict.
+
+    Args:
+        path: the directory or file. Nothing in it is run.
+        normalization: how the input of weights from elsewhere is normalised: "half" (x·2 − 1), "cifar10",
+            "none", or means and standard deviations as "R,G,B/R,G,B". By default what the file says, or else
+            "half".
+
+    Returns:
+        The classifier, on the CPU.
+
+    Raises:
+        UserError: no such file, a file of another kind, or a damaged one.
+
+    Warns:
+        UserWarning: parts of the file are not used, or it does not say how the input is normalised.
+    """
+    network, found = checkpoint.load_classifier(
+        Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
+    )
+    return Classifier(network, found.classes if found else (), found.excluded if found else ())
+
+
+def train(
+    config: Config,
+    output: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    on_event: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingResult:
+    """Train a network into a run directory, as `rssl train-automl` and `rssl train-single` do.
+
+    Args:
+        config: the settings; `config.dataset` names a prepared data set, or "shapes", which is embedded.
+        output: the run directory, made where it is missing.
+        data_dir: where prepared data sets live. By default as the command line has it: see
+            `default_data_dir`.
+        resume: go on from the directory's checkpoint, from the start where it has none yet.
+        on_event: told what happens: `Started`, `StepsDone`, `EpochDone`, `Noticed`. What it raises ends the
+            training.
+        should_stop: asked after every step; if true, the run is saved and the training stops.
+
+    Returns:
+        Where the run is, its clean accuracy and its λ.
+
+    Raises:
+        UserError: the data set is not prepared, the directory holds a run already and `resume` is false, or
+            another process is writing it.
+        InterruptedTrainingError: `should_stop` said so.
+        DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
+        RsslError: a file cannot be written.
+    """
+    dataset = load(config.dataset, _folder(data_dir))
+    corrupted = load_corrupted(dataset) if config.automl else None
+    return training.train(
+        config,
+        Path(output),
+        dataset,
+        corrupted,
+        resume=resume,
+        on_event=on_event,
+        should_stop=should_stop,
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: str,
+    *,
+    data_dir: str | Path | None = None,
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    limit: int | None = None,
+    excluded: Sequence[int] = (),
+    device: str | torch.device | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """The accuracy of any classifier on a data set and its corrupted versions, as `rssl eval-c` measures it.
+
+    Args:
+        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalisation is its own
+            affair. It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
+        dataset: a prepared data set with corrupted versions, such as "cifar10", or "shapes".
+        data_dir: where prepared data sets live, as for `train`.
+        corruptions: which ones, of `rsslcli.CORRUPTIONS`; all that there are by default.
+        severities: which ones, of 1 to 5.
+        limit: evaluate only so many source images.
+        excluded: indices of source images to leave out, beside those that tuned the λ of a `Classifier`.
+        device: where to compute; by default where the model is.
+        progress: told of every cell: its name, how many are done, of how many.
+
+    Raises:
+        UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, or the
+            model does not give scores of the data set's classes.
+    """
+    wrong = [severity for severity in severities if severity not in SEVERITIES]
+    if wrong or not severities:
+        raise UserError(f"severities: expected some of 1 to 5, got {list(severities)}")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: expected at least 1, got {limit}")
+    data = load(dataset, _folder(data_dir))
+    corrupted = load_corrupted(data)
+    tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
+    target = torch.device(device) if device is not None else tensor.device if tensor is not None else _CPU
+    tuned = model.excluded if isinstance(model, Classifier) else ()
+    with _evaluating(model):
+        scores = _scores_of_one(model.to(target), target)
+        if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 1:
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise UserError(f"the model must give scores (N, classes); for one image it gave {shape}")
+        evaluation.check_classes(scores.shape[1], data)
+        return evaluation.evaluate(
+            model,
+            data.test,
+            corrupted,
+            device=target,
+            excluded=sorted({*tuned, *excluded}),
+            limit=limit,
+            corruptions=corruptions,
+            severities=severities,
+            about={"dataset": dataset},
+            progress=progress,
+        )
+
+
+_CPU = torch.device("cpu")
+
+
+def _folder(data_dir: str | Path | None) -> Path:
+    return default_data_dir() if data_dir is None else Path(data_dir)
+
+
+@torch.inference_mode()
+def _scores_of_one(model: nn.Module, device: torch.device) -> object:
+    """What the model makes of one grey image."""
+    return model(torch.full((1, 3, 32, 32), 0.5, device=device))
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context the model is in evaluation mode; each module returns to its own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training_mode in modes:
+            module.training = training_mode

@@ -1,0 +1,153 @@
+"""`rsslcli` from Python: what docs/python.md shows runs and is typed, and the rest of what it promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rsslcli
+from rsslcli.core.checkpoint import load_checkpoint
+from rsslcli.core.data import loading, shapes
+from rsslcli.core.networks import WideResNet
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to be in, with a small embedded data set."""
+    folder = tmp_path_factory.mktemp("python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("RSSL_DATA_DIR", str(folder / "data"))
+        patch.setattr(shapes, "TRAIN_SIZE", 200)
+        patch.setattr(shapes, "TEST_SIZE", 60)
+        patch.setattr(loading, "EMBEDDED_LIMIT", 20)
+        state = {f"module.{name}": value for name, value in WideResNet(10, 1).state_dict().items()}
+        torch.save({"state_dict": state}, folder / "augmix.pt")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def documented(place: Path) -> dict[str, Any]:
+    """What the program of the document leaves behind."""
+    names: dict[str, Any] = {"__name__": "documented"}
+    for block in BLOCKS:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    return names
+
+
+def test_the_document_runs(documented: dict[str, Any], place: Path) -> None:
+    assert len(BLOCKS) == 9
+    result, classifier, found = (documented[name] for name in ("result", "classifier", "found"))
+    assert sorted(result.lambdas) == ["ir", "rotation"]
+    assert len(classifier.excluded) == 10
+    assert classifier.excluded == load_checkpoint(place / "runs" / "first").excluded
+    assert set(documented["names"]) <= set(classifier.classes)
+    assert documented["features"].shape == (5, 64)
+    assert (found.images, documented["ours"].images) == (20, 10)
+    assert documented["theirs"].excluded == classifier.excluded
+    assert (place / "theirs.csv").read_text().startswith("corruption,severity,accuracy,images\n")
+    for run in ("first", "baseline", "paused"):
+        assert load_checkpoint(place / "runs" / run).step == 6
+
+
+def test_the_document_is_typed(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mypy") is None or not (ROOT / ".mypy_cache").exists():
+        pytest.skip("mypy has not been run here")
+    (tmp_path / "program.py").write_text("\n".join(BLOCKS), encoding="utf-8")
+    wrong = "import rsslcli\n\nx: int = rsslcli.evaluate\nrsslcli.evaluat\nrsslcli.train('cifar10', 'runs')\n"
+    (tmp_path / "wrong.py").write_text(wrong)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        str(tmp_path / "program.py"),
+        str(tmp_path / "wrong.py"),
+    ]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = re.findall(r"(\w+)\.py:(\d+): error", checked.stdout)
+    assert found == [("wrong", "3"), ("wrong", "4"), ("wrong", "5")], checked.stdout + checked.stderr
+
+
+def test_importing_is_cheap_and_every_name_is_there() -> None:
+    code = (
+        "import sys, rsslcli; assert not {'torch', 'numpy', 'typer'} & set(sys.modules); print(dir(rsslcli))"
+    )
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in rsslcli.__all__:
+        assert getattr(rsslcli, name) is not None
+        assert f"'{name}'" in listed
+    assert {name for names in rsslcli._HOMES.values() for name in names} == set(rsslcli.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        rsslcli.trian  # type: ignore[attr-defined]  # noqa: B018
+    assert (Path(rsslcli.__file__).parent / "py.typed").exists()
+
+
+class Odd(nn.Module):
+    """Scores of another shape."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, images: Tensor) -> Any:
+        return self.make(images)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (Odd(lambda x: (x.flatten(1)[:, :10], x)), {}, "must give scores (N, classes); for one image it"),
+        (Odd(lambda x: x.mean(1)), {}, "for one image it gave (1, 32, 32)"),
+        (Odd(lambda x: x.flatten(1)[:, :100]), {}, "tells 100 classes apart, 'shapes' has 10"),
+        (None, {"severities": [0, 5]}, "severities: expected some of 1 to 5, got [0, 5]"),
+        (None, {"severities": []}, "severities: expected some of 1 to 5, got []"),
+        (None, {"corruptions": ["fogg"]}, "unknown corruption 'fogg': did you mean 'fog'?"),
+        (None, {"limit": 0}, "limit: expected at least 1"),
+    ],
+)  # fmt: skip
+def test_evaluate_refuses(
+    place: Path, model: nn.Module | None, options: dict[str, Any], message: str
+) -> None:
+    model = model or Odd(lambda x: x.flatten(1)[:, :10])
+    with pytest.raises(rsslcli.UserError, match=re.escape(message)):
+        rsslcli.evaluate(model, "shapes", **options)
+
+
+def test_evaluate_leaves_the_model_in_its_modes(place: Path) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
+    assert first == rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
+    assert [module.training for module in model] == [True, False, True, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_notes_on_public_weights_are_warnings(place: Path) -> None:
+    torch.save(WideResNet(10, 1).state_dict() | {"rot_pred.weight": torch.ones(4, 64)}, place / "w.pt")
+    with pytest.warns(UserWarning, match="w.pt") as caught:
+        classifier = rsslcli.load_classifier("w.pt")
+    assert len(caught) == 2
+    assert {os.path.basename(warning.filename) for warning in caught} == {Path(__file__).name}  # noqa: PTH119
+    assert (classifier.classes, classifier.excluded, classifier.training) == ((), (), False)
+
+
+def test_train_without_data(place: Path) -> None:
+    with pytest.raises(rsslcli.UserError, match="no prepared data set 'cifar10'"):
+        rsslcli.train(rsslcli.Config(), place / "none")
+    assert not (place / "none").exists()
