@@ -1,4 +1,4 @@
-"""Figure 1: the right pictures in the right places, unsmoothed, and the same every time."""
+"""Figure 1, and predictions: the right pictures in the right places, unsmoothed, and the same every time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageColor
+from torch import Tensor, nn
 
+from rsslcli.core.checkpoint import Checkpoint
+from rsslcli.core.config import Config
 from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.figures import draw_tasks, save_png
-from rsslcli.core.tasks import TASKS
+from rsslcli.core.figures import CAPTION_HEIGHT, RIGHT, SIDE, WRONG, draw_tasks, save_png
+from rsslcli.core.multitask import MultiTaskNetwork
+from rsslcli.core.networks import WideResNet
+from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.tasks import TASKS, build_tasks, own
+from rsslcli.core.tasks.base import Task
 
 CLASSES = ("cat", "dog", "frog", "newt")
 CELL, GAP, MARGIN, LABELS = 160, 12, 24, 56
@@ -161,3 +169,170 @@ def test_a_failing_write_leaves_the_old_file(
     assert len(str(caught.value).splitlines()) == 1
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- Predictions ----------------------------------------------------------------------------------------
+
+
+def trained(
+    tasks: tuple[str, ...], says: dict[str, list[float]], classes: tuple[str, ...] = CLASSES, **options: Any
+) -> Checkpoint:
+    """A checkpoint whose heads answer `says` (the last layer's biases) to every image."""
+    config = Config(tasks=tasks, depth=10, width=1, task_options=options)
+    model = MultiTaskNetwork(WideResNet(10, 1, len(classes)), build_tasks(tasks, options))
+    for name, head in (("main", model.network.fc), *model.heads.items()):
+        last = [layer for layer in head.modules() if hasattr(layer, "bias") and layer.bias is not None][-1]
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor(says[name]))
+    return Checkpoint(
+        config=config, classes=classes, step=1, classifier=model.network.state_dict(),
+        heads=model.heads.state_dict(), optimizer={}, lambdas=torch.zeros(len(tasks)), excluded=(),
+        train_data="", validation_data="",
+    )  # fmt: skip
+
+
+def scores(count: int, best: int) -> list[float]:
+    return [9.0 if index == best else 0.0 for index in range(count)]
+
+
+def place(row: int, column: int, line: int, lines: int = 2) -> tuple[int, int]:
+    """The corner of a cell of a picture with answers: line 0 is the input, 1 the answer, 2 the truth."""
+    band = 2 * CELL + GAP + CAPTION_HEIGHT + (CELL + GAP) * (lines - 2)
+    down = (0, CELL + GAP, 2 * CELL + GAP + CAPTION_HEIGHT)[line]
+    return MARGIN + SIDE + column * (CELL + GAP), MARGIN + LABELS + row * (band + GAP) + down
+
+
+def shown(picture: Image.Image, row: int, column: int, line: int, lines: int = 2) -> Array:
+    left, top = place(row, column, line, lines)
+    image = np.asarray(picture)[top : top + CELL, left : left + CELL]
+    assert np.array_equal(image, image[::5, ::5].repeat(5, 0).repeat(5, 1))
+    return image[::5, ::5]
+
+
+def verdict(picture: Image.Image, row: int, column: int) -> str:
+    """Whether a tick or a cross stands below an answer, by its colour and by its shape."""
+    left, top = place(row, column, 1)
+    area = np.asarray(picture)[top + CELL : top + CELL + CAPTION_HEIGHT, left : left + 20]
+    marks = {name: (area == ImageColor.getrgb(c)).all(2) for name, c in (("right", RIGHT), ("wrong", WRONG))}
+    found = [name for name, mark in marks.items() if mark.any()]
+    assert len(found) <= 1
+    if not found:
+        return ""
+    rows, columns = np.nonzero(marks[found[0]])
+    corner = ((rows < rows.min() + 4) & (columns < columns.min() + 4)).any()
+    assert corner == (found[0] == "wrong"), "a cross reaches into the upper left corner, a tick does not"
+    return found[0]
+
+
+def test_answers_of_every_kind(split: Split) -> None:
+    """A network that always says the same: 90°, the order GRB, one colour; and the class dog."""
+    names = ("rotation", "rgb", "jigsaw", "color", "inpaint", "ir")
+    bins = scores(32, 20) + scores(32, 10)
+    says = {
+        "main": scores(4, 1), "rotation": scores(4, 1), "rgb": scores(6, 2), "jigsaw": scores(24, 23),
+        "color": bins, "inpaint": [9.0, -9.0, -9.0], "ir": [0.0, 0.0, 0.0],
+    }  # fmt: skip
+    picture = draw_tasks(split, names, rows=4, checkpoint=trained(names, says), seed=3)
+    assert picture.size == (
+        2 * MARGIN + SIDE + 7 * CELL + 6 * GAP,
+        2 * MARGIN + LABELS + 4 * (2 * CELL + GAP + CAPTION_HEIGHT) + 3 * GAP,
+    )
+    correct: dict[str, int] = {}
+    for row in range(4):
+        original = shown(picture, row, 0, 0)
+        label = int(split.labels[[image.tobytes() for image in split.images].index(original.tobytes())])
+        assert verdict(picture, row, 0) == ("right" if label == 1 else "wrong")
+        for column, name in enumerate(names, 1):
+            given, answer = (shown(picture, row, column, line) for line in (0, 1))
+            if name == "rotation":
+                assert np.array_equal(answer, np.rot90(given, -1))
+            elif name == "rgb":
+                assert np.array_equal(answer, given[..., [1, 0, 2]])
+            elif name == "jigsaw":
+                assert np.array_equal(answer[:16, :16], given[16:, 16:])
+            elif name == "inpaint":
+                assert (answer[12:20, 12:20] == (255, 0, 0)).all()
+                assert np.array_equal(answer[:12], original[:12])
+            elif name == "ir":
+                assert (np.abs(answer.astype(int) - 127.5) < 1).all()
+            else:
+                assert (answer != given).any()
+                tint = answer.astype(int).mean((0, 1))
+                assert tint[2] > tint[0] > tint[1], "A and B above and below 0: violet"
+            expected = "right" if np.array_equal(answer, original) else "wrong"
+            assert verdict(picture, row, column) == ("" if name in ("color", "inpaint", "ir") else expected)
+            correct[name] = correct.get(name, 0) + (expected == "right")
+    assert correct["rotation"] == 2, "row 0 and row 3 are turned by 90°"
+    edge = np.asarray(picture)[:, : MARGIN + SIDE]
+    assert (edge[MARGIN + LABELS : MARGIN + LABELS + CELL] < 200).any(), "the rows have names"
+
+
+class Negative(Task):
+    """Outputs and targets are images that are not the originals."""
+
+    def head(self, features: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(features, 3 * 1024), nn.Unflatten(1, (3, 32, 32)), nn.Sigmoid())
+
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        return images.flip(2), 1 - images
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * nn.functional.mse_loss(outputs, targets)
+
+
+class Guess(Negative):
+    """Classes without names and pictures."""
+
+    def head(self, features: int) -> nn.Module:
+        return nn.Linear(features, 2)
+
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        return images, random.integers(images, 2)
+
+
+def test_a_task_of_ones_own_is_shown_without_a_word_from_it(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_registered", {"negative": Negative, "guess": Guess})
+    names = ("negative", "guess")
+    says = {"main": scores(4, 0), "negative": [0.0] * 3072, "guess": [3.0, 0.0]}
+    picture = draw_tasks(split, names, rows=3, checkpoint=trained(names, says))
+    for row in range(3):
+        original = shown(picture, row, 0, 0, 3)
+        assert np.array_equal(shown(picture, row, 1, 0, 3), original[::-1])
+        assert (np.abs(shown(picture, row, 1, 1, 3).astype(int) - 127.5) < 1).all()
+        assert np.array_equal(shown(picture, row, 1, 2, 3), 255 - original)
+        left, top = place(row, 2, 1, 3)
+        bars = np.asarray(picture)[top : top + CELL, left : left + CELL]
+        assert (bars[32:42, 1:140] != 255).any(2).all(), "95% of the first bar is filled"
+        assert (bars[84 + 2 : 92, 20:150] == 255).all(), "5% of the second one is"
+
+
+def test_checkpoints_that_do_not_fit(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = trained(("rotation",), {"main": scores(4, 0), "rotation": scores(4, 0)})
+    with pytest.raises(UserError, match=r"has no head for 'ir': it was trained with rotation$"):
+        draw_tasks(split, ["ir"], checkpoint=checkpoint)
+    with pytest.raises(UserError, match=r"without tasks$"):
+        draw_tasks(split, ["ir"], checkpoint=trained((), {"main": scores(4, 0)}))
+    with pytest.raises(UserError, match="tells 4 classes apart, not those of these images"):
+        draw_tasks(make([0, 1] * 9, ("a", "b", "c", "d")), ["rotation"], checkpoint=checkpoint)
+    monkeypatch.setattr(type(build_tasks(["rotation"])["rotation"]), "head", lambda *_: nn.Linear(64, 5))
+    with pytest.raises(UserError, match="heads are not of the tasks as they are here: size mismatch"):
+        draw_tasks(split, ["rotation"], checkpoint=checkpoint)
+
+
+def test_options_of_the_checkpoint_are_those_of_its_heads(split: Split) -> None:
+    names = ("ir",)
+    checkpoint = trained(
+        names, {"main": scores(4, 0), "ir": [0.0] * 3}, ir={"hidden": True, "sigmoid": False}
+    )
+    assert (shown(draw_tasks(split, names, rows=1, checkpoint=checkpoint), 0, 1, 1) == 0).all()
+
+
+def test_long_names_are_cut(split: Split) -> None:
+    classes = tuple(f"{letter * 80} end" for letter in "wxyz")
+    picture = draw_tasks(
+        make([0, 1, 2, 3] * 6, classes), [], rows=4, checkpoint=trained((), {"main": scores(4, 0)}, classes)
+    )
+    assert (np.asarray(picture)[:, -MARGIN + 1 :] == 255).all()

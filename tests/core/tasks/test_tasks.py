@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from itertools import permutations
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.ndimage import gaussian_filter
-from skimage.color import rgb2lab
+from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor
 
 from rsslcli.core import tasks as registry
@@ -24,7 +26,7 @@ from rsslcli.core.errors import UserError
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import TASKS, build_tasks, check_task_names
 from rsslcli.core.tasks.base import Task
-from rsslcli.core.tasks.color import rgb_to_lab
+from rsslcli.core.tasks.color import lab_to_rgb, rgb_to_lab
 from rsslcli.core.tasks.reconstruction import gaussian_blur
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -240,6 +242,85 @@ def test_pixel_losses(name: str, generator: torch.Generator) -> None:
     mean = sum(squares) / len(squares)
     assert float(task(name).loss(outputs, targets)) == pytest.approx(30 * mean, rel=1e-12)
     assert float(task(name, scale=1.0).loss(outputs, targets)) == pytest.approx(mean, rel=1e-12)
+
+
+# --- Pictures of what the network says --------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(hnp.arrays(np.float64, (2, 3, 3, 4), elements=st.floats(-60, 110)))
+def test_lab_to_rgb_as_scikit_image_does_also_where_srgb_has_no_such_colour(lab: Array) -> None:
+    lab[:, 0] = np.abs(lab[:, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of colours with a negative Z
+        expected = lab2rgb(lab, channel_axis=1)
+    found = lab_to_rgb(torch.from_numpy(lab)).numpy()
+    inside = ((expected > 0) & (expected < 1)).all(1, keepdims=True)
+    np.testing.assert_allclose(np.where(inside, found, 0), np.where(inside, expected, 0), atol=2e-5)
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_lab_to_rgb_is_the_inverse(images: Tensor) -> None:
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(images)), images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rotation", "rgb", "jigsaw"])
+def test_the_right_class_gives_the_original_and_another_one_does_not(name: str, images: Tensor) -> None:
+    built = task(name)
+    inputs, targets = built.transform(images, BatchRandom(torch.Generator().manual_seed(2)))
+    shown = built.picture(inputs, F.one_hot(targets, len(built.answers)).double())
+    assert shown is not None
+    assert torch.equal(shown, images.repeat(len(inputs) // 4, 1, 1, 1))
+    for wrong in range(1, len(built.answers)):
+        said = (targets + wrong) % len(built.answers)
+        shown = built.picture(inputs, F.one_hot(said, len(built.answers)).double())
+        assert shown is not None
+        assert not (shown == images.repeat(len(inputs) // 4, 1, 1, 1)).flatten(1).all(1).any()
+
+
+def test_what_the_answers_mean(images: Tensor) -> None:
+    assert task("rotation").answers == ("0°", "90°", "180°", "270°")
+    rgb, jigsaw = task("rgb"), task("jigsaw")
+    red, green, blue = images.unbind(1)
+    parts = dict(zip("RGB", (red, green, blue), strict=True))
+    inputs, targets = rgb.transform(images, BatchRandom(torch.Generator().manual_seed(2)))
+    for i in range(4):
+        expected = torch.stack([parts[letter][i] for letter in rgb.answers[int(targets[i])]])
+        assert torch.equal(inputs[i], expected)
+    inputs, targets = jigsaw.transform(images, BatchRandom(torch.Generator().manual_seed(2)))
+    corners = [(slice(y, y + 16), slice(x, x + 16)) for y in (0, 16) for x in (0, 16)]
+    for i in range(4):
+        for place, digit in enumerate(jigsaw.answers[int(targets[i])]):
+            assert torch.equal(
+                inputs[(i, slice(None), *corners[place])], images[(i, slice(None), *corners[int(digit) - 1])]
+            )
+
+
+def test_the_right_colours_give_nearly_the_original(images: Tensor) -> None:
+    built = task("color")
+    inputs, targets = built.transform(images, BatchRandom())
+    outputs = F.one_hot(targets, 32).permute(0, 1, 4, 2, 3).flatten(1, 2).double()
+    shown = built.picture(inputs, outputs)
+    assert shown is not None
+    lab = np.concatenate([rgb2lab(pictures(inputs))[..., :1], pictures(targets) * 8.0 - 124], axis=-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_allclose(pictures(shown), lab2rgb(lab), atol=2e-4)
+    assert float((shown - images).abs().mean()) < 0.06
+
+
+def test_pictures_of_the_others(images: Tensor) -> None:
+    hole = task("inpaint")
+    inputs, targets = hole.transform(images, BatchRandom())
+    assert torch.equal(hole.picture(inputs, targets), images)  # type: ignore[arg-type]
+    grey = torch.full_like(targets, 0.5)
+    shown = hole.picture(inputs, grey)
+    assert shown is not None
+    assert (shown[..., 12:20, 12:20] == 0.5).all()
+    assert float((shown != images).float().mean()) <= (8 / 32) ** 2
+    for name in ("ir", "bir"):
+        assert task(name).picture(images, 1 - images).equal(1 - images)  # type: ignore[union-attr]
 
 
 # --- What every task keeps to ---------------------------------------------------------------------------
