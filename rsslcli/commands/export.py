@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rsslcli.commands import completion
 from rsslcli.commands.console import err, out
 from rsslcli.core.errors import UserError
 from rsslcli.core.normalization import parse_normalization
@@ -14,7 +15,11 @@ from rsslcli.core.normalization import parse_normalization
 
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, a run directory, or a WideResNet state dict.")
+        Path,
+        typer.Argument(
+            help="A checkpoint, a run directory, or a WideResNet state dict.",
+            autocompletion=completion.runs,
+        ),
     ],
     output: Annotated[
         Path,

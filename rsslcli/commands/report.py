@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from rsslcli.commands import completion
 from rsslcli.commands.console import err, out
 
 if TYPE_CHECKING:
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that contain them.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run directories, or folders that contain them.",
+            autocompletion=completion.runs,
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(help="The folder to write. Default: report, in RUNS if that is one folder."),
@@ -24,7 +31,10 @@ def report(
 ) -> None:
     """Write a report on runs: the paper's table and figures beside yours, as a web page, Markdown and PNGs.
 
+    # all runs in a folder
     rssl report runs
+    # two of them side by side
+    rssl report runs/first runs/second --output comparison
     """
     from rsslcli.core.report import table_1, write_report
 

@@ -16,6 +16,7 @@ from rsslcli.commands.console import (
     err,
     out,
     progress_bar,
+    say_next,
     split_names,
 )
 from rsslcli.core.errors import UserError
@@ -83,3 +84,8 @@ def visualize_tasks(
     split = data.test if trained else data.train
     save_png(draw_tasks(split, columns, rows=images, seed=seed, checkpoint=trained), output)
     out.print(f"written to {output}", soft_wrap=True)
+    if checkpoint is not None:
+        say_next("eval-c", checkpoint, data_dir=data_dir)
+    else:
+        which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
+        say_next("train-automl", *which, data_dir=data_dir)

@@ -14,7 +14,16 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rsslcli.core.config import MAX_FILE_BYTES, PRESETS, Config, make_config, read_config_file
+from rsslcli.core.config import (
+    MAX_FILE_BYTES,
+    PRESETS,
+    Config,
+    config_layers,
+    explain,
+    make_config,
+    merge,
+    read_config_file,
+)
 from rsslcli.core.errors import UserError
 from rsslcli.core.tasks import TASKS, build_tasks
 
@@ -65,7 +74,7 @@ def test_presets() -> None:
     assert make_config("quick").dataset == "shapes"
     for preset in PRESETS:
         assert build_tasks(TASKS, make_config(preset).task_options)
-    assert "choose from paper, precursor, quick" in refusal(lambda: make_config("fast"))
+    assert "choose from paper, precursor, small, quick" in refusal(lambda: make_config("fast"))
     refusal(lambda: make_config("a\nb"))
     refusal(lambda: make_config("x" * 9999))
 
@@ -81,6 +90,25 @@ def test_overrides_beat_the_file_which_beats_the_preset(folder: Path) -> None:
     before = {name: dict(values) for name, values in PRESETS.items()}
     make_config("precursor", written(folder, "task_options: {bir: {sigma: 2}}"))
     assert before == PRESETS
+
+
+def test_explained_yaml_is_the_same_configuration(folder: Path) -> None:
+    """Also where a value takes several lines, and where the name of a file would end the comment."""
+    folder = folder / "a\n# epochs: 1\nseed: 9"
+    folder.mkdir()
+    file = written(
+        folder, "task_options: {bir: {sigma: 2, hidden: true}, ir: {scale: 1e-3}}\ntasks: [bir, ir]\n"
+    )
+    layers = config_layers("precursor", file, {"lr": 1e-7, "min_lr": 1e-7, "seed": None})
+    text = explain(layers)
+    assert text.isascii()
+    assert make_config(file=written(folder, text)) == merge(layers)
+    assert merge(layers) == make_config("precursor", written(folder, text))
+    comments = {line.split(":")[0]: line.partition("  # ")[2] for line in text.splitlines() if line[0] != " "}
+    assert comments["lr"] == "command line"
+    assert comments["batch_norm"] == "preset precursor"
+    assert comments["tasks"].endswith("seed: 9/config.yaml")
+    assert comments["seed"] == "default"
 
 
 @pytest.mark.parametrize(
@@ -182,10 +210,11 @@ def test_numbers_out_of_range(value: float) -> None:
         ({"width": 0}, "width: "),
         ({"train_size": 0}, "train_size: "),
         ({"automl": True}, "tasks: "),
-        ({"batch_norm": "both"}, "batch_norm: expected one of per-task, joint"),
-        ({"device": "tpu"}, "device: expected one of auto, cpu, cuda"),
-        ({"precision": "a\nb"}, "precision: expected one of"),
-        ({"precision": "x" * 9999}, "precision: expected one of"),
+        ({"batch_norm": "both"}, "unknown batch_norm 'both': choose from per-task, joint"),
+        ({"device": "mps"}, "unknown device 'mps': choose from auto, cpu, cuda"),
+        ({"device": "cdua"}, "unknown device 'cdua': did you mean 'cuda'?"),
+        ({"precision": "a\nb"}, "unknown precision"),
+        ({"precision": "x" * 9999}, "unknown precision"),
         ({"tasks": ["Rotation"]}, "did you mean 'rotation'?"),
         ({"tasks": ["../rotation"]}, "unknown task '../rotation'"),
         ({"tasks": ["bir", "bir"]}, "named twice"),
@@ -272,7 +301,7 @@ def test_an_alias_bomb_is_refused_at_once(option: str, folder: Path) -> None:
     lines = ["lr: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     bomb = "\n".join(lines).replace("lr: &a0", "k0: &a0") + f"\n{option}: *a11\n"
-    began = time.perf_counter()
+    began = time.process_time()
     # Nested in the option's own value, so that no other key is refused first.
     nested = "&a0 [x, x, x]"
     for i in range(1, 25):
@@ -284,7 +313,7 @@ def test_an_alias_bomb_is_refused_at_once(option: str, folder: Path) -> None:
         f"{option}: {{bir: {{sigma: {nested}}}}}",
     ):
         refusal(lambda text=text: make_config(file=written(folder, text)))  # type: ignore[misc]
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -300,19 +329,19 @@ def test_an_alias_bomb_is_refused_at_once(option: str, folder: Path) -> None:
     ids=range(6),
 )
 def test_small_files_that_would_take_long(content: str, message: str, folder: Path) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert message in refusal(lambda: make_config(file=written(folder, content)))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_merges_of_merges_are_refused_at_once(folder: Path) -> None:
     lines = ["task_options: {a0: &a0 {x: 1, y: 2}"]
     lines += [f"  , a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12)]
-    began = time.perf_counter()
+    began = time.process_time()
     message = refusal(lambda: make_config(file=written(folder, "\n".join([*lines, "}"]))))
     # PyYAML 6.0.4 and newer merge without repeating, and it is the names that do not fit.
     assert "a mapping has more than 200 entries" in message or "unknown task 'a0'" in message
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
