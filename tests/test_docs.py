@@ -3,6 +3,12 @@
 import re
 from pathlib import Path
 
+import typer.main
+
+from rsslcli.app import app
+from rsslcli.core.config import PRESETS
+from rsslcli.core.tasks import TASKS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,3 +32,31 @@ def test_links_between_the_documents_lead_somewhere() -> None:
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             assert "://" in target or (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_command_line_page_names_every_command_and_option_and_no_other() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    group = typer.main.get_command(app)
+    commands: dict[str, set[str]] = {
+        name: {
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        for name, command in group.commands.items()
+    }
+    options = {
+        name: {option for option in known if option.startswith("--")} for name, known in commands.items()
+    }
+    own = {option for parameter in group.params for option in parameter.opts}
+    described: set[str] = set()
+    for heading, body in re.findall(r"^## (.*`rssl .*)\n((?:(?!^## ).*\n)*)", text, re.MULTILINE):
+        names = re.findall(r"`rssl ([\w-]+)`", heading)
+        cells = " ".join(re.findall(r"^\| (`--.*?) \|", body, re.MULTILINE))
+        expected = set().union(*(options[name] for name in names))
+        assert set(re.findall(r"`(--[\w-]+)`", cells)) == expected, heading
+        described |= set(names)
+    assert described == options.keys()
+    assert own < set(re.findall(r"--[\w-]+", text))
+    known = own.union(*options.values(), {"--help", "--nproc-per-node"})
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known
+    for name in (*PRESETS, *TASKS):
+        assert f"`{name}`" in text
