@@ -152,15 +152,17 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 caption { text-align: left; font-weight: 600; padding-bottom: .5rem; }
 th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { color: var(--faint); font-weight: 600; white-space: normal; vertical-align: bottom; }
-tbody th { font-weight: 600; } tbody tr:nth-child(even) { background: var(--stripe); }
+tbody th { font-weight: 600; white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
+tbody tr:nth-child(even) { background: var(--stripe); }
 th:first-child, .words { text-align: left; }
-td:last-child.words { white-space: normal; overflow-wrap: anywhere; }
+td:last-child.words { white-space: normal; overflow-wrap: anywhere; min-width: 11rem; }
 figure { margin: 1.5rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 46rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: .6rem;
   margin-bottom: .5rem; border: 1px solid var(--line); }
 @media print {
   @page { margin: 14mm; } body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; } th, td.words { white-space: normal; }
+  table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
+  th, td.words { white-space: normal; min-width: 0; }
   .scroll { overflow: visible; } .scroll, figure, aside { break-inside: avoid; }
   h1, h2, h3 { break-after: avoid; } img { border: 0; padding: 0; max-height: 230mm; }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,7 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
                 canvas, caption, words = drawn
                 svg, png = io.BytesIO(), io.BytesIO()
                 canvas.savefig(svg, format="svg", metadata={"Date": None})
+                canvas.set_layout_engine("none")  # which has done its slow work
                 canvas.savefig(png, format="png")
                 alt = f"{caption} {words}"
                 figures[name] = Figure(
@@ -102,7 +104,15 @@ def _styles(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:
 
 
 def _wrap(label: str, width: int = 30) -> str:
-    return "\n".join(textwrap.wrap(label, width))
+    """A label in lines: what is in parentheses, if not all fits, goes on one of its own."""
+    parts = [label] if len(label) <= width else label.replace(" (", "\n(").splitlines()
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, width))
+
+
+def _panels(rows: Sequence[Row]) -> Canvas:
+    """A canvas for panels side by side, with room below for the legend of the rows."""
+    lines = 1 + max(_wrap(row.label).count("\n") for row in rows)
+    return _canvas(7.2, 2.9 + 0.18 * lines * math.ceil(len(rows) / 3))
 
 
 def _legend(canvas: Canvas, axes: Axes, place: Any) -> None:
@@ -122,7 +132,9 @@ def _difference(study: Study, rows: Sequence[Row]) -> _Drawn:
     if found is None:
         return None
     base, shown = found
-    canvas = _canvas(7.2, 1.4 + 0.36 * len(shown))
+    labels = [_wrap(row.label, 34) for row in shown]
+    lines = max(2, 1 + max(label.count("\n") for label in labels))
+    canvas = _canvas(7.2, 1.4 + 0.18 * lines * len(shown))
     axes = canvas.subplots()
     axes.axvline(0, color="black", linewidth=0.8)
     ours = [row.minus(base) for row in shown]
@@ -148,7 +160,7 @@ def _difference(study: Study, rows: Sequence[Row]) -> _Drawn:
     reach = 2 * max(abs(x) for x, _ in [*seeds, *paper])
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -reach), min(high, reach) or 1)
-    axes.set_yticks(range(len(shown)), [_wrap(row.label, 34) for row in shown])
+    axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("difference to the baseline, percentage points of corrupted accuracy")
@@ -236,7 +248,7 @@ def _corruptions(study: Study, rows: Sequence[Row]) -> _Drawn:
     picture = axes.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     for (y, x), value in np.ndenumerate(values):
         text = f"{round(value, 1) + 0:+.1f}".replace("-", "−")
-        colour = "white" if abs(value) > 0.62 * limit else "black"
+        colour = "white" if value > 0.55 * limit or value < -0.7 * limit else "black"
         axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=colour)
     axes.set_yticks(range(len(values)), study.corruptions)
     axes.xaxis.tick_top()
@@ -254,7 +266,7 @@ def _corruptions(study: Study, rows: Sequence[Row]) -> _Drawn:
 
 
 def _severities(study: Study, rows: Sequence[Row]) -> _Drawn:
-    canvas, found = _canvas(7.2, 3.5), _compared(study, rows)
+    canvas, found = _panels(rows), _compared(study, rows)
     panels: Sequence[Axes] = canvas.subplots(1, 2 if found else 1, squeeze=False)[0]
     panels[0].set(xlabel="severity", ylabel="%", title="accuracy", xticks=SEVERITIES)
     for row, style in _styles(rows):
@@ -271,7 +283,7 @@ def _severities(study: Study, rows: Sequence[Row]) -> _Drawn:
 
 
 def _training(study: Study, rows: Sequence[Row]) -> _Drawn:
-    canvas, epochs = _canvas(7.2, 3.5), study.settings["epochs"]
+    canvas, epochs = _panels(rows), study.settings["epochs"]
     losses, accuracies = canvas.subplots(1, 2)
     grid = np.unique(np.linspace(1, epochs, min(epochs, _POINTS)).round())
     for row, style in _styles(rows):

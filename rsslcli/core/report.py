@@ -178,12 +178,12 @@ def _settings(study: Study) -> str:
 
 
 def _other_comparisons(study: Study) -> Iterator[Table]:
-    """Rows of the same tasks with each other, and several tasks with rotation, which they are to beat."""
-    rows = []
-    for i, row in enumerate(study.rows):
-        for other in study.rows[:i]:
-            beat = other.config.tasks == ("rotation",) and len(row.config.tasks) > 1
-            if beat or set(other.config.tasks) == set(row.config.tasks):
+    """Rows with the first of the same tasks, and several tasks with rotation, which they are to beat."""
+    rows, first = [], {frozenset(row.config.tasks): row for row in reversed(study.rows)}
+    for row in study.rows:
+        tasks = frozenset(row.config.tasks)
+        for other in (first[tasks], first.get(frozenset({"rotation"})) if len(tasks) > 1 else None):
+            if other is not None and other is not row:
                 found = row.minus(other)
                 seeds = str(len(found.differences))
                 rows.append([f"{row.label} − {other.label}", seeds, _interval(found), found.verdict])

@@ -420,7 +420,8 @@ def _changed(config: Config) -> dict[str, Any]:
 
 def _label(config: Config) -> str:
     titles = (TABLE_1[task][0] if task in TABLE_1 else task for task in config.tasks)
-    label = "Four tasks" if set(config.tasks) == FOUR else " + ".join(titles) or "Baseline"
+    known = {frozenset[str](): "Baseline", FOUR: "Four tasks", frozenset(TABLE_1): "Seven tasks"}
+    label = known.get(frozenset(config.tasks)) or " + ".join(titles)
     return f"{label}, AutoML" if config.automl else f"{label}, fixed λ" if len(config.tasks) > 1 else label
 
 
