@@ -247,8 +247,8 @@ def _robustbench_summary(result: Evaluation) -> str:
     terms = result.about["robustbench"]
     differs = ""
     if result.images != ROBUSTBENCH_IMAGES:
-        left_out = f", {len(result.excluded)} left out because they tune λ" if result.excluded else ""
-        differs = f"; RobustBench takes {ROBUSTBENCH_IMAGES:,}: not the same{left_out}"
+        left_out = f": {len(result.excluded)} are left out because they tune λ" if result.excluded else ""
+        differs = f", not RobustBench's {ROBUSTBENCH_IMAGES:,}{left_out}"
     return (
         f"RobustBench's terms: clean accuracy {terms['clean_acc']:.2f}%, robust accuracy (corruptions) "
         f"{terms['corruptions_acc']:.2f}%, unnormalised mCE {terms['corruptions_mce']:.2f}%  "

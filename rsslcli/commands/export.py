@@ -57,6 +57,9 @@ def export(
         err.print(f"note: {text}", soft_wrap=True)
     if done.difference is None:
         err.print("note: not run here, since onnxruntime is not installed: pip install onnxruntime")
-    checked = "" if done.difference is None else f"; run and compared: equal to {done.difference:.0e}"
+    checked = ""
+    if done.difference is not None:
+        most = f"by at most {done.difference:.0e} of the largest" if done.difference else "in nothing"
+        checked = f"; run and compared with the checkpoint: the scores differ {most}"
     shapes = f"images (N, 3, 32, 32) in [0, 1] → scores (N, {network.fc.out_features})"
     out.print(f"written to {output}: {shapes}{checked}", soft_wrap=True)

@@ -83,7 +83,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     assert terms["corruptions_mce"] == pytest.approx(100 - terms["corruptions_acc"], abs=0.02)
     assert terms["clean_acc"] == pytest.approx(100 * first["clean_accuracy"], abs=0.005)
     assert f"robust accuracy (corruptions) {terms['corruptions_acc']:.2f}%" in public.stdout
-    assert "n = 38; RobustBench takes 10,000: not the same, 2 left out because they tune λ" in public.stdout
+    assert "n = 38, not RobustBench's 10,000: 2 are left out because they tune λ" in public.stdout
 
     for normalization in ("half", "none"):
         eval_c(

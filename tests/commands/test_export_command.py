@@ -20,7 +20,10 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     result = rssl("export w.pt --output model.pt2 --normalization none", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    assert "written to model.pt2: images (N, 3, 32, 32) in [0, 1] → scores (N, 4); run and" in result.stdout
+    assert (
+        "written to model.pt2: images (N, 3, 32, 32) in [0, 1] → scores (N, 4); run and compared"
+        in result.stdout
+    )
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         scores = torch.export.load(tmp_path / "model.pt2").module()(images)
