@@ -166,7 +166,8 @@ def _difference(study: Study, rows: Sequence[Row]) -> _Drawn:
     axes.set_xlabel("difference to the baseline, percentage points of corrupted accuracy")
     _legend(canvas, axes, "outside upper center")
     caption = (
-        "Difference to the baseline: an interval that leaves out zero exceeds the noise; one seed has none."
+        "Difference to the baseline: an interval that leaves out zero exceeds the noise; one seed has none. "
+        "An interval may go on beyond the edge."
     )
     return canvas, caption, "The numbers are in the table above."
 
