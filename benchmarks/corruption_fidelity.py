@@ -30,7 +30,8 @@ Blocks = NDArray[np.float64]  # (5, N, 32, 32, 3), grey levels
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare our corruptions with the original generator's.")
     parser.add_argument("golden", type=Path)
-    golden = np.load(parser.parse_args().golden)
+    with np.load(parser.parse_args().golden) as file:
+        golden = dict(file)
     clean = golden["clean"]
 
     misses = 0

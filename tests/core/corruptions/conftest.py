@@ -1,6 +1,10 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from rsslcli.core.corruptions import generate
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +15,11 @@ def images() -> NDArray[np.uint8]:
     textured = np.clip(patches + random.normal(0, 12, patches.shape), 0, 255).astype(np.uint8)
     textured[0], textured[1], textured[2] = 0, 255, 128
     return textured
+
+
+@pytest.fixture(scope="class")
+def small_chunks() -> Iterator[None]:
+    """Chunks of 16 images: several for `images`, and little work for one image, which fills a whole chunk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "CHUNK", 16)
+        yield

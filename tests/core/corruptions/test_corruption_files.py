@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions import generate as module
-from rsslcli.core.corruptions.generate import CHUNK, corrupt, generate_corrupted
+from rsslcli.core.corruptions.generate import corrupt, generate_corrupted
 from rsslcli.core.errors import UserError
 
 Images = NDArray[np.uint8]
 PAIR = ("contrast", "gaussian_noise")
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +53,9 @@ class TestCorrupt:
         assert np.array_equal(corrupt(images[:7], name, 3), corrupt(images, name, 3)[:7])
 
     def test_every_chunk_draws_its_own_numbers(self) -> None:
-        grey = np.full((CHUNK + 2, 32, 32, 3), 128, np.uint8)
+        grey = np.full((module.CHUNK + 2, 32, 32, 3), 128, np.uint8)
         result = corrupt(grey, "gaussian_noise", 1)
-        assert not np.array_equal(result[CHUNK:], result[:2])
+        assert not np.array_equal(result[module.CHUNK :], result[:2])
 
     def test_seed_and_severity_change_the_numbers(self, images: Images) -> None:
         assert np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=3))
