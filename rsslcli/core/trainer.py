@@ -87,7 +87,8 @@ class Trainer:
         self.steps_per_epoch = len(data.labels) // config.batch_size
         if not self.steps_per_epoch:
             raise UserError(
-                f"batch_size: {config.batch_size} is more than the {len(data.labels)} training images: lower it"
+                f"batch_size: {config.batch_size} is more than the {len(data.labels)} training images: "
+                "lower it"
             )
         self.steps = self.steps_per_epoch * config.epochs
 
