@@ -662,7 +662,6 @@ def test_encrypted_zip(tmp_path: Path) -> None:
     refused(path, "encrypted|password")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_file(), reason=f"needs the CIFAR-10 images at {REAL}")
 def test_real_archive() -> None:
     train, test = read(REAL, limit=500)
