@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.tasks import own
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _no_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is kept in the cache of whoever runs the tests, nor by the commands that they start."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def only_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins without tasks of one's own, and leaves none."""
+    monkeypatch.setattr(own, "_registered", {})
+    monkeypatch.setattr(own, "_files", {})
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import yaml
 from helpers import TINY, Here
 from PIL import Image
@@ -13,12 +12,6 @@ from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.tasks import own
 
 FLIP = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
-
-
-@pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "_registered", {})
-    monkeypatch.setattr(own, "_files", {})
 
 
 def forget() -> None:

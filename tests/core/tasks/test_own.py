@@ -21,10 +21,7 @@ METHODS = "    def head(self, f): ...\n    def transform(self, i, r): ...\n    d
 
 
 @pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test begins without tasks but ours, and leaves none."""
-    monkeypatch.setattr(own, "_registered", {})
-    monkeypatch.setattr(own, "_files", {})
+def packages_are_looked_up_anew() -> Iterator[None]:
     own._installed.cache_clear()
     yield
     own._installed.cache_clear()
