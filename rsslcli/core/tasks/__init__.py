@@ -91,4 +91,4 @@ def _build(name: str, options: Mapping[str, Any]) -> Task:
 
 def _unknown(name: object) -> UserError:
     hint = unknown("task", name, [*TASKS, *own.names()])
-    return UserError(f"{hint}; a task of your own needs --task-file with the file that defines it")
+    return UserError(f"{hint} (a task of your own needs --task-file with the file that defines it)")
