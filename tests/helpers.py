@@ -63,10 +63,16 @@ class Here:
         out, err = self._capsys.readouterr()
         return int(str(caught.value.code)), out, err
 
-    def refuse(self, arguments: str, match: str, code: int = 2) -> None:
-        """The command ends with `code` and one line on stderr that matches."""
+    def succeed(self, arguments: str) -> str:
+        """What the command prints on stdout."""
+        code, out, err = self(arguments)
+        assert code == 0, err
+        return out
+
+    def refuse(self, arguments: str, match: str, code: int = 2) -> str:
+        """The command ends with `code` and one line on stderr that matches. Returns its stdout."""
         found, out, err = self(arguments)
         assert found == code, err
-        assert out == ""
         assert re.fullmatch(r"rssl: error: [^\n]+\n", err)
         assert re.search(match, err.strip())
+        return out

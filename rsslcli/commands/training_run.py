@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 TASKS, _TRAINING, _RUN, _MACHINE = "Tasks", "Training", "Run", "Machine"
 
 
-def _load_task_files(context: typer.Context, paths: list[Path] | None) -> list[Path] | None:
+def _load_task_files(context: typer.Context, paths: list[Path] | None) -> list[Path]:
     """Make the tasks in these files known, before any option that names them is looked at."""
     if paths and not context.resilient_parsing:  # which a shell asks for at every <TAB>
         from rsslcli.core.tasks.own import load_task_file
 
         for path in paths:
             load_task_file(path)
-    return paths
+    return paths or []
 
 
 TaskFile = Annotated[

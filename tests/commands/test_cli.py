@@ -15,14 +15,17 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 import yaml
 from helpers import RSSL, TINY, Here, refuse, rssl, succeed
 from PIL import Image
 
+from rsslcli.app import COMMANDS, app
 from rsslcli.commands.console import say_next
 from rsslcli.commands.training_run import _new_directory
 from rsslcli.core.checkpoint import load_checkpoint
@@ -47,9 +50,9 @@ def run(home: Path) -> Path:
     return home / "run"
 
 
-def test_prepare_again_does_nothing(home: Path) -> None:
+def test_prepare_again_does_nothing(home: Path, here: Here) -> None:
     before = {path: path.stat().st_mtime_ns for path in (home / "data").rglob("*.np*")}
-    out = succeed("prepare-data --dataset mine --source images --corruptions generate", cwd=home)
+    out = here.succeed("prepare-data --dataset mine --source images --corruptions generate")
     assert "already prepared" in out
     assert {path: path.stat().st_mtime_ns for path in (home / "data").rglob("*.np*")} == before
 
@@ -65,7 +68,7 @@ def test_run_directory(run: Path) -> None:
     assert (run / "log.txt").read_text().count("clean accuracy") == 3
 
 
-def test_eval_c(home: Path, run: Path) -> None:
+def test_eval_c(home: Path, run: Path, here: Here) -> None:
     out = succeed("eval-c run", cwd=home)
     for name in CORRUPTIONS:
         assert name in out
@@ -78,50 +81,45 @@ def test_eval_c(home: Path, run: Path) -> None:
     assert f"{100 * result['mean_accuracy']:.2f}%" in out
     assert result["dataset"] == "mine"
 
-    succeed(
-        "eval-c run/checkpoint.pt --limit 7 --corruptions fog,snow --output part.md",
-        cwd=home,
-    )
+    here.succeed("eval-c run/checkpoint.pt --limit 7 --corruptions fog,snow --output part.md")
     assert "| fog |" in (home / "part.md").read_text()
     assert json.loads((run / "eval-c.json").read_text()) == result
 
 
-def test_stricter_protocol(home: Path) -> None:
+def test_stricter_protocol(home: Path, here: Here) -> None:
     """Tune on the extra four, test on the other fifteen, end to end."""
     settings = "--validation-corruptions extra --warmup-epochs 0 --epochs 1 --config my.yaml"
-    succeed(f"train-automl --tasks ir {TINY} {settings} --output strict", cwd=home)
-    out = succeed(
-        f"eval-c strict --severity 3 --corruptions {','.join(STANDARD)} --output strict.json", cwd=home
-    )
+    here.succeed(f"train-automl --tasks ir {TINY} {settings} --output strict")
+    out = here.succeed(f"eval-c strict --severity 3 --corruptions {','.join(STANDARD)} --output strict.json")
     result = json.loads((home / "strict.json").read_text())
     assert list(result["accuracy"]) == list(STANDARD)
     assert "speckle_noise" not in out
 
 
-def test_corrupted_images_from_an_archive(home: Path) -> None:
+def test_corrupted_images_from_an_archive(home: Path, here: Here) -> None:
     without = shutil.ignore_patterns("corrupted")
     shutil.copytree(home / "data" / "mine", home / "data" / "second", ignore=without)
     with tarfile.open(home / "C.tar", "w") as archive:
         for path in (home / "data" / "mine" / "corrupted").glob("*.npy"):
             archive.add(path, f"C/{path.name}")
     command = "prepare-data --dataset second --corruptions"
-    assert "19 corruptions of 40 images" in succeed(f"{command} download --source C.tar", cwd=home)
+    assert "19 corruptions of 40 images" in here.succeed(f"{command} download --source C.tar")
     for path in (home / "data" / "mine" / "corrupted").glob("*.npy"):
         copy = home / "data" / "second" / "corrupted" / path.name
         assert np.array_equal(np.load(copy), np.load(path))
-    refuse(f"{command} generate", cwd=home, match="was not generated: move it away")
-    refuse(f"{command} download", cwd=home, match="--corruptions generate")
+    here.refuse(f"{command} generate", match="was not generated: move it away")
+    here.refuse(f"{command} download", match="--corruptions generate")
 
 
-def test_eval_c_of_a_plain_state_dict(home: Path, run: Path) -> None:
+def test_eval_c_of_a_plain_state_dict(home: Path, run: Path, here: Here) -> None:
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in WideResNet(10, 1).state_dict().items()}}, home / "w.pt"
     )
-    out = succeed("eval-c w.pt --dataset mine --corruptions fog --output w.json", cwd=home)
+    out = here.succeed("eval-c w.pt --dataset mine --corruptions fog --output w.json")
     assert "40 images per cell" in out
     assert json.loads((home / "w.json").read_text())["excluded"] == []
     command = "eval-c w.pt --dataset mine --corruptions fog --same-images-as run --output w.json"
-    assert "30 images per cell, 10 left out" in succeed(command, cwd=home)
+    assert "30 images per cell, 10 left out" in here.succeed(command)
     excluded = json.loads((home / "w.json").read_text())["excluded"]
     assert excluded == list(load_checkpoint(run).excluded)
 
@@ -162,16 +160,16 @@ def test_a_signal_saves_the_run(home: Path) -> None:
     assert torch.load(home / "stopped" / "checkpoint.pt", weights_only=True)["step"] > 0
 
 
-def test_baseline_and_fixed(home: Path) -> None:
-    succeed(f"train-single --task none {TINY} --epochs 1 --output baseline", cwd=home)
+def test_baseline_and_fixed(home: Path, here: Here) -> None:
+    here.succeed(f"train-single --task none {TINY} --epochs 1 --output baseline")
     assert "lambda" not in (home / "baseline" / "metrics.jsonl").read_text()
-    succeed(f"train-automl --fixed --tasks jigsaw,rgb {TINY} --epochs 1 --output fixed", cwd=home)
+    here.succeed(f"train-automl --fixed --tasks jigsaw,rgb {TINY} --epochs 1 --output fixed")
     records = [json.loads(line) for line in (home / "fixed" / "metrics.jsonl").read_text().splitlines()]
     assert {record.get("lambda/rgb", 0.5) for record in records} == {0.5}
 
 
-def test_visualize_tasks(home: Path) -> None:
-    out = succeed("visualize-tasks --output figure.png --images 3", cwd=home)
+def test_visualize_tasks(home: Path, here: Here) -> None:
+    out = here.succeed("visualize-tasks --output figure.png --images 3")
     assert "figure.png" in out
     with Image.open(home / "figure.png") as picture:
         assert picture.format == "PNG"
@@ -255,7 +253,7 @@ def odd_files(home: Path) -> Path:
 def test_mistakes_get_one_line_and_exit_code_2(
     odd_files: Path, here: Here, arguments: str, match: str
 ) -> None:
-    here.refuse(arguments, match)
+    assert here.refuse(arguments, match) == ""
     assert not (odd_files / "pwned").exists()
 
 
@@ -290,20 +288,40 @@ def test_help_completion_and_early_mistakes_load_no_torch(odd_files: Path) -> No
     assert {"bare", "mine", "shapes"} <= set(result.stdout.split())
 
 
-def test_help_version_and_module(tmp_path: Path) -> None:
-    out = succeed("--help", cwd=tmp_path)
-    for command in ("prepare-data", "train-single", "train-automl", "eval-c", "visualize-tasks"):
-        assert command in out
-        assert "--help" in succeed(f"{command} --help", cwd=tmp_path)
+def test_help_teaches_by_example(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands and options in sections that fit the terminal, then examples that can be typed."""
+    monkeypatch.setenv("COLUMNS", "80")
+    group = typer.main.get_command(app)
+    commands: dict[str, Any] = group.commands
+    for name in ("", *commands):
+        page = here.succeed(f"{name} --help")
+        explained, _, examples = page.partition("\nExamples:\n")
+        assert all(len(line) <= 80 for line in explained.splitlines())
+        lines = [line.strip() for line in examples.splitlines() if not line.strip().startswith("#")]
+        assert len(lines) >= 2, name
+        for line in lines:
+            _, command, *options = line.split()
+            assert name in ("", command)
+            known = {option for parameter in commands[command].params for option in parameter.opts}
+            assert {option for option in options if option.startswith("--")} <= known
+    page = here.succeed("")
+    assert page == here.succeed("--help")
+    headings = re.findall(r"^(\w[\w ]*):$", page, re.MULTILINE)
+    assert headings == [*COMMANDS, "Options", "Examples"]
+    assert re.findall(r"^  ([a-z][a-z-]*) {2,}\w", page, re.MULTILINE) == list(commands)
+
+
+def test_version_and_module(tmp_path: Path) -> None:
     assert re.fullmatch(r"rssl \d+\.\d+\.\d+\n", succeed("--version", cwd=tmp_path))
     module = subprocess.run(
-        [sys.executable, "-m", "rsslcli", "--version"],
+        [sys.executable, "-m", "rsslcli", "train-automl", "--wrong"],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         cwd=tmp_path,
     )
-    assert module.stdout == succeed("--version", cwd=tmp_path)
+    assert module.returncode == 2
+    refuse("train-automl --wrong", cwd=tmp_path, match=re.escape(module.stderr.strip()))
 
 
 def test_data_dir_from_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
