@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
     from rsslcli.core.evaluation import Evaluation
     from rsslcli.core.export import Exported, export_classifier
+    from rsslcli.core.randomness import BatchRandom
+    from rsslcli.core.report import write_report
+    from rsslcli.core.tasks.base import Task
+    from rsslcli.core.tasks.contract import check_task
+    from rsslcli.core.tasks.own import register_task
     from rsslcli.core.training import EpochDone, Event, Noticed, Started, StepsDone, TrainingResult
 
 __version__ = "0.1.0"
 __all__ = [
-    "CORRUPTIONS", "Classifier", "Config", "DivergedError", "EpochDone", "Evaluation", "Event",
-    "Exported", "InterruptedTrainingError", "Noticed", "RsslError", "Started", "StepsDone",
-    "TrainingResult", "UserError", "evaluate", "export_classifier", "load_classifier", "make_config", "train",
+    "CORRUPTIONS", "BatchRandom", "Classifier", "Config", "DivergedError", "EpochDone", "Evaluation", "Event",
+    "Exported", "InterruptedTrainingError", "Noticed", "RsslError", "Started", "StepsDone", "Task",
+    "TrainingResult", "UserError", "check_task", "evaluate", "export_classifier", "load_classifier",
+    "make_config", "register_task", "train", "write_report",
 ]  # fmt: skip
 
 #: Where each name lives. Loading torch takes seconds, which `rssl --help` and `import rsslcli` do not.
@@ -30,6 +36,11 @@ _HOMES = {
     "core.errors": ("DivergedError", "InterruptedTrainingError", "RsslError", "UserError"),
     "core.evaluation": ("Evaluation",),
     "core.export": ("Exported", "export_classifier"),
+    "core.randomness": ("BatchRandom",),
+    "core.report": ("write_report",),
+    "core.tasks.base": ("Task",),
+    "core.tasks.contract": ("check_task",),
+    "core.tasks.own": ("register_task",),
     "core.training": ("EpochDone", "Event", "Noticed", "Started", "StepsDone", "TrainingResult"),
 }
 

@@ -52,10 +52,13 @@ def documented(home: Path, here: Here, tmp_path: Path, monkeypatch: pytest.Monke
         return train(dataclasses.replace(config, **TINY), *arguments, **options)
 
     from rsslcli.core import training
-    from rsslcli.core.data import download, loading
+    from rsslcli.core.data import download, loading, shapes
 
     train = training.train
     monkeypatch.setattr(training, "train", tiny)
+    monkeypatch.setattr(loading, "EMBEDDED_LIMIT", 20)
+    monkeypatch.setattr(shapes, "TRAIN_SIZE", 200)
+    monkeypatch.setattr(shapes, "TEST_SIZE", 60)
     monkeypatch.setattr(
         download,
         "download_corrupted",
