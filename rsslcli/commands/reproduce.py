@@ -94,7 +94,7 @@ def reproduce(
     is prepared first.
 
     rssl reproduce --preset small --jobs 2
-    # list the cells with the time that they will take; run the fourth, as a cluster's job array does
+    # what the cells will take; then the fourth alone, as in a cluster's job array
     rssl reproduce --dry-run
     rssl reproduce --only 4
     """
