@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from rsslcli.commands import completion
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     DataDir,
@@ -24,7 +25,7 @@ from rsslcli.commands.console import (
 from rsslcli.commands.prepare_data import Corruptions, prepare_data
 from rsslcli.commands.training_run import ConfigFile, TaskFile
 from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
-from rsslcli.core.study import PRESETS, Cell, CellEvent, Runner, choose, plan, shell_line
+from rsslcli.core.study import PAPER_METHODS, PRESETS, Cell, CellEvent, Runner, choose, plan, shell_line
 
 if TYPE_CHECKING:
     from rsslcli.core.estimate import Sizes
@@ -39,6 +40,8 @@ def reproduce(
         str,
         typer.Option(
             help="paper: full size. small: some hours on two CPU cores. quick: minutes, embedded images.",
+            metavar=f"<{'|'.join(PRESETS)}>",
+            autocompletion=completion.one_of(PRESETS),
             rich_help_panel=STUDY,
         ),
     ] = "paper",
@@ -52,7 +55,10 @@ def reproduce(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Only these cells: numbers, names or methods, separated by commas.", rich_help_panel=STUDY
+            help="Only these cells: numbers, names or methods, separated by commas.",
+            metavar="<cells>",
+            autocompletion=completion.some_of(PAPER_METHODS),
+            rich_help_panel=STUDY,
         ),
     ] = None,
     jobs: Annotated[
