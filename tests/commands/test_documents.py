@@ -18,7 +18,7 @@ from rsslcli.core.study import Runner
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
 #: Lines that .ci/run runs, or that stand for what is not ours to test.
-OTHERS = re.compile(r"python3 -m venv |pip install |# ")
+OTHERS = re.compile(r"python3 -m venv |(\.venv/bin/)?pip install |\.venv/bin/python -m pytest|# ")
 #: What every training is cut down to.
 TINY = {
     "epochs": 1, "warmup_epochs": 0, "train_size": 32, "depth": 10, "width": 1, "batch_size": 16,
@@ -30,7 +30,8 @@ def shell_lines(document: str) -> list[str]:
     """The lines of the document's shell blocks, but those of blocks that a marker leaves to another test."""
     text = (ROOT / document).read_text(encoding="utf-8")
     blocks = re.findall(r"^(<!-- .* -->\n)?```(?:sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = "\n".join(block for marker, block in blocks if not marker).replace("\\\n", " ")
+    ours = [block for marker, block in blocks if marker.strip() in ("", "<!-- main -->", "<!-- tests -->")]
+    lines = "\n".join(ours).replace("\\\n", " ")
     return [part.strip() for line in lines.splitlines() for part in line.split("&&") if part.strip()]
 
 
@@ -80,8 +81,8 @@ def test_every_command_works(document: str, documented: Here) -> None:
         if re.fullmatch(r"\w+=.*", words[0]) and len(words) == 1:
             name, _, value = words[0].partition("=")
             variables[name] = value
-        elif words[0] in ("rssl", "torchrun"):
-            arguments = words[1:] if words[0] == "rssl" else words[words.index("rsslcli") + 1 :]
+        elif words[0] in ("rssl", ".venv/bin/rssl", "torchrun"):
+            arguments = words[1:] if words[0].endswith("rssl") else words[words.index("rsslcli") + 1 :]
             code, _, err = documented(" ".join(arguments))
             assert code == 0, f"{line}: {err}"
         elif words[:1] == ["python"] and words[1].startswith("benchmarks/"):
