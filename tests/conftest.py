@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.tasks import own
+# Tests run at once (pytest -n) share out the cores; torch reads this when it is imported.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
+
+import torch  # noqa: E402
+
+from rsslcli.core.randomness import BatchRandom  # noqa: E402
+from rsslcli.core.tasks import own  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
