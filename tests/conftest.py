@@ -11,10 +11,10 @@ import pytest
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
 
-import torch  # noqa: E402
+import torch
 
-from rsslcli.core.randomness import BatchRandom  # noqa: E402
-from rsslcli.core.tasks import own  # noqa: E402
+from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.tasks import own
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
