@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -63,3 +64,9 @@ def export(
         checked = f"; run and compared with the checkpoint: the scores differ {most}"
     shapes = f"images (N, 3, 32, 32) in [0, 1] → scores (N, {network.fc.out_features})"
     out.print(f"written to {output}: {shapes}{checked}", soft_wrap=True)
+    place = json.dumps(str(output), ensure_ascii=False)
+    loads = {
+        ".onnx": f"onnxruntime.InferenceSession({place})",
+        ".pt2": f"torch.export.load({place}).module()(images)",
+    }
+    err.print(f"next, in Python: {loads[output.suffix]}", soft_wrap=True)

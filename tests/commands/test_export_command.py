@@ -19,7 +19,7 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     torch.save(network.state_dict(), tmp_path / "w.pt")
     result = rssl("export w.pt --output model.pt2 --normalization none", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    assert result.stderr == 'next, in Python: torch.export.load("model.pt2").module()(images)\n'
     assert (
         "written to model.pt2: images (N, 3, 32, 32) in [0, 1] → scores (N, 4); run and compared"
         in result.stdout
