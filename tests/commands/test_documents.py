@@ -29,7 +29,7 @@ TINY = {
 def shell_lines(document: str) -> list[str]:
     """The lines of the document's shell blocks, but those of blocks that a marker leaves to another test."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    blocks = re.findall(r"^(<!-- .* -->\n)?```(?:sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^(<!-- [^\n]* -->\n)?```(?:sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     ours = [block for marker, block in blocks if marker.strip() in ("", "<!-- main -->", "<!-- tests -->")]
     lines = "\n".join(ours).replace("\\\n", " ")
     return [part.strip() for line in lines.splitlines() for part in line.split("&&") if part.strip()]

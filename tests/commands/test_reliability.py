@@ -29,7 +29,7 @@ EAGER = (
     "from rsslcli.app import main; main()"
 )
 #: One thread, so that what a step computes does not depend on how threads share it out.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "RSSL_DATA_DIR": "data"}
 CONFIG = {"dataset": "mine", "validation_images": 10, "warmup_epochs": 1, "meta_batch_size": 5}
 
 
