@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ from rsslcli.commands.reproduce import reproduce
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
 from rsslcli.commands.visualize_tasks import visualize_tasks
-from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError, quoted
+from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError, nearest, quoted
 
 #: The commands in the order of a first session.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -101,8 +100,8 @@ def main() -> None:
 def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
     # Without the dashes, which make any two names look alike.
     names = {option.lstrip("-"): option for option in possibilities}
-    near = difflib.get_close_matches(name.lstrip("-"), names, 1)
-    return f"unknown option {quoted(name)}" + (f": did you mean '{names[near[0]]}'?" if near else "")
+    near = nearest(name.lstrip("-"), names)
+    return f"unknown option {quoted(name)}" + (f": did you mean '{names[near]}'?" if near else "")
 
 
 def _fail(message: str, code: int) -> None:

@@ -77,6 +77,22 @@ Device = Annotated[
     ),
 ]
 
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        help="A checkpoint, a run directory, or a WideResNet state dict.",
+        autocompletion=completion.runs,
+    ),
+]
+Normalization = Annotated[
+    str | None,
+    typer.Option(
+        help="How the input of weights from elsewhere is normalised, where the file does not say: half "
+        "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
+        metavar="<half|cifar10|none|…>",
+    ),
+]
+
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback]:
@@ -157,6 +173,11 @@ def check_dataset(name: str | None, data_dir: Path) -> None:
 
     if name is not None and name != EMBEDDED:
         check_prepared(data_dir, name)
+
+
+def note(text: str) -> None:
+    """Say, in a line, what a person should know beside the result."""
+    err.print(f"note: {text}", soft_wrap=True)
 
 
 def say_next(*words: str | Path, data_dir: Path | None = None) -> None:

@@ -11,11 +11,13 @@ from rich.table import Table
 from rsslcli.commands import completion
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
+    Checkpoint,
     DataDir,
     DatasetName,
     Device,
+    Normalization,
     check_dataset,
-    err,
+    note,
     out,
     parse_corruptions,
     parse_severities,
@@ -32,13 +34,7 @@ if TYPE_CHECKING:
 
 
 def eval_c(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="A checkpoint, a run directory, or a WideResNet state dict.",
-            autocompletion=completion.runs,
-        ),
-    ],
+    checkpoint: Checkpoint,
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     limit: Annotated[int | None, typer.Option(help="Evaluate only so many source images.")] = None,
@@ -66,14 +62,7 @@ def eval_c(
             metavar="<paper|robustbench>",
         ),
     ] = "paper",
-    normalization: Annotated[
-        str | None,
-        typer.Option(
-            help="How the input of weights from elsewhere is normalised, where the file does not say: half "
-            "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
-            metavar="<half|cifar10|none|…>",
-        ),
-    ] = None,
+    normalization: Normalization = None,
     same_images_as: Annotated[
         Path | None,
         typer.Option(
@@ -113,6 +102,7 @@ def eval_c(
     _check_options(protocol, normalization, limit, output)
     check_dataset(dataset, data_dir)
     from rsslcli.core.checkpoint import checkpoint_path, load_checkpoint, load_classifier
+    from rsslcli.core.corruptions.generate import RECORD
     from rsslcli.core.data.loading import load, load_corrupted
     from rsslcli.core.evaluation import check_classes, evaluate, with_robustbench
     from rsslcli.core.ranks import join_ranks
@@ -145,7 +135,7 @@ def eval_c(
                 "the images with the same numbers are left out all the same"
             )
         for text in notes:
-            _note(text)
+            note(text)
         result = evaluate(
             network,
             data.test,
@@ -170,9 +160,9 @@ def eval_c(
     if protocol == "robustbench":
         out.print(_robustbench_summary(result), soft_wrap=True)
         if trained and trained.config.automl and trained.config.validation_corruptions == "all":
-            _note("λ was tuned on these corruptions, on other images: say so beside published numbers")
-        if (corrupted.folder / "corruptions.json").exists():  # the record of our own generator
-            _note(f"{corrupted.folder} was generated here: it is close to the published set, not the same")
+            note("λ was tuned on these corruptions, on other images: say so beside published numbers")
+        if (corrupted.folder / RECORD).exists():
+            note(f"{corrupted.folder} was generated here: it is close to the published set, not the same")
     if path is not None:
         _save(result, path, in_run=output is None)
 
@@ -187,10 +177,6 @@ def _save(result: Evaluation, path: Path, in_run: bool) -> None:
     if in_run:
         folder = path.parent.parent  # where other runs may lie, to compare with
         say_next("report", path.parent if folder == Path() else folder)
-
-
-def _note(text: str) -> None:
-    err.print(f"note: {text}", soft_wrap=True)
 
 
 def _check_options(protocol: str, normalization: str | None, limit: int | None, output: Path | None) -> None:

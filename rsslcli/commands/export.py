@@ -8,32 +8,18 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands import completion
-from rsslcli.commands.console import err, out
+from rsslcli.commands.console import Checkpoint, Normalization, err, note, out
 from rsslcli.core.errors import UserError
 from rsslcli.core.normalization import parse_normalization
 
 
 def export(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            help="A checkpoint, a run directory, or a WideResNet state dict.",
-            autocompletion=completion.runs,
-        ),
-    ],
+    checkpoint: Checkpoint,
     output: Annotated[
         Path,
         typer.Option(help="The file to write: ONNX where it ends in .onnx, torch.export where in .pt2."),
     ],
-    normalization: Annotated[
-        str | None,
-        typer.Option(
-            help="How the input of weights from elsewhere is normalised, where the file does not say: half "
-            "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
-            metavar="<half|cifar10|none|…>",
-        ),
-    ] = None,
+    normalization: Normalization = None,
 ) -> None:
     """Write a classifier as a program that runs without rssl, checked against the checkpoint.
 
@@ -55,9 +41,9 @@ def export(
     about = {"rssl": __version__} | ({"dataset": trained.config.dataset} if trained else {})
     done = export_classifier(network, output, classes=trained.classes if trained else None, about=about)
     for text in notes:
-        err.print(f"note: {text}", soft_wrap=True)
+        note(text)
     if done.difference is None:
-        err.print("note: not run here, since onnxruntime is not installed: pip install onnxruntime")
+        note("not run here, since onnxruntime is not installed: pip install onnxruntime")
     checked = ""
     if done.difference is not None:
         most = f"by at most {done.difference:.0e} of the largest" if done.difference else "in nothing"

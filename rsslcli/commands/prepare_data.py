@@ -13,6 +13,7 @@ from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     DataDir,
     err,
+    note,
     out,
     parse_corruptions,
     parse_severities,
@@ -122,8 +123,8 @@ def prepare_data(
             f"{len(data.test.labels)} test images of {len(data.train.classes)} classes",
             soft_wrap=True,
         )
-        for note in prepared.notes:
-            err.print(f"note: {note}", soft_wrap=True)
+        for text in prepared.notes:
+            note(text)
         if prepared.stale_corruptions:
             err.print(
                 f"the corrupted images in {data.corrupted_folder} are of other test images: "

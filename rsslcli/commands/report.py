@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsslcli.commands import completion
-from rsslcli.commands.console import err, out
+from rsslcli.commands.console import err, note, out
 
 if TYPE_CHECKING:
     from rsslcli.core.page import Table as Content
@@ -43,10 +43,10 @@ def report(
     for study in result.studies:
         out.print(_table(table_1(study), study.title))
         for warning in study.warnings:
-            err.print(f"note: {warning}", markup=False, soft_wrap=True)
+            note(warning)
     for entry in result.left_out:
-        err.print(f"left out: {entry.directory.name}: {entry.reason}", markup=False, soft_wrap=True)
-    out.print(f"open {result.page}", markup=False, soft_wrap=True)
+        err.print(f"left out: {entry.directory.name}: {entry.reason}", soft_wrap=True)
+    out.print(f"open {result.page}", soft_wrap=True)
 
 
 def _table(content: Content, title: str) -> Table:

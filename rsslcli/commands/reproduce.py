@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +24,17 @@ from rsslcli.commands.console import (
 from rsslcli.commands.prepare_data import Corruptions, prepare_data
 from rsslcli.commands.training_run import ConfigFile, TaskFile
 from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
-from rsslcli.core.study import PAPER_METHODS, PRESETS, Cell, CellEvent, Runner, choose, plan, shell_line
+from rsslcli.core.study import (
+    PAPER_METHODS,
+    PRESETS,
+    Cell,
+    CellEvent,
+    Runner,
+    choose,
+    plan,
+    shell_line,
+    threads_each,
+)
 
 if TYPE_CHECKING:
     from rsslcli.core.estimate import Sizes
@@ -127,7 +136,7 @@ def reproduce(
     for cell in chosen:
         cell.status()  # refuses a folder of another study before anything is run
     _prepare(preset, chosen[0].config.dataset, source, data_dir)
-    with _View(len(chosen)) as view, stop_on_signal() as received:
+    with _View() as view, stop_on_signal() as received:
         counts = Runner(jobs, gpus, options, view, lambda: bool(received)).run(chosen, retry=retry)
     out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number), soft_wrap=True)
     _finish(cells, counts, received)
@@ -179,7 +188,7 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
 class _View:
     """Shows a study: a bar per running cell on a terminal, and a line for each that starts or ends."""
 
-    def __init__(self, cells: int) -> None:
+    def __init__(self) -> None:
         self._tasks: dict[str, TaskID] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -187,9 +196,8 @@ class _View:
             TaskProgressColumn(),
             console=err,
             transient=True,
-            disable=not err.is_terminal,
+            disable=not err.is_interactive,
         )
-        self._cells = cells
 
     def __enter__(self) -> _View:
         self._bar.start()
@@ -209,36 +217,34 @@ class _View:
         elif cell.name in self._tasks:
             self._bar.remove_task(self._tasks.pop(cell.name))
         line = f"cell {cell.number} {cell.name}: {event.kind}"
-        err.print(f"{line}: {event.text}" if event.text else line, soft_wrap=True, markup=False)
+        err.print(f"{line}: {event.text}" if event.text else line, soft_wrap=True)
 
 
 def _list_cells(cells: list[Cell], options: list[str], jobs: int, data_dir: Path) -> None:
     """The table of `--dry-run`, and the commands of every cell that is not done."""
     from rsslcli.core.estimate import estimate
 
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    estimates = estimate(cells, _sizes(cells[0], data_dir), threads=threads)
+    estimates = estimate(cells, _sizes(cells[0], data_dir), threads=threads_each(jobs))
+    statuses = {cell.name: cell.status() for cell in cells}
     table = Table(title="what each cell takes", title_justify="left")
     for column in ("cell", "name", "status"):
         table.add_column(column, no_wrap=True)
     for column in ("time", "disk"):
         table.add_column(column, justify="right", no_wrap=True)
-    missing = [cell for cell in cells if cell.status() != "done"]
+    missing = [cell for cell in cells if statuses[cell.name] != "done"]
     for cell in cells:
-        work = estimates[cell.name]
-        table.add_row(
-            str(cell.number), cell.name, cell.status(), _duration(work.seconds), f"{work.bytes / 1e6:.0f} MB"
-        )
+        time, size = _duration(estimates[cell.name].seconds), f"{estimates[cell.name].bytes / 1e6:.0f} MB"
+        table.add_row(str(cell.number), cell.name, statuses[cell.name], time, size)
     out.print(table)
     for cell in missing:
         commands = " && ".join(shell_line(command) for command in cell.commands(options))
-        out.print(f"{cell.number}: {commands}", soft_wrap=True, markup=False)
+        out.print(f"{cell.number}: {commands}", soft_wrap=True)
     seconds = sum(estimates[cell.name].seconds for cell in missing)
-    size = sum(estimates[cell.name].bytes for cell in missing) / 1e9
+    gigabytes = sum(estimates[cell.name].bytes for cell in missing) / 1e9
     at_once = f", {jobs} at once" if jobs > 1 else ""
     out.print(
         f"{len(missing)} of {len(cells)} cells are left: about {_duration(seconds / jobs)} on this machine"
-        f"{at_once}, {size:.2f} GB (an estimate: operations counted, their speed measured)",
+        f"{at_once}, {gigabytes:.2f} GB (an estimate: operations counted, their speed measured)",
         soft_wrap=True,
     )
 
@@ -248,16 +254,15 @@ def _sizes(cell: Cell, data_dir: Path) -> Sizes:
     from rsslcli.core.data.corrupted import open_corrupted
     from rsslcli.core.data.store import load_dataset
     from rsslcli.core.estimate import Sizes
+    from rsslcli.core.training import validation_source
 
     try:
         data = load_dataset(data_dir, cell.config.dataset)
         source = open_corrupted(data.corrupted_folder, data.name).images_per_cell
     except UserError:
         return Sizes(50_000, 10_000, 9_900)
-    classes = len(data.train.classes)
-    return Sizes(
-        len(data.train.labels), len(data.test.labels), source - cell.config.validation_images, classes
-    )
+    tested = source - len(validation_source(cell.config, source))
+    return Sizes(len(data.train.labels), len(data.test.labels), tested, len(data.train.classes))
 
 
 def _duration(seconds: float) -> str:

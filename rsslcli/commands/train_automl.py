@@ -10,9 +10,7 @@ from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
 from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, split_names
 from rsslcli.core.errors import UserError
-
-#: The four tasks of the paper's section 4.
-DEFAULT_TASKS = ("rotation", "bir", "color", "ir")
+from rsslcli.core.tasks import BEST_TASKS
 
 
 def train_automl(
@@ -20,7 +18,7 @@ def train_automl(
         str | None,
         typer.Option(
             help="Some of rotation, color, ir, bir, inpaint, rgb, jigsaw, separated by commas.  "
-            f"[default: {','.join(DEFAULT_TASKS)}]",
+            f"[default: {','.join(BEST_TASKS)}]",
             metavar="<names>",
             autocompletion=completion.tasks,
             rich_help_panel=options.TASKS,
@@ -76,4 +74,4 @@ def train_automl(
     named = None if tasks is None else split_names(tasks)
     if named == []:
         raise UserError("--tasks: name at least one task")
-    options.run_training(given, named, automl=not fixed, default_tasks=DEFAULT_TASKS)
+    options.run_training(given, named, automl=not fixed, default_tasks=BEST_TASKS)

@@ -17,6 +17,7 @@ from rsslcli.commands import completion
 from rsslcli.commands.console import (
     check_dataset,
     err,
+    note,
     out,
     percent,
     progress_bar,
@@ -343,7 +344,7 @@ class TrainingView:
         elif isinstance(event, EpochDone):
             err.print(self._epoch_line(event.record), soft_wrap=True)
         elif isinstance(event, Noticed):
-            err.print(f"note: {event.text}", soft_wrap=True)
+            note(event.text)
         else:
             self._latest = event.record
             values = f"loss {event.record['loss/main']:.3f}  {self._lambdas()}"

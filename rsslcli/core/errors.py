@@ -44,9 +44,14 @@ def quoted(value: object) -> str:
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a name that is none of `choices`: it names the nearest one, or all."""
     names = list(choices)
-    near = difflib.get_close_matches(quoted(name).strip("'").lower(), names, 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
+    near = nearest(quoted(name).strip("'").lower(), names)
+    hint = f"did you mean '{near}'?" if near else f"choose from {', '.join(names)}"
     return UserError(f"unknown {kind} {quoted(name)}: {hint}")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The one of `choices` that was probably meant by `name`; None where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(choices), 1)), None)
 
 
 def one_line(text: object, limit: int = 200) -> str:

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from rsslcli.core.config import Config, make_config, read_config_file
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import RsslError, UserError, one_line, unknown
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
+from rsslcli.core.tasks import BEST_TASKS, TASKS
 
 #: What runs a command: this very `rssl`.
 PROGRAM = (sys.executable, "-m", "rsslcli")
-#: The four most effective tasks, which section 4 combines.
-BEST_TASKS = ("rotation", "bir", "color", "ir")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Method:
 #: The paper's experiments: the columns of Table 1, then Figure 2.
 PAPER_METHODS = {
     "baseline": Method(()),
-    **{task: Method((task,)) for task in ("rotation", "color", "ir", "bir", "inpaint", "rgb", "jigsaw")},
+    **{task: Method((task,)) for task in TASKS},
     "fixed": Method(BEST_TASKS),
     "automl": Method(BEST_TASKS, automl=True),
 }
@@ -81,7 +81,7 @@ PRESETS = {
     "small": Preset(
         PAPER_METHODS | _JOINT,
         seeds=3,
-        single_seed=("color", "ir", "bir", "inpaint", "rgb", "jigsaw"),
+        single_seed=tuple(task for task in TASKS if task != "rotation"),
         corruptions="generate",
         corrupted_images=600,
     ),
@@ -193,8 +193,8 @@ class Cell:
                 )
 
 
-#: The clean test set, and 19 corruptions at 5 severities.
-CELLS_OF_AN_EVALUATION = 96
+#: The clean test set, and all corruptions at all severities.
+CELLS_OF_AN_EVALUATION = 1 + len(CORRUPTIONS) * len(SEVERITIES)
 
 
 def plan(
@@ -266,9 +266,15 @@ def choose(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     for name in only:
         found = {cell.number for cell in cells if name in (str(cell.number), cell.name, cell.method)}
         if not found:
-            raise unknown("cell", name, [*dict.fromkeys(cell.method for cell in cells), *_names(cells)])
+            methods = dict.fromkeys(cell.method for cell in cells)
+            raise unknown("cell", name, [*methods, *(cell.name for cell in cells)])
         chosen |= found
     return [cell for cell in cells if not only or cell.number in chosen]
+
+
+def threads_each(jobs: int) -> int:
+    """The CPU threads of a cell where `jobs` run at once."""
+    return max((os.cpu_count() or 1) // jobs, 1)
 
 
 def shell_line(arguments: Sequence[str]) -> str:
@@ -346,7 +352,7 @@ class Runner:
     def _start(self, cell: Cell, taken: set[int], retry: bool) -> _Job | None:
         status = cell.status()
         if status == "done" or (status == "failed" and not retry):
-            text = "done before" if status == "done" else f"failed before: {_first_line(cell.failure)}"
+            text = "done before" if status == "done" else f"failed before: {_last_line(cell.failure)}"
             self._ended(cell, "skipped", text)
             return None
         try:
@@ -367,7 +373,7 @@ class Runner:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.gpus)))).split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[job.slot % len(visible)]
         else:
-            environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // self.jobs, 1)))
+            environment.setdefault("OMP_NUM_THREADS", str(threads_each(self.jobs)))
         log = _log(job.cell)
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -412,7 +418,7 @@ class Runner:
 
     def _fail(self, cell: Cell, code: int) -> None:
         message = f"ended by signal {-code}" if code < 0 else _last_line(_log(cell))
-        text = f"{one_line(message, 500)} (exit code {code}; see {_log(cell)})"
+        text = f"{message} (exit code {code}; see {_log(cell)})"
         with replacing(cell.failure) as file:
             file.write(f"{text}\n".encode())
         self._ended(cell, "failed", text)
@@ -426,23 +432,10 @@ def _log(cell: Cell) -> Path:
     return cell.directory.parent / "logs" / f"{cell.name}.txt"
 
 
-def _names(cells: Sequence[Cell]) -> list[str]:
-    return [cell.name for cell in cells]
-
-
-def _first_line(file: Path) -> str:
-    try:
-        return one_line(file.read_text(encoding="utf-8", errors="replace").splitlines()[0], 500)
-    except (OSError, IndexError):
-        return "no reason is known"
-
-
 def _last_line(file: Path) -> str:
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line for line in reversed(lines) if line.strip())
-    except (OSError, StopIteration):
-        return "it said nothing"
+    """The last words in a file."""
+    lines = _tail(file).decode(errors="replace").splitlines()
+    return one_line(next((line for line in reversed(lines) if line.strip()), "no reason is known"), 500)
 
 
 def _tail(file: Path, size: int = 8192) -> bytes:

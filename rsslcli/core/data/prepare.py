@@ -1,6 +1,5 @@
 """Bring a data set, whatever its source, into the prepared form that `store` loads."""
 
-import difflib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from rsslcli.core.data import shapes, sources
 from rsslcli.core.data.corrupted import import_corrupted, open_corrupted
 from rsslcli.core.data.sources import Arrays
 from rsslcli.core.data.store import Dataset, dataset_folder, load_dataset, save_split
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, nearest
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress, silent
 
@@ -130,8 +129,8 @@ def _recognise(
         # The official files are verified when read, so wherever they come from they are the same.
         return _Source(f"official {official}", official, read_official)
     if source is None:
-        near = difflib.get_close_matches(name, (*sources.OFFICIAL, "shapes"), 1)
-        hint = f"did you mean '{near[0]}'? Else " if near else ""
+        near = nearest(name, (*sources.OFFICIAL, "shapes"))
+        hint = f"did you mean '{near}'? Else " if near else ""
         raise UserError(f"data set {name!r} needs a source: {hint}give --source PATH, {_ACCEPTED}")
     if sources.is_image_tree(source):
         return _Source(

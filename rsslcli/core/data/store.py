@@ -1,6 +1,5 @@
 """Prepared data sets on disk: one uncompressed .npz per split, verified whenever it is read."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -13,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.errors import UserError, nearest, one_line
 from rsslcli.core.files import quietly, replacing
 
 Images = npt.NDArray[np.uint8]
@@ -157,8 +156,8 @@ def check_prepared(data_dir: Path, name: str) -> None:
     if _is_complete(dataset_folder(data_dir, name)):
         return
     public = name in {"cifar10", "cifar100", EMBEDDED}
-    near = [] if public else difflib.get_close_matches(name, [*prepared_datasets(data_dir), EMBEDDED], 1)
-    hint = f"did you mean '{near[0]}'? Else " if near else ""
+    near = None if public else nearest(name, [*prepared_datasets(data_dir), EMBEDDED])
+    hint = f"did you mean '{near}'? Else " if near else ""
     source = "" if public else " --source PATH"
     raise UserError(
         f"no prepared data set {name!r} in {data_dir}: {hint}run `rssl prepare-data --dataset {name}{source}`"

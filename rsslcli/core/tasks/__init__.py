@@ -27,6 +27,8 @@ TASKS = {
     "rgb": "rsslcli.core.tasks.rgb:ColorChannelGuessing",
     "jigsaw": "rsslcli.core.tasks.jigsaw:Jigsaw",
 }
+#: The four most effective of them, which section 4 combines.
+BEST_TASKS = ("rotation", "bir", "color", "ir")
 
 
 def check_task_words(names: Iterable[str]) -> None:

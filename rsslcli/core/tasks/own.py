@@ -11,7 +11,6 @@ import inspect
 import re
 import sys
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING
 from rsslcli.core.errors import UserError, one_line, quoted
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from rsslcli.core.tasks.base import Task
 
 #: The group of entry points in which a package names its tasks: name = "module:Class".
@@ -148,6 +149,8 @@ def described(error: BaseException, file: str = "") -> str:
 @cache
 def _installed() -> dict[str, EntryPoint]:
     """The tasks of installed packages, by name. One that has the name of one of ours is never asked for."""
+    from importlib.metadata import entry_points  # at every start of `rssl` it would cost 17 ms
+
     return {entry.name: entry for entry in entry_points(group=GROUP) if NAME.fullmatch(entry.name)}
 
 
