@@ -27,6 +27,7 @@ from rsslcli.commands.console import (
 )
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.files import checkpoint_path
 from rsslcli.core.normalization import parse_normalization
 
 if TYPE_CHECKING:
@@ -101,7 +102,10 @@ def eval_c(
         names = _robustbench_corruptions((corruptions, severity, limit))
     _check_options(protocol, normalization, limit, output)
     check_dataset(dataset, data_dir)
-    from rsslcli.core.checkpoint import checkpoint_path, load_checkpoint, load_classifier
+    file = checkpoint_path(checkpoint)
+    if same_images_as is not None:
+        checkpoint_path(same_images_as)
+    from rsslcli.core.checkpoint import load_checkpoint, load_classifier
     from rsslcli.core.corruptions.generate import RECORD
     from rsslcli.core.data.loading import load, load_corrupted
     from rsslcli.core.evaluation import check_classes, evaluate, with_robustbench
@@ -121,7 +125,7 @@ def eval_c(
     keep_freed_memory()
     target = resolve_device(device or "auto")
     name = dataset or (trained.config.dataset if trained else "cifar10")
-    path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
+    path = output or (file.with_name("eval-c.json") if trained else None)
     with join_ranks(target) as ranks, progress_bar() as progress:
         with ranks.first_alone():
             data = load(name, data_dir, progress)

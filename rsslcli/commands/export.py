@@ -10,6 +10,7 @@ import typer
 
 from rsslcli.commands.console import Checkpoint, Normalization, err, note, out
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import checkpoint_path
 from rsslcli.core.normalization import parse_normalization
 
 
@@ -31,6 +32,7 @@ def export(
         raise UserError(f"--output {output}: the name must end in .onnx or .pt2")
     if normalization is not None:
         parse_normalization(normalization)
+    checkpoint_path(checkpoint)
     from rsslcli import __version__
     from rsslcli.core.checkpoint import load_classifier
     from rsslcli.core.export import check_export, export_classifier

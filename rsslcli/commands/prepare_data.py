@@ -93,13 +93,13 @@ def prepare_data(
     # images of your own: a folder of class folders
     rssl prepare-data --dataset mine --source path/to/images --corruptions generate
     """
+    names = parse_corruptions(only) or CORRUPTIONS
+    levels = parse_severities(severity)
     from rsslcli.core.data.loading import generate_corruptions
     from rsslcli.core.data.prepare import prepare
     from rsslcli.core.data.store import EMBEDDED, dataset_folder
     from rsslcli.core.locks import locked
 
-    names = parse_corruptions(only) or CORRUPTIONS
-    levels = parse_severities(severity)
     downloads = corruptions is Corruptions.download
     if corruptions is None:
         corruptions = Corruptions.generate if dataset == EMBEDDED else Corruptions.none

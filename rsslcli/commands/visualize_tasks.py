@@ -13,6 +13,7 @@ from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     DataDir,
     DatasetName,
+    check_dataset,
     err,
     out,
     progress_bar,
@@ -20,6 +21,8 @@ from rsslcli.commands.console import (
     split_names,
 )
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import checkpoint_path
+from rsslcli.core.tasks import check_task_names
 
 #: The columns of the paper's Figure 1, after the original.
 FIGURE_1 = "rotation,color,bir,inpaint,rgb,jigsaw"
@@ -62,6 +65,11 @@ def visualize_tasks(
     output = output or Path("predictions.png" if checkpoint else "figure1.png")
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: the name must end in .png")
+    if tasks is not None:
+        check_task_names(split_names(tasks))
+    if checkpoint is not None:
+        checkpoint_path(checkpoint)
+    check_dataset(dataset, data_dir)
     from rsslcli.core.checkpoint import load_checkpoint
     from rsslcli.core.data.loading import load
     from rsslcli.core.data.store import EMBEDDED, prepared_datasets

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rsslcli.core.config import Config
 from rsslcli.core.errors import RsslError, UserError, one_line, quoted
-from rsslcli.core.files import quietly, replacing
+from rsslcli.core.files import checkpoint_path, quietly, replacing
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.normalization import HALF, parse_normalization
 from rsslcli.core.state_dicts import find_weights
@@ -145,15 +145,6 @@ def load_classifier(
     if (mean, std) != HALF:
         network.set_normalization(mean, std)
     return network, None
-
-
-def checkpoint_path(path: Path) -> Path:
-    """The checkpoint file that `path` names, itself or inside the run directory."""
-    if path.is_dir():
-        path = path / "checkpoint.pt"
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: train one with `rssl train-automl` or `rssl train-single`")
-    return path
 
 
 def _read(path: Path) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the checkpoint that a path names. Imports no torch."""
 
 import os
 import warnings
@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from rsslcli.core.errors import RsslError
+from rsslcli.core.errors import RsslError, UserError
 
 
 @contextmanager
@@ -31,6 +31,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # gone, after success
             temporary.unlink()
+
+
+def checkpoint_path(path: Path) -> Path:
+    """The checkpoint file that `path` names, itself or inside the run directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_dir():
+        path = path / "checkpoint.pt"
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: train one with `rssl train-automl` or `rssl train-single`")
+    return path
 
 
 @contextmanager

@@ -25,13 +25,13 @@ from rsslcli.core.checkpoint import (
     FORMAT,
     VERSION,
     Checkpoint,
-    checkpoint_path,
     load_checkpoint,
     load_classifier,
     save_checkpoint,
 )
 from rsslcli.core.config import Config
 from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import checkpoint_path
 from rsslcli.core.multitask import MultiTaskNetwork
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.tasks import build_tasks
