@@ -102,9 +102,7 @@ def eval_c(
         names = _robustbench_corruptions((corruptions, severity, limit))
     _check_options(protocol, normalization, limit, output)
     check_dataset(dataset, data_dir)
-    file = checkpoint_path(checkpoint)
-    if same_images_as is not None:
-        checkpoint_path(same_images_as)
+    _check_files(checkpoint, same_images_as)
     from rsslcli.core.checkpoint import load_checkpoint, load_classifier
     from rsslcli.core.corruptions.generate import RECORD
     from rsslcli.core.data.loading import load, load_corrupted
@@ -125,7 +123,7 @@ def eval_c(
     keep_freed_memory()
     target = resolve_device(device or "auto")
     name = dataset or (trained.config.dataset if trained else "cifar10")
-    path = output or (file.with_name("eval-c.json") if trained else None)
+    path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
     with join_ranks(target) as ranks, progress_bar() as progress:
         with ranks.first_alone():
             data = load(name, data_dir, progress)
@@ -193,6 +191,12 @@ def _check_options(protocol: str, normalization: str | None, limit: int | None, 
         raise UserError(f"--limit {limit}: expected at least 1")
     if output is not None and output.suffix not in _WRITERS:
         raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
+
+
+def _check_files(*checkpoints: Path | None) -> None:
+    for path in checkpoints:
+        if path is not None:
+            checkpoint_path(path)
 
 
 def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
