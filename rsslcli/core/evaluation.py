@@ -25,7 +25,7 @@ from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import Ranks
 
 #: Images per forward pass. On the CPU small ones, whose activations stay in its caches (docs/performance.md).
-BATCH_SIZE = {"cpu": 50, "cuda": 500}
+BATCH_SIZE = {"cpu": 100, "cuda": 500}
 
 
 @dataclass(frozen=True)
