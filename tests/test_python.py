@@ -22,7 +22,9 @@ from rsslcli.core.networks import WideResNet
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = _BLOCK.findall(TEXT)
+README_BLOCKS = _BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,20 @@ def test_the_document_runs(documented: dict[str, Any], place: Path) -> None:
     assert (place / "theirs.csv").read_text().startswith("corruption,severity,accuracy,images\n")
     for run in ("first", "baseline", "paused"):
         assert load_checkpoint(place / "runs" / run).step == 6
+
+
+def test_the_blocks_of_the_readme_run(documented: dict[str, Any], place: Path) -> None:
+    """On the embedded data set, and with a network and a number of epochs that suit a test."""
+    names = {"images": torch.rand(2, 3, 32, 32), "my_model": WideResNet(10, 1)}
+    for block in README_BLOCKS:
+        small = block.replace('"cifar10"', '"shapes"').replace(
+            "automl=True", "automl=True, depth=10, width=1, epochs=1"
+        )
+        exec(compile(small, "README.md", "exec"), names)
+    assert len(README_BLOCKS) == 3
+    assert names["scores"].shape == (2, 10)
+    assert load_checkpoint(place / "runs" / "mine").config.tasks == ("rotation", "bir", "color", "ir")
+    assert names["found"].images == 20
 
 
 def test_the_document_is_typed(tmp_path: Path) -> None:
