@@ -20,6 +20,7 @@ from rsslcli.core.config import DEVICES
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.files import checkpoint_path
 from rsslcli.core.progress import Progress as ProgressCallback
 
 #: Whether this process speaks: of those that `torchrun` starts, only the first one does.
@@ -173,6 +174,13 @@ def check_dataset(name: str | None, data_dir: Path) -> None:
 
     if name is not None and name != EMBEDDED:
         check_prepared(data_dir, name)
+
+
+def check_checkpoints(*paths: Path | None) -> None:
+    """Raise UserError where one that is given is no checkpoint, before anything heavy is loaded."""
+    for path in paths:
+        if path is not None:
+            checkpoint_path(path)
 
 
 def note(text: str) -> None:

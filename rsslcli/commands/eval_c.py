@@ -16,6 +16,7 @@ from rsslcli.commands.console import (
     DatasetName,
     Device,
     Normalization,
+    check_checkpoints,
     check_dataset,
     note,
     out,
@@ -102,7 +103,7 @@ def eval_c(
         names = _robustbench_corruptions((corruptions, severity, limit))
     _check_options(protocol, normalization, limit, output)
     check_dataset(dataset, data_dir)
-    _check_files(checkpoint, same_images_as)
+    check_checkpoints(checkpoint, same_images_as)
     from rsslcli.core.checkpoint import load_checkpoint, load_classifier
     from rsslcli.core.corruptions.generate import RECORD
     from rsslcli.core.data.loading import load, load_corrupted
@@ -191,12 +192,6 @@ def _check_options(protocol: str, normalization: str | None, limit: int | None, 
         raise UserError(f"--limit {limit}: expected at least 1")
     if output is not None and output.suffix not in _WRITERS:
         raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
-
-
-def _check_files(*checkpoints: Path | None) -> None:
-    for path in checkpoints:
-        if path is not None:
-            checkpoint_path(path)
 
 
 def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:

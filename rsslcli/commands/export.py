@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands.console import Checkpoint, Normalization, err, note, out
+from rsslcli.commands.console import Checkpoint, Normalization, check_checkpoints, err, note, out
 from rsslcli.core.errors import UserError
-from rsslcli.core.files import checkpoint_path
 from rsslcli.core.normalization import parse_normalization
 
 
@@ -32,7 +31,7 @@ def export(
         raise UserError(f"--output {output}: the name must end in .onnx or .pt2")
     if normalization is not None:
         parse_normalization(normalization)
-    checkpoint_path(checkpoint)
+    check_checkpoints(checkpoint)
     from rsslcli import __version__
     from rsslcli.core.checkpoint import load_classifier
     from rsslcli.core.export import check_export, export_classifier

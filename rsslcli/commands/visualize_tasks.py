@@ -13,6 +13,7 @@ from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     DataDir,
     DatasetName,
+    check_checkpoints,
     check_dataset,
     err,
     out,
@@ -21,7 +22,6 @@ from rsslcli.commands.console import (
     split_names,
 )
 from rsslcli.core.errors import UserError
-from rsslcli.core.files import checkpoint_path
 from rsslcli.core.tasks import check_task_names
 
 #: The columns of the paper's Figure 1, after the original.
@@ -65,10 +65,9 @@ def visualize_tasks(
     output = output or Path("predictions.png" if checkpoint else "figure1.png")
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: the name must end in .png")
-    if tasks is not None:
-        check_task_names(split_names(tasks))
-    if checkpoint is not None:
-        checkpoint_path(checkpoint)
+    columns = split_names(FIGURE_1 if tasks is None else tasks)
+    check_task_names(columns)
+    check_checkpoints(checkpoint)
     check_dataset(dataset, data_dir)
     from rsslcli.core.checkpoint import load_checkpoint
     from rsslcli.core.data.loading import load
@@ -82,10 +81,8 @@ def visualize_tasks(
         prepared = prepared_datasets(data_dir)
         dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
         err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
-    if tasks is not None:
-        columns = split_names(tasks)
-    else:
-        columns = list(trained.config.tasks) if trained else split_names(FIGURE_1)
+    if tasks is None and trained is not None:
+        columns = list(trained.config.tasks)
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
     # A network's answers mean something on images that it has not been trained on.
