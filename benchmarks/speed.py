@@ -175,6 +175,16 @@ def with_higher(bench: Bench) -> Iterator[Figure]:
     return against_rival(bench, "higher", "with_higher", "step with the library higher", Bar("≥", 5))
 
 
+def precision(bench: Bench) -> Iterator[Figure]:
+    """What bfloat16 gives."""
+    with bench.worker(variants.steps) as whole, bench.worker(
+        variants.steps, TASKS, "per-task", "bfloat16"
+    ) as rounded:  # fmt: skip
+        for work, what in (("automl", "AutoML"), ("fixed", "fixed-λ")):
+            exact, fast = bench.times((whole, work), (rounded, work))
+            yield ratio("precision", f"{what} step in float32 ÷ in bfloat16", exact, fast)
+
+
 def overhead(bench: Bench) -> Iterator[Figure]:
     """What is not the network: augmentation, task inputs, optimiser, bookkeeping."""
     with bench.worker(variants.steps) as steps:
@@ -214,8 +224,12 @@ def eval_plain(bench: Bench) -> Iterator[Figure]:
             bench.worker(variants.evaluation, Path(folder)) as ours,
             bench.worker(variants.plain_evaluation, Path(folder)) as plain,
         ):
-            script, whole = bench.times((plain, "script"), (ours, "evaluate"))
-    yield ratio("eval-plain", "eval-c images/s ÷ a plain script's", script, whole, bar=Bar("≥", 1.4))
+            script, whole, rounded = bench.times(
+                (plain, "script"), (ours, "evaluate"), (ours, "evaluate in bfloat16")
+            )
+    what = "images/s ÷ a plain script's"
+    yield ratio("eval-plain", f"eval-c {what}", script, whole, bar=Bar("≥", 1.4))
+    yield ratio("eval-plain", f"eval-c --precision bfloat16 {what}, in float32", script, rounded)
 
 
 def memory_step(bench: Bench) -> Iterator[Figure]:
@@ -286,6 +300,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "finite-differences": finite_differences,
     "higher": with_higher,
     "overhead": overhead,
+    "precision": precision,
     "layout": layout,
     "eval-bare": eval_bare,
     "eval-plain": eval_plain,

@@ -71,9 +71,14 @@ class Setting:
 # Training steps
 
 
-def steps(setting: Setting, tasks: tuple[str, ...] = TASKS, batch_norm: str = "per-task") -> Works:
+def steps(
+    setting: Setting,
+    tasks: tuple[str, ...] = TASKS,
+    batch_norm: str = "per-task",
+    precision: str = "float32",
+) -> Works:
     """Our step with λ fixed and with AutoML, and the passes of its network alone, on ready tensors."""
-    trainer, problem = _trainer(setting, tasks, batch_norm)
+    trainer, problem = _trainer(setting, tasks, batch_norm, precision)
     chosen = trainer.epoch_order(0)[: setting.batch_size]
 
     def passes() -> None:
@@ -163,7 +168,7 @@ def rival(setting: Setting, name: str) -> Works:
 
 
 def _trainer(
-    setting: Setting, tasks: tuple[str, ...], batch_norm: str = "per-task"
+    setting: Setting, tasks: tuple[str, ...], batch_norm: str = "per-task", precision: str = "float32"
 ) -> tuple[Trainer, Problem]:
     """A trainer on the embedded data set, in the commands' way to allocate, and its problem."""
     keep_freed_memory()
@@ -175,6 +180,7 @@ def _trainer(
         width=setting.width,
         batch_size=setting.batch_size,
         batch_norm=batch_norm,
+        precision=precision,
     )
     device = resolve_device(setting.device)
     images, labels = _drawn(2 * config.batch_size, "train", device)
@@ -290,8 +296,12 @@ def evaluation(setting: Setting, folder: Path) -> Works:
         for batch in batches:
             network(batch)
 
+    def evaluation(precision: str) -> None:
+        evaluate(network, test, open_corrupted(folder, "benchmark"), device=device, precision=precision)
+
     return {
-        "evaluate": lambda: evaluate(network, test, open_corrupted(folder, "benchmark"), device=device),
+        "evaluate": partial(evaluation, "float32"),
+        "evaluate in bfloat16": partial(evaluation, "bfloat16"),
         "bare": bare,
     }
 

@@ -134,6 +134,7 @@ class Odd(nn.Module):
         (None, {"severities": []}, "severities: expected some of 1 to 5, got []"),
         (None, {"corruptions": ["fogg"]}, "unknown corruption 'fogg': did you mean 'fog'?"),
         (None, {"limit": 0}, "limit: expected at least 1"),
+        (None, {"precision": "tf32"}, "precision: expected float32 or bfloat16, got 'tf32'"),
     ],
 )  # fmt: skip
 def test_evaluate_refuses(
@@ -150,6 +151,8 @@ def test_evaluate_leaves_the_model_in_its_modes(place: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
     assert first == rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
+    rounded = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5], precision="bfloat16")
+    assert (first.about["precision"], rounded.about["precision"]) == ("float32", "bfloat16")
     assert [module.training for module in model] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rsslcli.commands import completion
-from rsslcli.core.config import DEVICES
+from rsslcli.core.config import DEVICES, PRECISIONS
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, unknown
@@ -74,6 +74,16 @@ Device = Annotated[
         help="auto takes CUDA where there is a GPU.",
         metavar=f"<{'|'.join(DEVICES)}>",
         autocompletion=completion.devices,
+        rich_help_panel="Machine",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="How to multiply: float32, the default; bfloat16 is faster on GPUs and on CPUs that know it, "
+        "tf32 on GPUs.",
+        metavar=f"<{'|'.join(PRECISIONS)}>",
+        autocompletion=completion.precisions,
         rich_help_panel="Machine",
     ),
 ]

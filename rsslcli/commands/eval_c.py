@@ -16,6 +16,7 @@ from rsslcli.commands.console import (
     DatasetName,
     Device,
     Normalization,
+    Precision,
     check_checkpoints,
     check_dataset,
     note,
@@ -26,6 +27,7 @@ from rsslcli.commands.console import (
     progress_bar,
     say_next,
 )
+from rsslcli.core.config import PRECISIONS
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import checkpoint_path
@@ -86,6 +88,7 @@ def eval_c(
         typer.Option(help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run."),
     ] = None,
     device: Device = None,
+    precision: Precision = None,
 ) -> None:
     """Evaluate a classifier on the corrupted test set: 19 corruptions at 5 severities.
 
@@ -97,11 +100,14 @@ def eval_c(
     rssl eval-c augmix.pt --dataset cifar10 --protocol robustbench --output augmix.json
     # a baseline, on the images that an AutoML run of the same seed and settings is tested on
     rssl eval-c runs/baseline --leave-out-validation
+    # in half the time, where the CPU or GPU knows bfloat16
+    rssl eval-c runs/first --precision bfloat16
     """
     severities, names = parse_severities(severity), parse_corruptions(corruptions)
     if protocol == "robustbench":
         names = _robustbench_corruptions((corruptions, severity, limit))
-    _check_options(protocol, normalization, limit, output)
+    precision = precision or PRECISIONS[0]
+    _check_options(protocol, precision, normalization, limit, output)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
     from rsslcli.core.checkpoint import load_checkpoint, load_classifier
@@ -109,7 +115,7 @@ def eval_c(
     from rsslcli.core.data.loading import load, load_corrupted
     from rsslcli.core.evaluation import check_classes, evaluate, with_robustbench
     from rsslcli.core.ranks import join_ranks
-    from rsslcli.core.runtime import keep_freed_memory, resolve_device
+    from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
     from rsslcli.core.training import validation_source
 
     notes: list[str] = []
@@ -123,6 +129,7 @@ def eval_c(
         )
     keep_freed_memory()
     target = resolve_device(device or "auto")
+    set_precision(precision, target, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
     path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
     with join_ranks(target) as ranks, progress_bar() as progress:
@@ -149,6 +156,7 @@ def eval_c(
             corruptions=names,
             severities=severities,
             partial=path.with_name(path.name + ".partial") if path else None,
+            precision=precision,
             about={"checkpoint": str(checkpoint), "dataset": name}
             | ({"step": trained.step} if trained else {}),
             progress=progress,
@@ -158,10 +166,8 @@ def eval_c(
         return
     if protocol == "robustbench":
         result = with_robustbench(result)
-    out.print(result_table(result, f"{checkpoint} on corrupted {name}: accuracy in %"))
-    out.print(_summary(result), soft_wrap=True)
+    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %")
     if protocol == "robustbench":
-        out.print(_robustbench_summary(result), soft_wrap=True)
         if trained and trained.config.automl and trained.config.validation_corruptions == "all":
             note("λ was tuned on these corruptions, on other images: say so beside published numbers")
         if (corrupted.folder / RECORD).exists():
@@ -182,10 +188,14 @@ def _save(result: Evaluation, path: Path, in_run: bool) -> None:
         say_next("report", path.parent if folder == Path() else folder)
 
 
-def _check_options(protocol: str, normalization: str | None, limit: int | None, output: Path | None) -> None:
+def _check_options(
+    protocol: str, precision: str, normalization: str | None, limit: int | None, output: Path | None
+) -> None:
     """Refuse what no evaluation can do, before anything heavy is loaded."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     if normalization is not None:
         parse_normalization(normalization)
     if limit is not None and limit < 1:
@@ -204,7 +214,14 @@ def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
     return list(STANDARD)
 
 
-def result_table(result: Evaluation, title: str) -> Table:
+def _print(result: Evaluation, title: str) -> None:
+    out.print(_table(result, title))
+    out.print(_summary(result), soft_wrap=True)
+    if "robustbench" in result.about:
+        out.print(_robustbench_summary(result), soft_wrap=True)
+
+
+def _table(result: Evaluation, title: str) -> Table:
     """The table of an evaluation: a row per corruption, a column per severity, and means."""
     table = Table(title=title, title_justify="left")
     table.add_column("corruption")
@@ -226,7 +243,9 @@ def _summary(result: Evaluation) -> str:
     if result.mean_accuracy_15 is not None:
         parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
     left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
-    return f"{' · '.join(parts)}  ({result.images} images per cell{left_out})"
+    precision = result.about["precision"]
+    computed = "" if precision == PRECISIONS[0] else f", computed in {precision}"
+    return f"{' · '.join(parts)}  ({result.images} images per cell{left_out}{computed})"
 
 
 def _robustbench_summary(result: Evaluation) -> str:

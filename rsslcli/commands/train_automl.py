@@ -8,7 +8,7 @@ import typer
 
 from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
-from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, split_names
+from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision, split_names
 from rsslcli.core.errors import UserError
 from rsslcli.core.tasks import BEST_TASKS
 
@@ -58,7 +58,7 @@ def train_automl(
     print_config: options.PrintConfig = False,
     tensorboard: options.TensorBoard = False,
     device: Device = None,
-    precision: options.Precision = None,
+    precision: Precision = None,
     compile: options.Compile = None,
 ) -> None:
     """Train with several self-supervision tasks whose weights λ tune themselves.

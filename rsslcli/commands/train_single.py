@@ -8,7 +8,7 @@ import typer
 
 from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
-from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device
+from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
 from rsslcli.core.errors import UserError
 
 
@@ -41,7 +41,7 @@ def train_single(
     print_config: options.PrintConfig = False,
     tensorboard: options.TensorBoard = False,
     device: Device = None,
-    precision: options.Precision = None,
+    precision: Precision = None,
     compile: options.Compile = None,
 ) -> None:
     """Train with one self-supervision task at a fixed weight, or with none.

@@ -26,7 +26,6 @@ from rsslcli.commands.console import (
 )
 from rsslcli.core.config import (
     BATCH_NORM_MODES,
-    PRECISIONS,
     PRESETS,
     VALIDATION_CORRUPTIONS,
     Config,
@@ -156,15 +155,6 @@ TensorBoard = Annotated[
         "--tensorboard",
         help="Write the metrics for TensorBoard too, into tensorboard in the run directory.",
         rich_help_panel=_RUN,
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        help="How to multiply; tf32 and bfloat16 are faster on GPUs.",
-        metavar=f"<{'|'.join(PRECISIONS)}>",
-        autocompletion=completion.precisions,
-        rich_help_panel=_MACHINE,
     ),
 ]
 Compile = Annotated[

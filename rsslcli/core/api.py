@@ -15,7 +15,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, quoted
 from rsslcli.core.evaluation import Evaluation
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.progress import Progress, silent
@@ -121,6 +121,7 @@ def evaluate(
     limit: int | None = None,
     excluded: Sequence[int] = (),
     device: str | torch.device | None = None,
+    precision: str = "float32",
     progress: Progress = silent,
 ) -> Evaluation:
     """The accuracy of any classifier on a data set and its corrupted versions, as `rssl eval-c` measures it.
@@ -135,6 +136,8 @@ def evaluate(
         limit: evaluate only so many source images.
         excluded: indices of source images to leave out, beside those that tuned the λ of a `Classifier`.
         device: where to compute; by default where the model is.
+        precision: "bfloat16" computes under autocast, "float32" as the model does; whether CUDA multiplies in
+            TF32 there is a setting of PyTorch (`torch.backends`).
         progress: told of every cell: its name, how many are done, of how many.
 
     Raises:
@@ -146,6 +149,8 @@ def evaluate(
         raise UserError(f"severities: expected some of 1 to 5, got {list(severities)}")
     if limit is not None and limit < 1:
         raise UserError(f"limit: expected at least 1, got {limit}")
+    if precision not in ("float32", "bfloat16"):
+        raise UserError(f"precision: expected float32 or bfloat16, got {quoted(precision)}")
     data = load(dataset, _folder(data_dir))
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
@@ -166,6 +171,7 @@ def evaluate(
             limit=limit,
             corruptions=corruptions,
             severities=severities,
+            precision=precision,
             about={"dataset": dataset},
             progress=progress,
         )

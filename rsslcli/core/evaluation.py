@@ -102,6 +102,8 @@ class Evaluation:
         }
         lines += ["", *(f"- {name}: {100 * mean:.2f} %" for name, mean in means.items() if mean is not None)]
         lines.append(f"- {self.images} images per cell, {len(self.excluded)} left out, kept for tuning λ")
+        if self.about.get("precision", "float32") != "float32":
+            lines.append(f"- computed in {self.about['precision']}")
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path | str) -> None:
@@ -147,6 +149,7 @@ def count_correct(
     labels: npt.NDArray[np.int64],
     device: torch.device,
     chosen: npt.NDArray[np.int64] | None = None,
+    precision: str = "float32",
 ) -> int:
     """How many images the classifier gets right.
 
@@ -156,15 +159,18 @@ def count_correct(
         labels: int64 (N,).
         device: where to compute.
         chosen: indices of the images to take; all by default.
+        precision: "bfloat16" computes under autocast; whether CUDA multiplies in TF32 otherwise is a setting
+            of the process, `rsslcli.core.runtime.allow_tf32`.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
     size = BATCH_SIZE[device.type]
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for start in range(0, len(chosen), size):
-        batch = chosen[start : start + size]
-        x = to_float(torch.from_numpy(images[batch]).to(device))
-        y = torch.from_numpy(labels[batch]).to(device)
-        correct += (classifier(x).argmax(1) == y).sum()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
+            x = to_float(torch.from_numpy(images[batch]).to(device))
+            y = torch.from_numpy(labels[batch]).to(device)
+            correct += (classifier(x).argmax(1) == y).sum()
     return int(correct)
 
 
@@ -192,6 +198,7 @@ def evaluate(
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     partial: Path | None = None,
+    precision: str = "float32",
     about: Mapping[str, Any] | None = None,
     progress: Progress = silent,
     ranks: Ranks | None = None,
@@ -210,6 +217,7 @@ def evaluate(
         severities: which ones.
         partial: a file for the counts of finished cells. If it is of the same evaluation, interrupted, its
             cells are not evaluated again; it is removed in the end.
+        precision: as for `count_correct`.
         about: what the result shall say of its origin, such as the checkpoint's name.
         progress: told after every cell.
         ranks: the processes that evaluate together, a cell each at a time. Each gets the result; the first
@@ -242,11 +250,13 @@ def evaluate(
 
     def count(name: str, severity: int) -> int:
         if (name, severity) == _CLEAN:
-            return count_correct(classifier, test.images, test.labels, device, clean)
-        return count_correct(classifier, corrupted.cell(name, severity), corrupted.labels, device, chosen)
+            return count_correct(classifier, test.images, test.labels, device, clean, precision)
+        images = corrupted.cell(name, severity)
+        return count_correct(classifier, images, corrupted.labels, device, chosen, precision)
 
     ranks = ranks or Ranks()
-    fingerprint = _fingerprint(classifier, test.checksum + corrupted.identity, [clean, chosen])
+    setting = test.checksum + corrupted.identity + precision
+    fingerprint = _fingerprint(classifier, setting, [clean, chosen])
     sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
     counts = _Counts(partial if ranks.first else None, fingerprint, sizes)
     counts.known = json.loads(ranks.agree(json.dumps(counts.known)))
@@ -273,7 +283,12 @@ def evaluate(
         accuracy=accuracy,
         images=len(chosen),
         excluded=tuple(left_out.tolist()),
-        about={**(about or {}), "test_data": test.checksum, "corrupted_data": corrupted.identity},
+        about={
+            **(about or {}),
+            "precision": precision,
+            "test_data": test.checksum,
+            "corrupted_data": corrupted.identity,
+        },
     )
 
 
@@ -318,9 +333,9 @@ def _key(name: str, severity: int) -> str:
     return f"{name}/{severity}"
 
 
-def _fingerprint(classifier: nn.Module, data: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
-    """What tells one evaluation from another: the weights, the images, and which of them."""
-    digest = hashlib.sha256(data.encode())
+def _fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
+    """What tells one evaluation from another: the weights, the images and precision, which of the images."""
+    digest = hashlib.sha256(setting.encode())
     for indices in chosen:
         digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())
     for name, value in classifier.state_dict().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,10 +29,28 @@ def describe_device(device: torch.device) -> str:
     return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
-def allow_tf32(allow: bool) -> None:
-    """Let CUDA multiply float32 matrices in TF32 or forbid it. No effect on the CPU."""
-    torch.backends.cuda.matmul.allow_tf32 = allow
-    torch.backends.cudnn.allow_tf32 = allow
+def set_precision(precision: str, device: torch.device, note: Callable[[str], object]) -> None:
+    """Let this process multiply float32 in TF32 on CUDA, unless `precision` is "float32".
+
+    "bfloat16" takes `torch.autocast` around what is computed besides; `note` is told where that is slow.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
+    if precision == "bfloat16" and _emulates_bfloat16(device):
+        note("this device has no bfloat16 of its own: --precision float32 is faster here")
+
+
+def _emulates_bfloat16(device: torch.device) -> bool:
+    """Whether `device` computes in bfloat16 by way of float32.
+
+    True of x86 processors without AVX-512 BF16, where torch tells, and of NVIDIA's GPUs before Ampere.
+    """
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    knows = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public name
+    return knows is not None and not knows()
 
 
 def keep_freed_memory() -> None:

@@ -28,7 +28,7 @@ from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.metrics import Metrics
 from rsslcli.core.ranks import Ranks
-from rsslcli.core.runtime import allow_tf32, derive_seed, describe_device, resolve_device
+from rsslcli.core.runtime import derive_seed, describe_device, resolve_device, set_precision
 from rsslcli.core.trainer import DeviceData, Trainer
 
 #: A checkpoint is written after every epoch, and within a long one this often.
@@ -197,7 +197,6 @@ class _Run:
         self.should_stop: Callable[[], bool] = lambda: ranks.any(should_stop())
         self.began = self.saved = time.perf_counter()
         self.device = resolve_device(config.device)
-        allow_tf32(config.precision != "float32")
 
         validation = draw_validation_set(config, dataset, corrupted)
         self.excluded = validation.source
@@ -255,6 +254,7 @@ class _Run:
                     steps_per_epoch=trainer.steps_per_epoch,
                 )
             )
+            set_precision(config.precision, self.device, self._notice)
             if config.automl and len(self.excluded) < config.validation_images:
                 self._notice(
                     f"{len(self.excluded)} source images tune λ, not {config.validation_images}: "
@@ -298,7 +298,9 @@ class _Run:
         seconds = time.perf_counter() - self.epoch_began
         trainer.model.eval()
         own = self.clean[self.ranks.part(len(self.clean))]
-        correct = count_correct(trainer.model.network, test.images, test.labels, self.device, own)
+        correct = count_correct(
+            trainer.model.network, test.images, test.labels, self.device, own, self.config.precision
+        )
         record = {
             "step": self.step,
             "epoch": epoch + 1,

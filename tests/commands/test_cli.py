@@ -194,6 +194,7 @@ EARLY = [
     ("train-automl --batch-norm jiont", "unknown batch_norm 'jiont': did you mean 'joint'?"),
     ("train-automl --device gpu", "unknown device 'gpu': did you mean 'cpu'"),
     ("train-automl --device mps", "unknown device 'mps': choose from auto, cpu, cuda"),
+    ("eval-c w.pt --precision bfloat", "unknown precision 'bfloat': did you mean 'bfloat16'?"),
     ("train-automl --precision bfloat", "unknown precision 'bfloat': did you mean 'bfloat16'?"),
     ("train-automl --validation-corruptions few", "validation_corruptions 'few': choose from all, extra"),
     ("train-automl --wrong 1", r"unknown option '--wrong' \(see rssl train-automl --help\)$"),

@@ -22,6 +22,7 @@ from helpers import RSSL, Here
         ("train-automl --device c", ["cpu", "cuda"]),
         ("train-automl --batch-norm ", ["per-task", "joint"]),
         ("train-automl --precision tf", ["tf32"]),
+        ("eval-c --precision bf", ["bfloat16"]),
         ("train-automl --validation-corruptions ", ["all", "extra"]),
         ("train-automl --dataset mi", ["mine"]),
         ("train-automl --data-dir nowhere --dataset ", ["shapes"]),

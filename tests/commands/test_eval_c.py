@@ -51,6 +51,24 @@ def test_leave_out_validation(home: Path) -> None:
     refuse("eval-c w.pt --leave-out-validation", cwd=home, match="no seed to draw those images by")
 
 
+def test_precision(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said in the result, and where it is no gain; the numbers are about those of float32."""
+    save_run(home / "precise", CONFIG)
+    out = succeed("eval-c precise --corruptions fog,snow --precision bfloat16 --output r.json", cwd=home)
+    assert "(40 images per cell, computed in bfloat16)" in out
+    rounded = json.loads((home / "r.json").read_text())
+    exact = succeed("eval-c precise --corruptions fog,snow", cwd=home)
+    assert "(40 images per cell)" in exact
+    whole = json.loads((home / "precise" / "eval-c.json").read_text())
+    assert (rounded["precision"], whole["precision"]) == ("bfloat16", "float32")
+    assert rounded["mean_accuracy_evaluated"] == pytest.approx(whole["mean_accuracy_evaluated"], abs=0.05)
+
+    monkeypatch.setattr("rsslcli.core.runtime._emulates_bfloat16", lambda device: True)
+    for precision in ("float32", "bfloat16"):
+        eval_c(home / "precise", data_dir=home / "data", corruptions="fog", precision=precision)
+        assert ("no bfloat16 of its own" in capsys.readouterr().err) == (precision == "bfloat16")
+
+
 def test_a_public_checkpoint_by_robustbench_s_protocol(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

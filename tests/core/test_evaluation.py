@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rsslcli.core import evaluation
 from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
@@ -107,6 +108,40 @@ def test_batches_do_not_change_the_result(
     whole = evaluate(network, test_split, corrupted, device=CPU)
     monkeypatch.setattr("rsslcli.core.evaluation.BATCH_SIZE", {"cpu": 7})
     assert evaluate(network, test_split, corrupted, device=CPU).accuracy == whole.accuracy
+
+
+class Close(nn.Module):
+    """Scores 1 and 1 + 1/512: bfloat16, which has 8 bits, makes 1 of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 2)
+        with torch.no_grad():
+            self.fc.weight.copy_(torch.tensor([[1], [1 + 1 / 512]]))
+            self.fc.bias.zero_()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(torch.ones(len(images), 1))
+        return scores
+
+
+def test_precision(test_split: Split, tmp_path: Path) -> None:
+    """What bfloat16 cannot tell apart is the first class; and that is another evaluation, to be done anew."""
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    partial = tmp_path / "r.json.partial"
+
+    def stop(description: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Close(), test_split, corrupted, device=CPU, partial=partial, progress=stop)
+    labels = test_split.labels[:COUNT]
+    for precision, told in {"bfloat16": 0, "float32": 1, "tf32": 1}.items():
+        result = evaluate(Close(), test_split, corrupted, device=CPU, partial=partial, precision=precision)
+        assert result.accuracy["fog"] == [(labels == told).mean()] * 5
+        assert result.about["precision"] == precision
+        assert (f"- computed in {precision}" in result.to_markdown()) == (precision != "float32")
 
 
 def test_means(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import (
-    allow_tf32,
     derive_seed,
     describe_device,
     resolve_device,
     seeded_generator,
+    set_precision,
 )
 
 CPU = torch.device("cpu")
@@ -53,10 +53,39 @@ def tf32_as_before() -> Iterator[None]:
 
 @pytest.mark.usefixtures("tf32_as_before")
 def test_tf32_is_switched_for_matrices_and_convolutions() -> None:
-    for allow in (True, False, True):
-        allow_tf32(allow)
-        assert torch.backends.cuda.matmul.allow_tf32 is allow
-        assert torch.backends.cudnn.allow_tf32 is allow
+    for precision in ("tf32", "float32", "bfloat16"):
+        set_precision(precision, CPU, lambda text: None)
+        assert torch.backends.cuda.matmul.allow_tf32 is (precision != "float32")
+        assert torch.backends.cudnn.allow_tf32 is (precision != "float32")
+
+
+@pytest.mark.usefixtures("tf32_as_before")
+@pytest.mark.parametrize(
+    ("device", "machine", "knows", "emulates"),
+    [
+        ("cpu", "x86_64", True, False),
+        ("cpu", "x86_64", False, True),
+        ("cpu", "AMD64", False, True),
+        ("cpu", "x86_64", None, False),  # a torch that does not tell
+        ("cpu", "aarch64", False, False),
+        ("cuda", "x86_64", True, False),
+        ("cuda", "x86_64", False, True),
+    ],
+)
+def test_bfloat16_that_is_emulated_is_told(
+    monkeypatch: pytest.MonkeyPatch, device: str, machine: str, knows: bool | None, emulates: bool
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: knows)
+    if knows is None:
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: knows, raising=False)
+    for precision in ("float32", "tf32", "bfloat16"):
+        notes: list[str] = []
+        set_precision(precision, torch.device(device), notes.append)
+        assert len(notes) == (emulates and precision == "bfloat16")
+        assert all("--precision float32 is faster" in text for text in notes)
 
 
 def test_seeds_differ_by_run_purpose_and_counter() -> None:

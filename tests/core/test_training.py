@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.config import Config, make_config
@@ -256,6 +257,26 @@ def test_other_modes_run(
     last = [r for r in records(tmp_path / "run") if "loss/main" in r][-1]
     assert (last["lambda/rotation"] != 0.5) == config.automl
     assert load_checkpoint(tmp_path / "run").excluded == () or config.automl
+
+
+def test_an_epoch_is_measured_in_the_precision_of_the_run(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a whole: the scores come in bfloat16 while it trains and while it is tested."""
+    dtypes = []
+    original = nn.Linear.forward
+
+    def forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        scores = original(self, x)
+        dtypes.append(scores.dtype)
+        return scores
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    for precision in ("bfloat16", "float32"):
+        dtypes.clear()
+        config = replace(CONFIG, tasks=(), automl=False, epochs=1, train_size=32, precision=precision)
+        train(config, tmp_path / precision, dataset)
+        assert set(dtypes) == {getattr(torch, precision)}
 
 
 def step_that_breaks(at: int, key: str, value: float) -> Callable[..., dict[str, torch.Tensor]]:
