@@ -136,6 +136,6 @@ class MultiTaskNetwork(nn.Module):
         return loss_of(name, self.tasks[name], outputs, targets)
 
     def _precision(self, like: Tensor) -> AbstractContextManager[None]:
-        if not self.autocast:
+        if not self.autocast or like.is_meta:  # where nothing is computed, there is no autocast either
             return nullcontext()
         return torch.autocast(like.device.type, torch.bfloat16)

@@ -236,6 +236,12 @@ def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> Non
         assert all(value.device.type == "meta" for value in values.values())
 
 
+def test_a_step_in_bfloat16_on_the_meta_device() -> None:
+    """There is no autocast on it; its operations are counted there all the same, for the time of a study."""
+    trainer = make_trainer("meta", precision="bfloat16")
+    assert all(value.is_meta for value in trainer.step(3, trainer.epoch_order(0)[:8]).values())
+
+
 def test_the_meta_device_catches_a_synchronisation() -> None:
     """The test above can fail: what it looks for does raise."""
     trainer = make_trainer("meta")

@@ -32,6 +32,17 @@ def test_the_estimate_counts_what_is_computed(tmp_path: Path) -> None:
     assert found["baseline-s0"].bytes == pytest.approx(2 * 4 * weights + steps * 150, rel=0.01)
 
 
+def test_every_setting_of_the_machine_is_estimated(tmp_path: Path) -> None:
+    """Precision, compilation and device change the speed, not the operations that are counted."""
+    sizes = Sizes(train=200, test=50, corrupted=30)
+    file = tmp_path / "machine.yaml"
+    found = []
+    for line in ("{}", "precision: bfloat16", "compile: true", "device: cuda"):
+        file.write_text(line)
+        found.append(estimate(plan("quick", tmp_path, config=file)[:4], sizes, speed=1e9))
+    assert found == [found[0]] * len(found)
+
+
 def test_the_estimate_learns_from_finished_cells(tmp_path: Path) -> None:
     cells = plan("quick", tmp_path)
     run = cells[0].directory
