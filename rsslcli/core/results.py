@@ -94,6 +94,7 @@ class Run:
         excluded: the source images that were left out.
         data: fingerprints of the test set and of its corrupted versions.
         dataset: what it was evaluated on.
+        precision: in which it was evaluated.
     """
 
     directory: Path
@@ -105,6 +106,7 @@ class Run:
     excluded: frozenset[int]
     data: tuple[str, str]
     dataset: str
+    precision: str
 
     @property
     def name(self) -> str:
@@ -301,6 +303,7 @@ def read_run(directory: Path) -> Run:
         excluded=excluded,
         data=(str(content.get("test_data")), str(content.get("corrupted_data"))),
         dataset=str(content.get("dataset", config.dataset)),
+        precision=str(content.get("precision", "float32")),
     )
 
 
@@ -444,7 +447,7 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:
-    """Say where runs that are compared were not evaluated on the same images."""
+    """Say where runs that are compared were not evaluated alike."""
 
     def apart(runs: Iterable[Run], of: Callable[[Run], object]) -> str:
         groups: dict[object, list[str]] = defaultdict(list)
@@ -457,6 +460,8 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
         yield f"Not all runs were evaluated on the same test data: {found}."
     if found := apart(runs, lambda run: run.images):
         yield f"Not all runs were evaluated on the same number of images: {found}."
+    if found := apart(runs, lambda run: run.precision):
+        yield f"Not all runs were evaluated in the same precision, which moves a mean a little: {found}."
     for seed in sorted({run.config.seed for run in runs}):
         if found := apart((r for r in runs if r.config.seed == seed), lambda run: run.excluded):
             yield (

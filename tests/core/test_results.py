@@ -286,6 +286,17 @@ def test_other_images_are_warned_of(tmp_path: Path) -> None:
     assert "--leave-out-validation" in seed
 
 
+def test_another_precision_is_warned_of(tmp_path: Path) -> None:
+    """A result without a word of it was made when there was none but float32."""
+    make_run(tmp_path / "baseline-s0")
+    spoil(make_run(tmp_path / "baseline-s1", seed=1), "eval-c.json", precision="float32")
+    assert studies(tmp_path)[0].warnings == ()
+    spoil(make_run(tmp_path / "baseline-s2", seed=2), "eval-c.json", precision="bfloat16")
+    (warning,) = studies(tmp_path)[0].warnings
+    assert "same precision" in warning
+    assert "baseline-s0, baseline-s1; baseline-s2." in warning
+
+
 def test_an_evaluation_on_other_images_is_a_study_of_its_own(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     spoil(make_run(tmp_path / "b", tasks=("ir",)), "eval-c.json", dataset="cifar10.1")
