@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -49,8 +49,9 @@ def _emulates_bfloat16(device: torch.device) -> bool:
         return not torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    knows = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public name
-    return knows is not None and not knows()
+    # Older versions of torch have no such function.
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not capabilities.get("avx512_bf16", True)
 
 
 def keep_freed_memory() -> None:

@@ -78,9 +78,10 @@ def test_bfloat16_that_is_emulated_is_told(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: knows)
     if knows is None:
-        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: knows, raising=False)
+        capabilities = {"avx512_bf16": knows}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     for precision in ("float32", "tf32", "bfloat16"):
         notes: list[str] = []
         set_precision(precision, torch.device(device), notes.append)
