@@ -177,9 +177,10 @@ def with_higher(bench: Bench) -> Iterator[Figure]:
 
 def precision(bench: Bench) -> Iterator[Figure]:
     """What bfloat16 gives."""
-    with bench.worker(variants.steps) as whole, bench.worker(
-        variants.steps, TASKS, "per-task", "bfloat16"
-    ) as rounded:  # fmt: skip
+    with (
+        bench.worker(variants.steps) as whole,
+        bench.worker(variants.steps, TASKS, "per-task", "bfloat16") as rounded,
+    ):
         for work, what in (("automl", "AutoML"), ("fixed", "fixed-λ")):
             exact, fast = bench.times((whole, work), (rounded, work))
             yield ratio("precision", f"{what} step in float32 ÷ in bfloat16", exact, fast)

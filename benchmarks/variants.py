@@ -296,12 +296,12 @@ def evaluation(setting: Setting, folder: Path) -> Works:
         for batch in batches:
             network(batch)
 
-    def evaluation(precision: str) -> None:
+    def whole(precision: str) -> None:
         evaluate(network, test, open_corrupted(folder, "benchmark"), device=device, precision=precision)
 
     return {
-        "evaluate": partial(evaluation, "float32"),
-        "evaluate in bfloat16": partial(evaluation, "bfloat16"),
+        "evaluate": partial(whole, "float32"),
+        "evaluate in bfloat16": partial(whole, "bfloat16"),
         "bare": bare,
     }
 

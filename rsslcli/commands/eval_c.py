@@ -106,7 +106,7 @@ def eval_c(
     severities, names = parse_severities(severity), parse_corruptions(corruptions)
     if protocol == "robustbench":
         names = _robustbench_corruptions((corruptions, severity, limit))
-    precision = precision or PRECISIONS[0]
+    precision = precision or "float32"
     _check_options(protocol, precision, normalization, limit, output)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
@@ -244,7 +244,7 @@ def _summary(result: Evaluation) -> str:
         parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
     left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
     precision = result.about["precision"]
-    computed = "" if precision == PRECISIONS[0] else f", computed in {precision}"
+    computed = "" if precision == "float32" else f", computed in {precision}"
     return f"{' · '.join(parts)}  ({result.images} images per cell{left_out}{computed})"
 
 

@@ -23,6 +23,7 @@ from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import Ranks
+from rsslcli.core.runtime import autocast
 
 #: Images per forward pass. On the CPU small ones, whose activations stay in its caches (docs/performance.md).
 BATCH_SIZE = {"cpu": 100, "cuda": 500}
@@ -160,12 +161,12 @@ def count_correct(
         device: where to compute.
         chosen: indices of the images to take; all by default.
         precision: "bfloat16" computes under autocast; whether CUDA multiplies in TF32 otherwise is a setting
-            of the process, `rsslcli.core.runtime.allow_tf32`.
+            of the process, `rsslcli.core.runtime.set_precision`.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
     size = BATCH_SIZE[device.type]
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(device, precision == "bfloat16"):
         for start in range(0, len(chosen), size):
             batch = chosen[start : start + size]
             x = to_float(torch.from_numpy(images[batch]).to(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rsslcli.core.automl import MAIN, Parameters
 from rsslcli.core.networks import WideResNet, initialise, keep_running_statistics
 from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.runtime import autocast
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.contract import loss_of, make_head, outputs_of, transformed
 
@@ -136,6 +137,4 @@ class MultiTaskNetwork(nn.Module):
         return loss_of(name, self.tasks[name], outputs, targets)
 
     def _precision(self, like: Tensor) -> AbstractContextManager[None]:
-        if not self.autocast or like.is_meta:  # where nothing is computed, there is no autocast either
-            return nullcontext()
-        return torch.autocast(like.device.type, torch.bfloat16)
+        return autocast(like.device, self.autocast)

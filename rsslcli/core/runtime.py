@@ -6,6 +6,7 @@ import ctypes
 import platform
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -32,12 +33,22 @@ def describe_device(device: torch.device) -> str:
 def set_precision(precision: str, device: torch.device, note: Callable[[str], object]) -> None:
     """Let this process multiply float32 in TF32 on CUDA, unless `precision` is "float32".
 
-    "bfloat16" takes `torch.autocast` around what is computed besides; `note` is told where that is slow.
+    "bfloat16" takes `autocast` around what is computed besides; `note` is told where that is slow.
     """
     torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     if precision == "bfloat16" and _emulates_bfloat16(device):
         note("this device has no bfloat16 of its own: --precision float32 is faster here")
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
+    """`torch.autocast` in bfloat16 on `device`, where `enabled`; else all stays as it is around it.
+
+    So it does on the meta device, where nothing is computed and torch has no autocast.
+    """
+    if not enabled or device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _emulates_bfloat16(device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import (
+    autocast,
     derive_seed,
     describe_device,
     resolve_device,
@@ -87,6 +88,19 @@ def test_bfloat16_that_is_emulated_is_told(
         set_precision(precision, torch.device(device), notes.append)
         assert len(notes) == (emulates and precision == "bfloat16")
         assert all("--precision float32 is faster" in text for text in notes)
+
+
+def test_autocast_that_is_not_asked_for_leaves_all_as_it_is() -> None:
+    """Also the autocast of a caller around it."""
+    one = torch.ones(1, 1)
+    with autocast(CPU, False):
+        assert (one @ one).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16), autocast(CPU, False):
+        assert (one @ one).dtype == torch.bfloat16
+    with autocast(CPU, True):
+        assert (one @ one).dtype == torch.bfloat16
+    with autocast(torch.device("meta"), True):
+        assert (one.to("meta") @ one.to("meta")).dtype == torch.float32
 
 
 def test_seeds_differ_by_run_purpose_and_counter() -> None:
