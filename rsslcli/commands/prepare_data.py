@@ -45,7 +45,7 @@ def prepare_data(
         str | None,
         typer.Option(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
-            "official CIFAR archive; a CIFAR-10-C folder; with --corruptions download, its archive or URL.  "
+            "official CIFAR archive; a folder or archive of CIFAR-10-C; with --corruptions download, a URL.  "
             "[default: download]",
         ),
     ] = None,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED
 
 from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted, write_blocks
@@ -21,6 +20,7 @@ from rsslcli.core.data.sources import read_image_tree
 from rsslcli.core.data.store import Images, Labels, Split, make_split
 from rsslcli.core.errors import RsslError, UserError
 
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 NAMES = ("gaussian_noise", "fog", "saturate")
 COUNT = 60
 #: How names of numbers sort.
