@@ -95,6 +95,7 @@ def prepare_data(
     """
     names = parse_corruptions(only) or CORRUPTIONS
     levels = parse_severities(severity)
+    from rsslcli.core.data.corrupted import GENERATED
     from rsslcli.core.data.corrupted_source import is_corrupted_set
     from rsslcli.core.data.loading import generate_corruptions
     from rsslcli.core.data.prepare import prepare
@@ -132,10 +133,12 @@ def prepare_data(
         )
         for text in prepared.notes:
             note(text)
+        imported = prepared.stale_corruptions and not (data.corrupted_folder / GENERATED).exists()
+        again = ("--source", "PATH") if imported else ("--corruptions", "generate")
         if prepared.stale_corruptions:
             err.print(
                 f"the corrupted images in {data.corrupted_folder} are of other test images: "
-                "prepare them again with --corruptions generate",
+                f"prepare them again with {' '.join(again)}",
                 soft_wrap=True,
             )
         if corruptions is Corruptions.generate:
@@ -173,7 +176,7 @@ def prepare_data(
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
     in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
     if corrupted is None and not in_place:
-        say_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
+        say_next("prepare-data", "--dataset", dataset, *again, data_dir=data_dir)
     else:
         which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
         say_next("train-automl", *which, data_dir=data_dir)

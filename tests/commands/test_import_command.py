@@ -75,3 +75,18 @@ def test_a_compressed_archive_of_images_is_still_one_of_images(
         archive.add(published, "images/C")
     out = here.succeed("prepare-data --dataset archived --source images.tar.gz")
     assert "(image archive): 160 training and 40 test images" in out
+
+
+def test_an_imported_set_of_other_test_images_is_to_be_imported_again(
+    home: Path, here: Here, published: Path
+) -> None:
+    shutil.copytree(home / "images", home / "changing")
+    command = "prepare-data --dataset changing --source"
+    here.succeed(f"{command} changing")
+    here.succeed(f"{command} outer")
+    next((home / "changing" / "test").rglob("*.png")).unlink()
+    code, out, err = here(f"{command} changing")
+    assert code == 0
+    assert "--dataset changing --source PATH" in out + err
+    assert "are of other test images: prepare them again with --source PATH\n" in err
+    assert "--corruptions generate" not in out + err

@@ -24,13 +24,13 @@ from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.importing import (
     UNFINISHED,
-    Note,
     check_space,
     chunks,
     find_imported,
     image_bytes,
     import_corrupted,
 )
+from rsslcli.core.data.sources import Note
 from rsslcli.core.data.store import Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import remove, replacing

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rsslcli.core.data.corrupted import (
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
 from rsslcli.core.data.matching import check_labels, describe_classes
+from rsslcli.core.data.sources import Note
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import replacing
@@ -30,8 +31,6 @@ from rsslcli.core.progress import Progress, silent
 #: The folder, in that of the set, of whatever is not finished.
 UNFINISHED = "download"
 _CHUNK = 2**20
-
-Note = Callable[[str], None]
 
 
 def import_corrupted(

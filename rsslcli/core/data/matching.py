@@ -43,27 +43,23 @@ def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
     if not len(said) or len(said) < _RECOGNIZED * looked_at:
         return False
     wrong = said != found
-    subject = str(source)
-    bad_cells = _disagreeing(wrong, cells)
-    if 0 < len(bad_cells) < len(np.unique(cells)):  # some files, where others are right
-        subject = f"{corrupted.names[bad_cells[0]]}.npy in {source}"
-        wrong, said, found = (array[cells == bad_cells[0]] for array in (wrong, said, found))
+    bad = np.isin(cells, _disagreeing(wrong, cells))
+    if bad.any() and not bad.all() and not len(_disagreeing(wrong[~bad], said[~bad])):
+        cell = cells[bad][0]
+        raise _out_of_order(f"{corrupted.names[cell]}.npy in {source}", wrong[cells == cell])
     bad_labels = _disagreeing(wrong, said)
-    if not len(bad_labels) and not len(_disagreeing(wrong, np.zeros_like(said))):
-        return True
-    label = bad_labels[0] if len(bad_labels) else said[wrong][0]
-    shown = np.bincount(found[said == label])
-    if shown.argmax() != label and 2 * shown.max() > shown.sum():
-        raise UserError(
-            f"{subject} does not number the classes as the data set does: images with the label {label}, "
-            f"class {quoted(test.classes[label])} of the data set, are pictures of class "
-            f"{quoted(test.classes[shown.argmax()])}: rename the class folders of the data set so that their "
-            "names sort in the order of the labels, and prepare it again"
-        )
-    raise UserError(
-        f"{subject} is not in the order of its labels: {wrong.sum()} of the {len(wrong)} images recognized "
-        "in it are of another class than their labels say: get it again"
-    )
+    for label in bad_labels:
+        shown = np.bincount(found[said == label])
+        if shown.argmax() != label and 2 * shown.max() > shown.sum():
+            raise UserError(
+                f"{source} does not number the classes as the data set does: images with the label {label}, "
+                f"class {quoted(test.classes[label])} of the data set, are pictures of class "
+                f"{quoted(test.classes[shown.argmax()])}: rename the class folders of the data set so that "
+                "their names sort in the order of the labels, and prepare it again"
+            )
+    if len(bad_labels) or len(_disagreeing(wrong, np.zeros_like(said))):
+        raise _out_of_order(str(source), wrong)
+    return True
 
 
 def describe_classes(classes: tuple[str, ...]) -> str:
@@ -71,6 +67,13 @@ def describe_classes(classes: tuple[str, ...]) -> str:
     numbers = range(len(classes))
     shown = [f"{number} = {quoted(classes[number])}" for number in numbers]
     return ", ".join(shown if len(shown) <= 10 else [*shown[:3], "…", shown[-1]])
+
+
+def _out_of_order(subject: str, wrong: npt.NDArray[np.bool_]) -> UserError:
+    return UserError(
+        f"{subject} is not in the order of its labels: {wrong.sum()} of the {len(wrong)} images recognized "
+        "in it are of another class than their labels say: get it again"
+    )
 
 
 def _per_cell(corrupted: CorruptedSet) -> int:

@@ -477,12 +477,23 @@ def test_labels_in_another_order_than_the_images_are_refused(source: Path, targe
         import_corrupted(source, target, test=test)
 
 
+def test_labels_mixed_up_within_three_of_a_hundred_classes_are_refused(tmp_path: Path, target: Path) -> None:
+    labels = np.arange(1000) % 100
+    few = labels < 3
+    mixed = labels.copy()
+    mixed[few] = np.roll(np.sort(labels[few]), 4)
+    test = make_split(pictures(1000), labels, tuple(f"class {n}" for n in range(100)))
+    source = write_set(tmp_path / "c", test.images, mixed, ["fog"])
+    with pytest.raises(UserError, match=r"is not in the order of its labels: \d\d of the 1000 images"):
+        import_corrupted(source, target, test=test)
+
+
 def test_a_file_of_the_same_images_in_another_order_is_refused(
     source: Path, target: Path, test: Split
 ) -> None:
     blocks = np.load(source / "fog.npy").reshape(5, COUNT, 32, 32, 3)[:, ::-1]
     np.save(source / "fog.npy", np.ascontiguousarray(blocks).reshape(-1, 32, 32, 3))
-    with pytest.raises(UserError, match=r"fog\.npy in .* (is not in the order|does not number)"):
+    with pytest.raises(UserError, match=r"fog\.npy in .* is not in the order of its labels: \d+ of the 60"):
         import_corrupted(source, target, test=test)
 
 
