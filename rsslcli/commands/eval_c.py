@@ -111,7 +111,6 @@ def eval_c(
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
     from rsslcli.core.checkpoint import load_checkpoint, load_classifier
-    from rsslcli.core.corruptions.generate import RECORD
     from rsslcli.core.data.loading import load, load_corrupted
     from rsslcli.core.evaluation import check_classes, evaluate, with_robustbench
     from rsslcli.core.ranks import join_ranks
@@ -170,7 +169,7 @@ def eval_c(
     if protocol == "robustbench":
         if trained and trained.config.automl and trained.config.validation_corruptions == "all":
             note("λ was tuned on these corruptions, on other images: say so beside published numbers")
-        if (corrupted.folder / RECORD).exists():
+        if result.about["corrupted_origin"] == "generated":
             note(f"{corrupted.folder} was generated here: it is close to the published set, not the same")
     if path is not None:
         _save(result, path, in_run=output is None)

@@ -18,6 +18,7 @@ from torch import nn
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.download import corrupted_origin
 from rsslcli.core.data.store import Dataset, Split
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import replacing
@@ -289,6 +290,7 @@ def evaluate(
             "precision": precision,
             "test_data": test.checksum,
             "corrupted_data": corrupted.identity,
+            "corrupted_origin": corrupted_origin(corrupted),
         },
     )
 

@@ -65,6 +65,7 @@ def test_equals_a_loop_over_single_images(
     result = evaluate(network, test_split, corrupted, device=CPU, excluded=excluded, limit=limit)
     kept = [i for i in range(COUNT) if i not in excluded][:limit]
     assert result.images == len(kept)
+    assert json.loads(result.to_json())["corrupted_origin"] == "imported"
     for name in ("snow", "fog"):
         blocks = np.load(tmp_path / "c" / f"{name}.npy").reshape(5, COUNT, 32, 32, 3)
         expected = [accuracy_by_hand(network, block[kept], test_split.labels[kept]) for block in blocks]

@@ -144,10 +144,11 @@ DAMAGE = {
     "eval-c.json is damaged": lambda run: spoil(run, "eval-c.json", clean_accuracy=math.nan),
     "eval-c.json is d": lambda run: spoil(run, "eval-c.json", accuracy={"<b>": [0.5] * 5}),
     "eval-c.json is da": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [0.5] * 4 + [1.2]}),
-    "not evaluated at every severity": lambda run: spoil(
-        run, "eval-c.json", accuracy={"fog": [0.5, *[None] * 4]}
+    "not evaluated at every severity: fog lacks 2, 4, 5": lambda run: spoil(
+        run, "eval-c.json", accuracy={"fog": [0.5, None, 0.5, None], "snow": [0.5] * 5}
     ),
-    "not evaluated at every": lambda run: spoil(run, "eval-c.json", accuracy={}),
+    "not evaluated on any corruption": lambda run: spoil(run, "eval-c.json", accuracy={}),
+    "eval-c.json is dam": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [0.5] * 6}),
     "evaluated before its training was finished": lambda run: spoil(run, "eval-c.json", step=120),
 }
 
@@ -276,14 +277,15 @@ def test_other_images_are_warned_of(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline-s1", seed=1)
     spoil(make_run(tmp_path / "ir-s1", tasks=("ir",), seed=1), "eval-c.json", corrupted_data="c" * 64)
     (study,) = studies(tmp_path)
-    data, images, seed = study.warnings
-    assert data == (
-        "Not all runs were evaluated on the same test data: automl-s0, baseline-s0, baseline-s1; ir-s1."
+    corrupted, images, seed, judged = study.warnings
+    assert corrupted == (
+        "Not all runs were evaluated on the same corrupted set: automl-s0, baseline-s0, baseline-s1; ir-s1."
     )
     assert "number of images" in images
     assert seed.startswith("Not all runs of seed 0 ")
     assert "automl-s0; baseline-s0." in seed
-    assert "--leave-out-validation" in seed
+    assert "leave_out_validation" in seed
+    assert "shown and not judged. A row marked * averages such runs." in judged
 
 
 def test_another_precision_is_warned_of(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_another_precision_is_warned_of(tmp_path: Path) -> None:
     spoil(make_run(tmp_path / "baseline-s1", seed=1), "eval-c.json", precision="float32")
     assert studies(tmp_path)[0].warnings == ()
     spoil(make_run(tmp_path / "baseline-s2", seed=2), "eval-c.json", precision="bfloat16")
-    (warning,) = studies(tmp_path)[0].warnings
+    warning, judged = studies(tmp_path)[0].warnings
     assert "same precision" in warning
     assert "baseline-s0, baseline-s1; baseline-s2." in warning
 

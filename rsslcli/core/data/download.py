@@ -94,7 +94,8 @@ def download_corrupted(
     `source` takes the place of the published address: another http(s) address, the path of a tar, or a folder
     in the layout of CIFAR-10-C. From any address the archive must have the published size and md5, if one is
     published for `name`. A tar on disk is the user's own choice: it may hold other images and fewer
-    corruptions, is checked for its structure alone, and stays where it is.
+    corruptions, is checked for its structure alone, and stays where it is. If it has the published md5 it
+    counts as the published set.
 
     `limit` keeps the first so many images of each block. With `keep_archive` a downloaded archive stays in
     `folder`/download and is used again. A download that was interrupted is continued by the next call; when
@@ -110,7 +111,7 @@ def download_corrupted(
     if source is not None:
         url = _checked_url(str(source))
         if url is None:
-            return _from_disk(Path(source), folder, test, limit, progress)
+            return _from_disk(Path(source), folder, test, published, limit, progress)
     elif published is not None:
         url = published.url
     else:
@@ -157,7 +158,7 @@ def _checked_url(source: str) -> str | None:
 
 
 def _from_disk(
-    source: Path, folder: Path, test: Split, limit: int | None, progress: Progress
+    source: Path, folder: Path, test: Split, published: Archive | None, limit: int | None, progress: Progress
 ) -> CorruptedSet:
     if source.is_dir():
         open_corrupted(source, source.name)  # raises before anything is touched
@@ -168,6 +169,8 @@ def _from_disk(
         raise UserError(f"no such source: {source}: give an address, a tar or a CIFAR-10-C folder")
     status = source.stat()
     origin = f"{source.resolve()} {status.st_size} {status.st_mtime_ns}"
+    if published and status.st_size == published.size and _md5(source, progress) == published.md5:
+        origin = published.md5  # what the network would have brought
     return _installed(folder, origin, limit) or _install(source, folder, test, origin, limit, progress)
 
 
@@ -399,6 +402,31 @@ def _installed(folder: Path, origin: str, limit: int | None) -> CorruptedSet | N
         return present if unlimited or record["limit"] == limit else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         return None  # absent, damaged, or half installed
+
+
+def corrupted_origin(corrupted: CorruptedSet) -> str:
+    """Where a corrupted set is from, as far as the records in its folder tell.
+
+    Returns:
+        "published": from an archive with the published md5, and unchanged since then by its fingerprint.
+        "generated": every one of its files was made by our own generator.
+        "imported": anything else. Nothing shows whether it equals a published set.
+    """
+    downloaded = _read_record(corrupted.folder / _RECORD)
+    published = [archive.md5 for archive in PUBLISHED.values()]
+    if downloaded.get("origin") in published and downloaded.get("identity") == corrupted.identity:
+        return "published"
+    generated = _read_record(corrupted.folder / _GENERATED)
+    return "generated" if generated.keys() >= {*corrupted.names} else "imported"
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A record of a corrupted set; empty where it is missing or damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _install(
