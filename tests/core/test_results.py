@@ -294,7 +294,7 @@ def test_another_precision_is_warned_of(tmp_path: Path) -> None:
     spoil(make_run(tmp_path / "baseline-s1", seed=1), "eval-c.json", precision="float32")
     assert studies(tmp_path)[0].warnings == ()
     spoil(make_run(tmp_path / "baseline-s2", seed=2), "eval-c.json", precision="bfloat16")
-    warning, judged = studies(tmp_path)[0].warnings
+    warning, _ = studies(tmp_path)[0].warnings
     assert "same precision" in warning
     assert "baseline-s0, baseline-s1; baseline-s2." in warning
 
