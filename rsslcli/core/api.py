@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core import checkpoint, evaluation, training
-from rsslcli.core.config import Config
+from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
@@ -92,12 +92,15 @@ def train(
         Where the run is, its clean accuracy and its λ.
 
     Raises:
-        UserError: the data set is not prepared, the directory holds a run already and `resume` is false, or
-            another process is writing it.
+        UserError: the data set is not prepared, the directory holds a run already and `resume` is false,
+            another process is writing it, or a new run would tune no λ although `config.automl` is true, or
+            have tasks without effect at a fixed λ of 0.
         InterruptedTrainingError: `should_stop` said so.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
         RsslError: a file cannot be written.
     """
+    if not resume:
+        check_effective(config)  # before data is loaded, which takes a while
     dataset = load(config.dataset, _folder(data_dir))
     corrupted = load_corrupted(dataset) if config.automl else None
     return training.train(

@@ -548,21 +548,16 @@ def _label(config: Config) -> str:
 def has_effect(config: Config) -> bool:
     """Whether the run trained what its settings name: AutoML that moves λ, or tasks that count at all.
 
-    Older versions trained others without a word: a warm-up as long as the training, a step size or a λ of 0.
+    New runs without effect are refused; older ones are read.
     """
-    if config.automl:
-        return config.warmup_epochs < config.epochs and config.meta_lr > 0 and config.lookahead_scale > 0
-    return not config.tasks or config.initial_lambda > 0
+    return not config.untuned if config.automl else not config.tasks or config.initial_lambda > 0
 
 
 def _ineffective(runs: Sequence[Run]) -> Iterator[str]:
     """Say which runs did not train what their settings name."""
     idle = [run for run in runs if not has_effect(run.config)]
     if names := [run.name for run in idle if run.config.automl]:
-        yield (
-            f"AutoML never tuned λ in {', '.join(names)}: the warm-up took every epoch, or meta_lr or "
-            "lookahead_scale is 0. These runs are not results of AutoML."
-        )
+        yield f"AutoML changed no λ in {', '.join(names)}: those runs trained with fixed λ."
     if names := [run.name for run in idle if not run.config.automl]:
         yield f"The tasks had no effect in {', '.join(names)}: λ is fixed at 0."
 

@@ -17,7 +17,7 @@ import torch
 
 from rsslcli import __version__
 from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from rsslcli.core.config import Config
+from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.data.corrupted import CorruptedSet
@@ -161,13 +161,15 @@ def train(
 
     Raises:
         UserError: the directory holds a run already and `resume` is false, another process is writing it,
-            or data does not fit.
+            data does not fit, or a new run would tune no λ or have tasks without effect (`check_effective`).
         InterruptedTrainingError: `should_stop` said so, on any rank.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
         RsslError: a file cannot be written.
     """
     if (directory / "checkpoint.pt").exists() and not resume:
         raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
+    if not resume:
+        check_effective(config)
     with _Run(config, directory, dataset, corrupted, on_event, should_stop, ranks or Ranks()) as run:
         try:
             for epoch in range(run.step // run.trainer.steps_per_epoch, config.epochs):
@@ -255,6 +257,8 @@ class _Run:
                 )
             )
             set_precision(config.precision, self.device, self._notice)
+            if config.untuned:
+                self._notice(f"this run keeps λ as it is: {config.untuned}")
             if config.automl and len(self.excluded) < config.validation_images:
                 self._notice(
                     f"{len(self.excluded)} source images tune λ, not {config.validation_images}: "
@@ -374,10 +378,11 @@ class _Run:
         return f"The last good checkpoint is of step {self.saved_step}: {self.checkpoint}"
 
     def _report_zero(self) -> None:
-        """Say, once, that no task acts any more."""
-        if self.config.automl and not self.reported_zero and not self.trainer.lambdas.any():
+        """Report once that tuning has brought every task's weight to zero."""
+        tuned = self.trainer.tunes_lambdas(self.step - 1)
+        if tuned and not self.reported_zero and not self.trainer.lambdas.any():
             self.reported_zero = True
-            self._notice(f"all λ are 0 after step {self.step}: no task acts any more; lower --meta-lr")
+            self._notice(f"all λ are 0 after step {self.step}, so no task has an effect: try a lower meta_lr")
 
     def _notice(self, text: str) -> None:
         """Tell a person, and the log."""

@@ -299,6 +299,16 @@ def test_another_precision_is_warned_of(tmp_path: Path) -> None:
     assert "baseline-s0, baseline-s1; baseline-s2." in warning
 
 
+def test_automl_that_tuned_nothing_is_warned_of(tmp_path: Path) -> None:
+    """New runs of the kind are refused, but those of former versions are read."""
+    make_run(tmp_path / "baseline-s0")
+    make_run(tmp_path / "automl-s0", tasks=FOUR, automl=True)
+    assert studies(tmp_path)[0].warnings == ()
+    make_run(tmp_path / "automl-s1", tasks=FOUR, automl=True, seed=1, warmup_epochs=8)
+    warning = "AutoML changed no λ in automl-s1: those runs trained with fixed λ."
+    assert warning in [text for study in studies(tmp_path) for text in study.warnings]
+
+
 def test_an_evaluation_on_other_images_is_a_study_of_its_own(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     spoil(make_run(tmp_path / "b", tasks=("ir",)), "eval-c.json", dataset="cifar10.1")
