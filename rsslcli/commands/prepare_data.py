@@ -95,16 +95,23 @@ def prepare_data(
     """
     names = parse_corruptions(only) or CORRUPTIONS
     levels = parse_severities(severity)
+    from rsslcli.core.data.corrupted_source import is_corrupted_set
     from rsslcli.core.data.loading import generate_corruptions
     from rsslcli.core.data.prepare import prepare
     from rsslcli.core.data.store import EMBEDDED, dataset_folder
     from rsslcli.core.locks import locked
 
     downloads = corruptions is Corruptions.download
+    imports = source is not None and not downloads and is_corrupted_set(Path(source))
     if corruptions is None:
-        corruptions = Corruptions.generate if dataset == EMBEDDED else Corruptions.none
+        corruptions = Corruptions.generate if dataset == EMBEDDED and not imports else Corruptions.none
     if (only is not None or severity is not None) and corruptions is not Corruptions.generate:
         raise UserError("--only and --severity choose what to generate: add --corruptions generate")
+    if imports and corruptions is Corruptions.generate:
+        raise UserError(
+            f"{source} is a corrupted test set, which takes the place of a generated one: "
+            "leave out --corruptions generate, or give the images with --source"
+        )
     with locked(dataset_folder(data_dir, dataset), wait=True):
         with progress_bar() as progress:
             # --source names the archive of corrupted images if those are to be downloaded, else the data set.
@@ -152,9 +159,10 @@ def prepare_data(
                     keep_archive=keep_archive,
                     limit=limit,
                     progress=progress,
+                    note=note,
                 )
         else:
-            corrupted = None
+            corrupted = prepared.corrupted
     if corrupted is not None:
         out.print(
             f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
