@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
@@ -19,13 +19,15 @@ ORIGINS = {
 }
 _NOT_RECORDED = "a corrupted set whose origin is not recorded"
 
-#: What two accuracies must have in common to be compared or averaged, by the word for what differs otherwise.
-_CONDITIONS: Mapping[str, Callable[[Run], object]] = {
-    "test data": lambda run: run.test_data,
-    "corrupted sets": lambda run: run.corrupted_data,
-    "images": lambda run: (run.images, run.clean_images, len(run.excluded)),
-    "precisions": lambda run: run.precision,
-}
+#: What two accuracies must have in common to be compared or averaged: the word for what differs otherwise,
+#: the end of the sentence that tells of it, and the property.
+_CONDITIONS: tuple[tuple[str, str, Callable[[Run], object]], ...] = (
+    ("test data", "on the same test data", lambda run: run.test_data),
+    ("corrupted sets", "on the same corrupted set", lambda run: run.corrupted_data),
+    ("images", "on the same number of images", lambda run: (run.images, run.clean_images)),
+    ("images", "after leaving out equally many images that tune λ", lambda run: len(run.excluded)),
+    ("precisions", "in the same precision, which moves a mean a little", lambda run: run.precision),
+)
 
 
 def unlike_conditions(pairs: Iterable[tuple[Run, Run]]) -> str:
@@ -37,7 +39,7 @@ def unlike_conditions(pairs: Iterable[tuple[Run, Run]]) -> str:
     found = dict.fromkeys(
         word
         for one, other in pairs
-        for word, of in _CONDITIONS.items()
+        for word, _, of in _CONDITIONS
         if of(one) != of(other) or (word == "images" and one.excluded != other.excluded)
     )
     return " and ".join(found)
@@ -45,7 +47,7 @@ def unlike_conditions(pairs: Iterable[tuple[Run, Run]]) -> str:
 
 def is_mixed(runs: Sequence[Run]) -> bool:
     """Whether runs that are averaged were not all evaluated alike."""
-    return any(differing(runs, of) for of in _CONDITIONS.values())
+    return any(differing(runs, of) for *_, of in _CONDITIONS)
 
 
 def differing(runs: Iterable[Run], of: Callable[[Run], object]) -> str:
@@ -92,9 +94,9 @@ def warn_of_conditions(runs: Sequence[Run], marked: bool) -> Iterator[str]:
     `marked` tells whether any row averages unlike runs, and so bears a mark.
     """
     found = [
-        f"{sentence}: {names}."
-        for word, sentence in _SENTENCES.items()
-        if (names := differing(runs, _CONDITIONS[word]))
+        f"Not all runs were evaluated {how}: {names}."
+        for _, how, of in _CONDITIONS
+        if (names := differing(runs, of))
     ]
     for seed in sorted({run.config.seed for run in runs}):
         if names := differing((run for run in runs if run.config.seed == seed), lambda run: run.excluded):
@@ -112,11 +114,3 @@ def warn_of_conditions(runs: Sequence[Run], marked: bool) -> Iterator[str]:
             f"Not evaluated on {', '.join(missing)}: {_list([run.name for run in runs])}. So there is no "
             f"mean over all 19 corruptions{usual}."
         )
-
-
-_SENTENCES = {
-    "test data": "Not all runs were evaluated on the same test data",
-    "corrupted sets": "Not all runs were evaluated on the same corrupted set",
-    "images": "Not all runs were evaluated on the same number of images",
-    "precisions": "Not all runs were evaluated in the same precision, which moves a mean a little",
-}

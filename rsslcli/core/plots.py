@@ -208,7 +208,7 @@ def _difference(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     text = "difference to the baseline, percentage points of corrupted accuracy"
-    axes.set_xlabel(_wrap(text, 2 * size.label))
+    axes.set_xlabel(_wrap(text, 28 if size.narrow else 80))
     _legend(canvas, axes, "outside upper center", size)
     caption = (
         f"Difference to the baseline, mean over {study.over}: an interval that excludes zero exceeds the "
@@ -249,8 +249,8 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     axes.set_ylabel("test error, %")
     _legend(canvas, axes, "outside upper right", size)
     caption = (
-        f"As the paper's Figure 2a: test error, mean over {study.over}. Ours: {study.conditions}. "
-        "Error bars: standard deviation over seeds."
+        f"As the paper's Figure 2a: test error, mean over {study.over}. Our runs were evaluated on "
+        f"{study.conditions}. Error bars: standard deviation over seeds."
     )
     return canvas, caption, " ".join(words)
 

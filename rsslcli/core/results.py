@@ -261,7 +261,9 @@ class Study:
         images = (
             "all training images" if of["train_size"] is None else f"{of['train_size']:,} training images"
         )
-        return f"{one_line(of['dataset'])}, WRN-{of['depth']}-{of['width']}, {of['epochs']} epochs, {images}"
+        network = f"WRN-{of['depth']}-{of['width']}"
+        epochs = f"{of['epochs']} epoch{'s' * (of['epochs'] != 1)}"
+        return f"{one_line(of['dataset'])}, {network}, {epochs}, {images}"
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:

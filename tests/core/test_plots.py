@@ -20,9 +20,13 @@ def study(folder: Path) -> Study:
     return make_studies(read_runs([folder])[0])[0][0]
 
 
-def test_figures_of_damaged_and_diverged_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["_WIDE", "_NARROW"])
+def test_figures_of_damaged_and_diverged_runs(
+    tmp_path: Path, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses and λ that are missing, huge or nonsense leave gaps, and nothing else."""
-    make_run(tmp_path / "baseline")
+    monkeypatch.setattr(plots, "_WIDE", getattr(plots, size))
+    make_run(tmp_path / "baseline", excluded=0)
     for seed in (0, 1):
         path = make_run(tmp_path / f"automl{seed}", tasks=FOUR, automl=True, seed=seed) / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]

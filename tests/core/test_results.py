@@ -277,11 +277,12 @@ def test_other_images_are_warned_of(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline-s1", seed=1)
     spoil(make_run(tmp_path / "ir-s1", tasks=("ir",), seed=1), "eval-c.json", corrupted_data="c" * 64)
     (study,) = studies(tmp_path)
-    corrupted, images, seed, judged = study.warnings
+    corrupted, images, left_out, seed, judged = study.warnings
     assert corrupted == (
         "Not all runs were evaluated on the same corrupted set: automl-s0, baseline-s0, baseline-s1; ir-s1."
     )
     assert "number of images" in images
+    assert "equally many" in left_out
     assert seed.startswith("Not all runs of seed 0 ")
     assert "automl-s0; baseline-s0." in seed
     assert "leave_out_validation" in seed
