@@ -11,7 +11,7 @@ import numpy as np
 
 from rsslcli import __version__
 from rsslcli.core.config import Config
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, coverage
 from rsslcli.core.errors import UserError, one_line
 from rsslcli.core.files import replacing
 from rsslcli.core.page import Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
@@ -96,10 +96,9 @@ def table_1(study: Study) -> Table:
         rows.append(cells)
     columns = ["trained with", *(["paper (− baseline)"] if in_paper else ()), "seeds", "ours, mean ± sd"]
     columns += ["− baseline [95 % interval]", _VERDICT, "the usual 15", "clean"]
-    over = "the 19" if study.corruptions == CORRUPTIONS else str(len(study.corruptions))
-    return Table(
-        f"Table 1. Accuracy in %, mean over {over} corruptions at 5 severities", columns, rows, _WORDS
-    )
+    whole = study.corruptions == CORRUPTIONS
+    over = "the 19 corruptions" if whole else f"corruptions, {coverage(study.corruptions)},"
+    return Table(f"Table 1. Accuracy in %, mean over {over} at 5 severities", columns, rows, _WORDS)
 
 
 _VERDICT = "exceeds the noise?"
@@ -230,9 +229,17 @@ noise by chance."""
 
 def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Block]:
     yield Heading("The runs")
-    columns = ["run", "trained with", "seed", "accuracy, %", "images per cell", "images left out"]
+    columns = ["run", "trained with", "seed", "accuracy, %", "mean of", "images per cell", "images left out"]
     rows = [
-        [run.name, row.label, str(seed), f"{100 * run.mean():.2f}", f"{run.images:,}", str(len(run.excluded))]
+        [
+            run.name,
+            row.label,
+            str(seed),
+            f"{100 * run.mean():.2f}",
+            coverage(run.accuracy),
+            f"{run.images:,}",
+            str(len(run.excluded)),
+        ]
         for study in studies
         for row in study.rows
         for seed, run in row.runs.items()

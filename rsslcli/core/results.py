@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.core.corruptions.names import CORRUPTIONS, coverage
 from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.evaluation_files import other_evaluations
 from rsslcli.core.tasks import BEST_TASKS, TASKS
 
 Floats = npt.NDArray[np.float64]
@@ -114,7 +115,10 @@ class Run:
         return one_line(self.directory.name)
 
     def mean(self, corruptions: Iterable[str] | None = None) -> float:
-        """The mean accuracy over corruptions (all by default) and severities; NaN where one is missing."""
+        """The mean accuracy over corruptions and severities; NaN where one is missing.
+
+        By default over those that were evaluated, which `coverage(run.accuracy)` names.
+        """
         names = self.accuracy if corruptions is None else corruptions
         return float(np.mean([self.accuracy.get(name, np.full(5, np.nan)) for name in names]))
 
@@ -278,7 +282,12 @@ def read_run(directory: Path) -> Run:
         raise UserError("not trained: it has no metrics.jsonl")
     history = _read_history(directory / "metrics.jsonl", config)
     if not (directory / "eval-c.json").is_file():
-        raise UserError("not evaluated: it has no eval-c.json")
+        others = other_evaluations(directory)
+        raise UserError(
+            f"not evaluated as a whole: it has only {', '.join(others)}"
+            if others
+            else "not evaluated: it has no eval-c.json"
+        )
     try:
         with (directory / "eval-c.json").open("rb") as file:
             content = json.loads(file.read(_MAX_EVALUATION_BYTES))
@@ -447,7 +456,7 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:
-    """Say where runs that are compared were not evaluated alike."""
+    """Say where runs that are compared were not evaluated alike, and where they lack corruptions."""
 
     def apart(runs: Iterable[Run], of: Callable[[Run], object]) -> str:
         groups: dict[object, list[str]] = defaultdict(list)
@@ -456,6 +465,8 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
         names = (", ".join(names[:3]) + " and others" * (len(names) > 3) for names in groups.values())
         return "; ".join(names) if len(groups) > 1 else ""
 
+    if len(runs[0].accuracy) < len(CORRUPTIONS):  # all runs of a study have the same
+        yield f"Every mean over corruptions is a mean of {coverage(runs[0].accuracy)}."
     if found := apart(runs, lambda run: run.data):
         yield f"Not all runs were evaluated on the same test data: {found}."
     if found := apart(runs, lambda run: run.images):

@@ -173,7 +173,7 @@ def test_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)<", markdown)
     assert "\x1b" not in markdown
     tables = [line for line in markdown.splitlines() if "onerror" in line]
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in tables] == [7], (
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in tables] == [8], (
         "a row with as many cells as the others"
     )
     assert "[a](b)" not in markdown
