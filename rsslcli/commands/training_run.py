@@ -372,7 +372,8 @@ class TrainingView:
         """What came out."""
         weights = "  ".join(f"{task} {value:.3f}" for task, value in result.lambdas.items())
         out.print(
-            f"clean accuracy {percent(result.clean_accuracy)}%" + (f"   λ: {weights}" if weights else ""),
+            f"clean accuracy {percent(result.clean_accuracy)}% on {result.clean_images} test images"
+            + (f"   λ: {weights}" if weights else ""),
             soft_wrap=True,
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli import __version__
-from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
+from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
 from rsslcli.core.errors import UserError, one_line
 from rsslcli.core.files import replacing
 from rsslcli.core.page import Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
@@ -245,12 +245,13 @@ noise by chance."""
 
 def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Block]:
     yield Heading("The runs")
-    columns = ["run", "trained with", "seed", "accuracy, %", "over", "images per cell", "images left out"]
+    columns = ["run", "trained with", "seed", "accuracy, %", "mean of", "images per cell", "images left out"]
     columns += ["corrupted set"]
     rows = [
         [
-            *(run.name, row.label, str(seed), f"{100 * run.mean():.2f}", study.over, f"{run.images:,}"),
-            *(str(len(run.excluded)), f"{run.origin or 'not recorded'}, {run.corrupted_data[:8]}"),
+            *(run.name, row.label, str(seed), f"{100 * run.mean():.2f}", coverage(run.accuracy)),
+            *(f"{run.images:,}", str(len(run.excluded))),
+            f"{run.origin or 'not recorded'}, {run.corrupted_data[:8]}",
         ]
         for study in studies
         for row in study.rows

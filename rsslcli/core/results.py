@@ -25,8 +25,9 @@ from rsslcli.core.conditions import (
     warn_of_conditions,
 )
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, coverage
 from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.evaluation_files import other_evaluations
 from rsslcli.core.tasks import BEST_TASKS, TASKS
 
 Floats = npt.NDArray[np.float64]
@@ -127,7 +128,10 @@ class Run:
         return one_line(self.directory.name)
 
     def mean(self, corruptions: Iterable[str] | None = None) -> float:
-        """The mean accuracy over corruptions (all by default) and severities; NaN where one is missing."""
+        """The mean accuracy over corruptions and severities; NaN where one is missing.
+
+        By default over those that were evaluated, which `coverage(run.accuracy)` names.
+        """
         names = self.accuracy if corruptions is None else corruptions
         return float(np.mean([self.accuracy.get(name, np.full(5, np.nan)) for name in names]))
 
@@ -244,10 +248,9 @@ class Study:
 
     @property
     def over(self) -> str:
-        """What a mean accuracy is taken over: "the 19 corruptions"."""
-        known = {CORRUPTIONS: "the 19 corruptions", STANDARD: "the usual 15 corruptions"}
-        few = "1 corruption" if len(self.corruptions) == 1 else f"{len(self.corruptions)} corruptions"
-        return known.get(self.corruptions, few)
+        """What a mean accuracy is taken over: "the 19 corruptions", "18 of 19 corruptions (missing: fog)"."""
+        whole = self.corruptions == CORRUPTIONS
+        return "the 19 corruptions" if whole else coverage(self.corruptions).replace(" (", " corruptions (")
 
     @property
     def conditions(self) -> str:
@@ -319,7 +322,12 @@ def read_run(directory: Path) -> Run:
         raise UserError("not trained: it has no metrics.jsonl")
     history = _read_history(directory / "metrics.jsonl", config)
     if not (directory / "eval-c.json").is_file():
-        raise UserError("not evaluated: it has no eval-c.json")
+        others = other_evaluations(directory)
+        raise UserError(
+            f"not evaluated as a whole: it has only {', '.join(others)}"
+            if others
+            else "not evaluated: it has no eval-c.json"
+        )
     try:
         with (directory / "eval-c.json").open("rb") as file:
             content = json.loads(file.read(_MAX_EVALUATION_BYTES))

@@ -95,6 +95,7 @@ class TrainingResult:
     directory: Path
     checkpoint: Path
     clean_accuracy: float
+    clean_images: int
     lambdas: dict[str, float]
     seconds: float
 
@@ -302,19 +303,28 @@ class _Run:
         seconds = time.perf_counter() - self.epoch_began
         trainer.model.eval()
         own = self.clean[self.ranks.part(len(self.clean))]
-        correct = count_correct(
+        counts = count_correct(
             trainer.model.network, test.images, test.labels, self.device, own, self.config.precision
         )
+        correct, undecided = self.ranks.sum(torch.tensor(counts)).tolist()
+        if undecided:
+            self._check_finite()  # which knows better where it began
+            raise DivergedError(
+                f"training diverged by step {self.step}: the highest score of {undecided} of "
+                f"{len(self.clean)} clean test images is NaN or infinite; lower --lr"
+            )
         record = {
             "step": self.step,
             "epoch": epoch + 1,
-            "clean_accuracy": int(self.ranks.sum(torch.tensor(correct))) / len(self.clean),
+            "clean_accuracy": correct / len(self.clean),
+            "clean_images": len(self.clean),
             "images_per_second": round(self.epoch_steps * self.config.batch_size / seconds, 2),
             "seconds": round(seconds, 3),
         }
         self.metrics.write(record)
         self.save()
-        self.note(f"epoch {epoch + 1}: clean accuracy {record['clean_accuracy']:.4f}")
+        tested = f"{len(self.clean)} of {len(test.labels)} test images"
+        self.note(f"epoch {epoch + 1}: clean accuracy {record['clean_accuracy']:.4f} on {tested}")
         self.on_event(EpochDone(record))
         self._report_zero()
         if self.step < trainer.steps and self.should_stop():
@@ -333,7 +343,14 @@ class _Run:
         self.note("finished")
         lambdas = dict(zip(self.config.tasks, self.trainer.lambdas.tolist(), strict=True))
         seconds = time.perf_counter() - self.began
-        return TrainingResult(self.directory, self.checkpoint, self.metrics.clean_accuracy, lambdas, seconds)
+        return TrainingResult(
+            directory=self.directory,
+            checkpoint=self.checkpoint,
+            clean_accuracy=self.metrics.clean_accuracy,
+            clean_images=len(self.clean),
+            lambdas=lambdas,
+            seconds=seconds,
+        )
 
     def note(self, text: str) -> None:
         """Add a line to the log."""
@@ -347,12 +364,8 @@ class _Run:
         """Write the checkpoint; the metrics up to it are on disk before it is."""
         self.metrics.flush()
         self.metrics.sync()
+        self._check_finite()
         trainer = self.trainer
-        for name, value in trainer.model.state_dict().items():
-            if not value.isfinite().all():
-                raise DivergedError(
-                    f"training diverged by step {self.step}: {name} is not finite; lower --lr"
-                )
         if self.ranks.first:
             save_checkpoint(
                 self.checkpoint,
@@ -370,6 +383,14 @@ class _Run:
                 ),
             )
         self.saved, self.saved_step = time.perf_counter(), self.step
+
+    def _check_finite(self) -> None:
+        """Raise DivergedError where a weight is not a finite number."""
+        for name, value in self.trainer.model.state_dict().items():
+            if not value.isfinite().all():
+                raise DivergedError(
+                    f"training diverged by step {self.step}: {name} is not finite; lower --lr"
+                )
 
     def last_good(self) -> str:
         """What a failed run has left."""

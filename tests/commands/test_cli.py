@@ -44,7 +44,8 @@ def run(home: Path) -> Path:
     options = f"--tasks rotation,ir --config my.yaml {TINY} --epochs 3 --output run --tensorboard"
     result = rssl(f"train-automl {options}", cwd=home)
     assert result.returncode == 0, result.stderr
-    assert re.fullmatch(r"clean accuracy [\d.]+%   λ: rotation [\d.]+  ir [\d.]+\n", result.stdout)
+    expected = r"clean accuracy [\d.]+% on 30 test images   λ: rotation [\d.]+  ir [\d.]+\n"
+    assert re.fullmatch(expected, result.stdout)
     assert result.stderr.endswith("next: rssl eval-c run\n")
     for text in (result.stdout, result.stderr):  # no terminal: no bars, no control characters
         assert text.replace("\n", "").isprintable()

@@ -112,13 +112,13 @@ def test_missing_corruptions_are_named_and_there_is_no_mean_of_them(tmp_path: Pa
     cells = json.loads((make_run(tmp_path / "run") / "eval-c.json").read_text())["accuracy"]
     change(tmp_path / "run", accuracy={name: cells[name] for name in STANDARD})
     study = only_study(tmp_path)
-    assert study.over == "the usual 15 corruptions"
+    assert study.over == f"15 of 19 corruptions (missing: {', '.join(EXTRA)})"
     assert study.warnings == (
         f"Not evaluated on {', '.join(EXTRA)}: run. So there is no mean over all 19 corruptions.",
     )
     change(tmp_path / "run", accuracy={name: cells[name] for name in CORRUPTIONS if name != "fog"})
     study = only_study(tmp_path)
-    assert study.over == "18 corruptions"
+    assert study.over == "18 of 19 corruptions (missing: fog)"
     assert study.warnings == (
         "Not evaluated on fog: run. So there is no mean over all 19 corruptions, and none over the usual 15.",
     )

@@ -186,9 +186,10 @@ def test_a_mean_that_lacks_corruptions_is_a_dash(tmp_path: Path) -> None:
     content["accuracy"] = {name: content["accuracy"][name] for name in ("fog", "spatter")}
     (run / "eval-c.json").write_text(json.dumps(content))
     page = Page(write_report([tmp_path / "study"], tmp_path / "out").page)
-    assert page.table("Table 1. Accuracy in %, mean over 2 corruptions")["Baseline"]["the usual 15"] == "–"
+    table = page.table("Table 1. Accuracy in %, mean over 2 of 19 corruptions (fog, spatter) at 5 severities")
+    assert table["Baseline"]["the usual 15"] == "–"
     assert "saturate: run. So there is no mean over all 19 corruptions, and none over the usual" in page.text
-    assert page.table("Compared")["run"]["over"] == "2 corruptions"
+    assert page.table("Compared")["run"]["mean of"] == "2 of 19 (fog, spatter)"
 
 
 def test_the_markdown_says_the_same(report: Report) -> None:

@@ -18,6 +18,7 @@ from synthetic import FOUR, make_run, make_study
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.errors import UserError
+from rsslcli.core.report import table_1
 from rsslcli.core.results import Comparison, Run, Study, make_studies, read_run, read_runs, t_quantile
 
 
@@ -329,3 +330,14 @@ def test_fifteen_corruptions_alone_make_a_study_too(tmp_path: Path) -> None:
     assert run.mean() == run.mean(STANDARD)
     assert math.isnan(run.mean(CORRUPTIONS))
     assert study.rows[0].paper is None
+    missing = "missing: speckle_noise, gaussian_blur, spatter, saturate"
+    assert table_1(study).caption.startswith(
+        f"Table 1. Accuracy in %, mean over 15 of 19 corruptions ({missing}) at 5 severities. "
+    )
+
+
+def test_a_partial_evaluation_alone_is_named_as_the_reason(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "eval-c.json").rename(run / "eval-c-partial.json")
+    with pytest.raises(UserError, match=r"not evaluated as a whole: it has only eval-c-partial\.json"):
+        read_run(run)
