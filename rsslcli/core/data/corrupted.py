@@ -22,7 +22,7 @@ from rsslcli.core.files import quietly, remove, replacing
 
 #: The record of a generated set: what each file was made from, and which severities are finished.
 GENERATED = "corruptions.json"
-#: The record of an imported set: where it came from, and the sha256 of each file.
+#: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
 IMPORTED = "downloaded.json"
 _SAMPLES = 20  # images of each cell that go into the identity
 
@@ -106,10 +106,10 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
     return open_corrupted(folder, folder.name)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `write_record` wrote, as far as it can be read; else nothing."""
+def read_record(folder: Path, name: str = IMPORTED) -> dict[str, Any]:
+    """A record of a corrupted set, by default what `write_record` wrote; empty where it cannot be read."""
     try:
-        record = json.loads((folder / IMPORTED).read_bytes())
+        record = json.loads((folder / name).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -20,7 +20,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from rsslcli.core.corruptions.names import CORRUPTIONS
-from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.corrupted import GENERATED, CorruptedSet, read_record
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.importing import (
     UNFINISHED,
@@ -91,7 +91,7 @@ def download_corrupted(
     `source` takes the place of the published address: another http(s) address, or whatever `import_corrupted`
     takes. From any address the archive must have the published size and md5, if one is published for `name`.
     What lies on disk is the user's own choice: it may hold other images and fewer corruptions, and stays
-    where it is.
+    where it is. An archive with the published size and md5 counts as the published one there too.
 
     `limit` keeps the first so many images of each block. With `keep_archive` a downloaded archive stays in
     `folder`/download and is used again. A download that was interrupted is continued by the next call; when
@@ -108,8 +108,10 @@ def download_corrupted(
     if source is not None:
         url = _checked_url(str(source))
         if url is None:
+            path = Path(source)
+            origin = published.md5 if published and _is_archive(path, published, progress) else None
             return import_corrupted(
-                Path(source), folder, test=test, limit=limit, progress=progress, note=note
+                path, folder, test=test, limit=limit, origin=origin, progress=progress, note=note
             )[0]
     elif published is not None:
         url = published.url
@@ -146,6 +148,28 @@ def download_corrupted(
     finally:
         with suppress(OSError):
             archive.parent.rmdir()  # unless something is still in it
+
+
+def corrupted_origin(corrupted: CorruptedSet) -> str:
+    """Where a corrupted set is from, as far as the records in its folder tell.
+
+    Returns:
+        "published": from an archive with the published md5, and unchanged since then by its fingerprint.
+        "generated": every one of its files was made by our own generator.
+        "imported": anything else. Nothing shows whether it equals a published set.
+    """
+    imported = read_record(corrupted.folder)
+    published = [archive.md5 for archive in PUBLISHED.values()]
+    if imported.get("origin") in published and imported.get("identity") == corrupted.identity:
+        return "published"
+    generated = read_record(corrupted.folder, GENERATED)
+    return "generated" if generated.keys() >= {*corrupted.names} else "imported"
+
+
+def _is_archive(path: Path, published: Archive, progress: Progress) -> bool:
+    """Whether the file is the published archive."""
+    same_size = path.is_file() and path.stat().st_size == published.size
+    return same_size and _md5(path, progress) == published.md5
 
 
 def _checked_url(source: str) -> str | None:

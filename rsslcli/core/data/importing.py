@@ -84,6 +84,7 @@ def import_corrupted(
         _check(corrupted, test, source, note)
         _note_size(found, count, test, limit, note)
         if present is None:
+            record["identity"] = corrupted.identity
             return replace_files(folder, corrupted, record), True
         known = read_record(folder)
         if known.get("test") != test.checksum and not (folder / GENERATED).exists():

@@ -24,7 +24,7 @@ from rsslcli.core.corruptions import generate
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data import download
 from rsslcli.core.data.corrupted import open_corrupted
-from rsslcli.core.data.download import PUBLISHED, Archive, download_corrupted
+from rsslcli.core.data.download import PUBLISHED, Archive, corrupted_origin, download_corrupted
 from rsslcli.core.data.store import Images, Split, make_split
 from rsslcli.core.errors import RsslError, UserError
 
@@ -1091,6 +1091,44 @@ def test_folder_that_cannot_be_written(tmp_path: Path, test: Split, tar: bytes) 
         download_corrupted("cifar10", tmp_path / "file" / "x", test=test, source=tmp_path / "archive.tar")
 
 
+def test_a_set_from_the_published_archive_is_the_published_one(
+    server: Server, tmp_path: Path, test: Split, tar: bytes
+) -> None:
+    (tmp_path / "archive.tar").write_bytes(tar)
+    for place, source in (("a", None), ("b", server.url), ("c", tmp_path / "archive.tar")):
+        for limit in (None, 2):
+            found = download_corrupted("cifar10", tmp_path / place, test=test, source=source, limit=limit)
+            assert corrupted_origin(found) == "published"
+
+
+def test_a_set_that_nothing_vouches_for_is_an_imported_one(tmp_path: Path, test: Split, tar: bytes) -> None:
+    (tmp_path / "archive.tar").write_bytes(pack(layout(names=("fog", "snow"))))
+    other = download_corrupted("cifar10", tmp_path / "a", test=test, source=tmp_path / "archive.tar")
+    assert corrupted_origin(other) == "imported"
+    published = download_corrupted("cifar10", tmp_path / "b", test=test)
+    copied = download_corrupted("cifar10", tmp_path / "c", test=test, source=published.folder)
+    assert corrupted_origin(copied) == "imported", "a folder may hold anything"
+    np.save(published.folder / "fog.npy", 255 - np.load(published.folder / "fog.npy"))
+    assert corrupted_origin(open_corrupted(published.folder, "cifar10")) == "imported", "it was changed"
+
+
+def test_a_generated_set_is_known_by_its_record(folder: Path, test: Split) -> None:
+    generate.generate_corrupted(test.images, test.labels, folder, corruptions=["fog", "snow"])
+    assert corrupted_origin(open_corrupted(folder, "cifar10")) == "generated"
+    np.save(folder / "frost.npy", np.load(folder / "snow.npy"))
+    assert corrupted_origin(open_corrupted(folder, "cifar10")) == "imported", "one file is from elsewhere"
+
+
+@pytest.mark.parametrize(
+    "record", ["[" * 9999, "[]", '{"origin": []}', '{"origin": "%s", "identity": 3}', "\0", '{"fog": 1}']
+)
+def test_damaged_records_vouch_for_nothing(folder: Path, test: Split, record: str) -> None:
+    found = download_corrupted("cifar10", folder, test=test)
+    for name in ("downloaded.json", "corruptions.json"):
+        (folder / name).write_text(record.replace("%s", download.PUBLISHED["cifar10"].md5))
+    assert corrupted_origin(found) == "imported"
+
+
 def test_the_record_is_small(server: Server, folder: Path, test: Split) -> None:
     download_corrupted("cifar10", folder, test=test, limit=1)
     record = json.loads((folder / "downloaded.json").read_bytes())
@@ -1099,5 +1137,6 @@ def test_the_record_is_small(server: Server, folder: Path, test: Split) -> None:
         "limit": 1,
         "test": test.checksum,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")},
+        "identity": open_corrupted(folder, "cifar10").identity,
     }
     assert os.listdir(folder.parent) == ["corrupted"]  # noqa: PTH208
