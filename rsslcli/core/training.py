@@ -96,7 +96,7 @@ class TrainingResult:
         directory: the run directory.
         checkpoint: the file of its weights.
         clean_accuracy: after the last epoch, a fraction of 1.
-        clean_images: of how many test images that is: without those that tune λ, and not more than an epoch has.
+        clean_images: of how many test images: no more than an epoch has, and none that tune λ.
         lambdas: the weight of each task at the end.
         seconds: how long this process took.
     """
