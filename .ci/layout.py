@@ -32,9 +32,7 @@ def main() -> int:
         if isinstance(node, Function)
     }
     packed = [place for path, tree in trees.items() for place in _packed(path, tree)]
-    named = [
-        place for path, tree in trees.items() if "core" in path.parts for place in _options(path, tree)
-    ]
+    named = [place for path, tree in trees.items() if "core" in path.parts for place in _options(path, tree)]
     called = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path, tree in trees.items()

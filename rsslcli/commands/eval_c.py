@@ -280,11 +280,15 @@ def _table(result: Evaluation, title: str) -> Table:
 
 def _summary(result: Evaluation) -> str:
     means = result.means().items()
-    parts = [name if mean is None else f"{name} {percent(mean)}%" for name, mean in means]
+    parts = [
+        f"no {name}: not every severity was evaluated" if mean is None else f"{name} {percent(mean)}%"
+        for name, mean in means
+    ]
+    clean = f", {result.clean_images} clean ones" if result.clean_images != result.images else ""
     left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
     precision = result.about["precision"]
     computed = "" if precision == "float32" else f", computed in {precision}"
-    return f"{' · '.join(parts)}  ({result.images} images per cell{left_out}{computed})"
+    return f"{' · '.join(parts)}  ({result.images} images per cell{clean}{left_out}{computed})"
 
 
 def _robustbench_summary(result: Evaluation) -> str:

@@ -143,7 +143,10 @@ class Evaluation:
             "",
             *(f"- {name}: {'–' if mean is None else f'{100 * mean:.2f} %'}" for name, mean in named),
         ]
-        lines.append(f"- {self.images} images per cell, {len(self.excluded)} left out, kept for tuning λ")
+        clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
+        lines.append(
+            f"- {self.images} images per cell{clean}, {len(self.excluded)} left out, kept for tuning λ"
+        )
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
         return "\n".join(lines) + "\n"

@@ -90,7 +90,16 @@ class ValidationSet:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+        directory: the run directory.
+        checkpoint: the file of its weights.
+        clean_accuracy: after the last epoch, a fraction of 1.
+        clean_images: of how many test images: no more than an epoch has, and none that tune λ.
+        lambdas: the weight of each task at the end.
+        seconds: how long this process took.
+    """
 
     directory: Path
     checkpoint: Path

@@ -13,7 +13,7 @@ import torch
 from helpers import Here, refuse, rssl, succeed
 from rich.console import Console
 
-from rsslcli.commands.eval_c import _table, eval_c
+from rsslcli.commands.eval_c import _summary, _table, eval_c
 from rsslcli.core.checkpoint import Checkpoint, save_checkpoint
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
@@ -117,11 +117,23 @@ def test_whole_evaluations_replace_each_other_where_they_cover_as_much(home: Pat
 def test_scores_that_are_not_finite_are_a_failure_in_one_line(home: Path) -> None:
     network = WideResNet(10, 1)
     with torch.no_grad():
-        network.fc.bias[3] = float("nan")
+        network.fc.weight[3] = network.fc.bias[3] = 3e38  # finite, but their sum is not
     save_run(home / "lost", CONFIG, network=network)
     match = "the clean test set: the highest score of 40 of 40 images is NaN or infinite"
     refuse("eval-c lost", cwd=home, match=match, code=1)
     assert not list((home / "lost").glob("eval-c*"))
+
+
+def test_a_summary_says_what_its_numbers_do_not_cover() -> None:
+    cells: dict[str, list[float | None]] = {name: [0.5, None, 0.3, None, None] for name in CORRUPTIONS[:17]}
+    part = Evaluation(0.9, 30, cells, 10, (), {"precision": "float16"})
+    missing = "missing: spatter, saturate"
+    assert _summary(part) == (
+        f"clean 90.00% · no mean of 17 of 19 ({missing}): not every severity was evaluated  "
+        "(10 images per cell, 30 clean ones, computed in float16)"
+    )
+    assert "- 10 images per cell, 30 clean ones, 0 left out" in part.to_markdown()
+    assert f"- mean of 17 of 19 ({missing}): –\n" in part.to_markdown()
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -323,6 +323,21 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert load_checkpoint(tmp_path / "run").step == STEPS
 
 
+def test_scores_that_are_not_finite_end_the_training_before_they_are_recorded(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their images would count as the first class; the weights may all be finite."""
+    run, counts = tmp_path / "run", iter([(5, 0), (5, 2)])
+    monkeypatch.setattr("rsslcli.core.training.count_correct", lambda *arguments: next(counts))
+    expected = rf"diverged by step {2 * STEPS}: the highest score of 2 of 34 clean test images is NaN"
+    with pytest.raises(DivergedError, match=expected):
+        train(CONFIG, run, dataset, corrupted)
+    assert load_checkpoint(run).step == STEPS
+    (record,) = (record for record in records(run) if "clean_accuracy" in record)
+    assert (record["clean_accuracy"], record["clean_images"]) == (5 / 34, 34)
+    assert "epoch 1: clean accuracy 0.1471 on 34 of 40 test images\n" in (run / "log.txt").read_text()
+
+
 def test_lambdas_that_tuning_has_made_zero_are_reported_once(
     dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
