@@ -48,6 +48,7 @@ from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data import sources
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.data.download import download_corrupted
+from rsslcli.core.data.importing import find_imported, import_corrupted
 from rsslcli.core.data.prepare import prepare
 from rsslcli.core.data.sources import is_image_tree, official_name, read_cifar, read_image_tree
 from rsslcli.core.data.store import load_split, make_split, save_split
@@ -859,19 +860,15 @@ def downloaded_reader() -> Reader:
     tar = as_tar([(name, content, 0) for name, content in corrupted_files().items()])
 
     def read(folder: Path) -> None:
-        source, record = folder / "c.tar", folder / name
-        os.utime(source, (1, 1))
-        origin = f"{source.resolve()} {len(tar)} {10**9}"  # by which the record knows the archive
-        record.write_bytes(record.read_bytes().replace(b"@origin", origin.encode()))
-        download_corrupted("cifar10", folder / "corrupted", test=TEST, source=source)
+        find_imported(folder / "corrupted", "origin", None, test=TEST)
+        import_corrupted(folder / "c.tar", folder / "corrupted", test=TEST, origin="origin")
 
     def build(folder: Path) -> None:
         (folder / "c.tar").write_bytes(tar)
-        download_corrupted("cifar10", folder / "corrupted", test=TEST, source=folder / "c.tar")
+        import_corrupted(folder / "c.tar", folder / "corrupted", test=TEST, origin="origin")
 
     name = "corrupted/downloaded.json"
     files = made(build)
-    files[name] = json.dumps(json.loads(files[name]) | {"origin": "@origin"}).encode()
     return Reader("downloaded.json", files, read, json_inputs(name, files[name]), writes=True)
 
 

@@ -71,7 +71,7 @@ def test_the_blocks_of_the_readme_run(documented: dict[str, Any], place: Path) -
     names = {"images": torch.rand(2, 3, 32, 32), "my_model": WideResNet(10, 1)}
     for block in README_BLOCKS:
         small = block.replace('"cifar10"', '"shapes"').replace(
-            "automl=True", "automl=True, depth=10, width=1, epochs=1"
+            "automl=True", "automl=True, depth=10, width=1, epochs=1, warmup_epochs=0"
         )
         exec(compile(small, "README.md", "exec"), names)
     assert len(README_BLOCKS) == 3
@@ -129,6 +129,14 @@ class Odd(nn.Module):
     [
         (Odd(lambda x: (x.flatten(1)[:, :10], x)), {}, "must give scores (N, classes); for one image it"),
         (Odd(lambda x: x.mean(1)), {}, "for one image it gave (1, 32, 32)"),
+        (Odd(lambda x: {"logits": x.flatten(1)[:, :10]}), {}, "for one image it gave a dict: wrap it"),
+        (Odd(lambda x: x.flatten(1)[:, :10].repeat(2, 1)), {}, "for one image it gave (2, 10), float32"),
+        (Odd(lambda x: x.flatten(1)[:, :10].long()), {}, "for one image it gave (1, 10), int64"),
+        (Odd(lambda x: x.flatten(1)[:, :99] @ torch.ones(7, 10)), {}, "fails on one image (1, 3, 32, 32)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {}, "in evaluation mode on meta: "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {"device": "cpu"}, "mode on cpu: "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), {"device": "gpu"}, "on gpu: RuntimeError: "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).half(), {"precision": "bfloat16"}, "is float16: "),
         (Odd(lambda x: x.flatten(1)[:, :100]), {}, "tells 100 classes apart, 'shapes' has 10"),
         (None, {"severities": [0, 5]}, "severities: expected some of 1 to 5, got [0, 5]"),
         (None, {"severities": []}, "severities: expected some of 1 to 5, got []"),
@@ -143,6 +151,20 @@ def test_evaluate_refuses(
     model = model or Odd(lambda x: x.flatten(1)[:, :10])
     with pytest.raises(rsslcli.UserError, match=re.escape(message)):
         rsslcli.evaluate(model, "shapes", **options)
+
+
+def test_what_a_failing_model_raised_is_the_cause(place: Path) -> None:
+    with pytest.raises(rsslcli.UserError, match="RuntimeError: mat1 and mat2") as caught:
+        rsslcli.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3, 10)), "shapes")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_evaluate_takes_a_model_in_its_own_dtype(place: Path, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)).to(dtype)
+    found = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
+    assert found.about["precision"] == str(dtype).removeprefix("torch.")
+    assert next(model.parameters()).dtype is dtype
 
 
 def test_evaluate_leaves_the_model_in_its_modes(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,10 +31,12 @@ from rsslcli.commands.console import (
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.evaluation_files import WHOLE, evaluation_path, save_whole
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.normalization import parse_normalization
 
 if TYPE_CHECKING:
+    from rsslcli.core.data.corrupted import CorruptedSet
     from rsslcli.core.evaluation import Evaluation
 
 
@@ -85,7 +88,10 @@ def eval_c(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run."),
+        typer.Option(
+            help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run, and "
+            "eval-c-partial.json for a part."
+        ),
     ] = None,
     device: Device = None,
     precision: Precision = None,
@@ -111,9 +117,8 @@ def eval_c(
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
     from rsslcli.core.checkpoint import load_checkpoint, load_classifier
-    from rsslcli.core.corruptions.generate import RECORD
     from rsslcli.core.data.loading import load, load_corrupted
-    from rsslcli.core.evaluation import check_classes, evaluate, with_robustbench
+    from rsslcli.core.evaluation import check_classes, evaluate, fingerprint_weights, with_robustbench
     from rsslcli.core.ranks import join_ranks
     from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
     from rsslcli.core.training import validation_source
@@ -131,7 +136,6 @@ def eval_c(
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
-    path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
     with join_ranks(target) as ranks, progress_bar() as progress:
         with ranks.first_alone():
             data = load(name, data_dir, progress)
@@ -146,6 +150,8 @@ def eval_c(
             )
         for text in notes:
             note(text)
+        part = None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol]
+        path = output or _default_path(checkpoint, trained.config.dataset if trained else None, name, part)
         result = evaluate(
             network,
             data.test,
@@ -158,7 +164,8 @@ def eval_c(
             partial=path.with_name(path.name + ".partial") if path else None,
             precision=precision,
             about={"checkpoint": str(checkpoint), "dataset": name}
-            | ({"step": trained.step} if trained else {}),
+            | ({"step": trained.step} if trained else {})
+            | {"weights": fingerprint_weights(network)},
             progress=progress,
             ranks=ranks,
         )
@@ -170,22 +177,56 @@ def eval_c(
     if protocol == "robustbench":
         if trained and trained.config.automl and trained.config.validation_corruptions == "all":
             note("λ was tuned on these corruptions, on other images: say so beside published numbers")
-        if (corrupted.folder / RECORD).exists():
+        if result.about["corrupted_origin"] == "generated":
             note(f"{corrupted.folder} was generated here: it is close to the published set, not the same")
     if path is not None:
-        _save(result, path, in_run=output is None)
+        _save(result, path, None if output else checkpoint, part)
 
 
 _WRITERS = (".json", ".csv", ".md")
-PROTOCOLS = ("paper", "robustbench")
+#: What a part of the whole evaluation is called, by the protocol.
+_PARTS = {"paper": "partial", "robustbench": "robustbench"}
+PROTOCOLS = tuple(_PARTS)
 
 
-def _save(result: Evaluation, path: Path, in_run: bool) -> None:
-    result.save(path)
+def _default_path(checkpoint: Path, trained_on: str | None, dataset: str, part: str | None) -> Path | None:
+    """Where the result goes unless the user says where: beside the checkpoint, if it is of a run."""
+    if trained_on is None:
+        return None
+    other = dataset if dataset != trained_on else None
+    return evaluation_path(checkpoint_path(checkpoint), dataset=other, part=part)
+
+
+def _is_whole(
+    corrupted: CorruptedSet, names: Sequence[str] | None, severities: Sequence[int], limit: int | None
+) -> bool:
+    """Whether every cell and image is evaluated, but for the images that are left out on purpose."""
+    return (
+        (names is None or set(names) >= set(corrupted.names))
+        and set(severities) >= set(SEVERITIES)
+        and (limit is None or limit >= corrupted.images_per_cell)
+    )
+
+
+def _save(result: Evaluation, path: Path, checkpoint: Path | None, part: str | None) -> None:
+    """Write the result where the user wants it or, beside the `checkpoint`, where it replaces none better."""
+    notes: list[str] = []
+    if checkpoint is None or part:
+        result.save(path)
+    else:
+        path, notes = save_whole(result, path)
     out.print(f"written to {path}", soft_wrap=True)
-    if in_run:
+    for text in notes:
+        note(text)
+    if checkpoint is None:
+        return
+    if part:
+        note(f"this is a part of the whole evaluation, {WHOLE}, which reports read")
+    if (path.parent / WHOLE).is_file():
         folder = path.parent.parent  # where other runs may lie, to compare with
         say_next("report", path.parent if folder == Path() else folder)
+    elif part:
+        say_next("eval-c", checkpoint)
 
 
 def _check_options(
@@ -222,30 +263,32 @@ def _print(result: Evaluation, title: str) -> None:
 
 
 def _table(result: Evaluation, title: str) -> Table:
-    """The table of an evaluation: a row per corruption, a column per severity, and means."""
+    """The table: clean and a row per corruption, a column per severity, means and drops from clean."""
     table = Table(title=title, title_justify="left")
     table.add_column("corruption")
     for severity in SEVERITIES:
         table.add_column(str(severity), justify="right")
     table.add_column("mean", justify="right", style="bold")
-    for name, values in result.accuracy.items():
-        table.add_row(name, *map(percent, values), percent(result.mean([name])))
-    table.add_section()
-    means = [*(result.mean_at(severity) for severity in SEVERITIES), result.mean(list(result.accuracy))]
-    table.add_row("mean", *map(percent, means))
+    table.add_column("drop", justify="right")
+    (clean, *rows, mean) = result.rows()
+    for group in ([clean], rows, [mean]):
+        for name, values in group:
+            table.add_row(name, *map(percent, values))
+        table.add_section()
     return table
 
 
 def _summary(result: Evaluation) -> str:
-    parts = [f"clean {percent(result.clean_accuracy)}%"]
-    if result.mean_accuracy is not None:
-        parts.append(f"mean over the 19 corruptions {percent(result.mean_accuracy)}%")
-    if result.mean_accuracy_15 is not None:
-        parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
+    means = result.means().items()
+    parts = [
+        f"no {name}: not every severity was evaluated" if mean is None else f"{name} {percent(mean)}%"
+        for name, mean in means
+    ]
+    clean = f", {result.clean_images} clean ones" if result.clean_images != result.images else ""
     left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
     precision = result.about["precision"]
     computed = "" if precision == "float32" else f", computed in {precision}"
-    return f"{' · '.join(parts)}  ({result.images} images per cell{left_out}{computed})"
+    return f"{' · '.join(parts)}  ({result.images} images per cell{clean}{left_out}{computed})"
 
 
 def _robustbench_summary(result: Evaluation) -> str:

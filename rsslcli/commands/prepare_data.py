@@ -45,7 +45,7 @@ def prepare_data(
         str | None,
         typer.Option(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
-            "official CIFAR archive; a CIFAR-10-C folder; with --corruptions download, its archive or URL.  "
+            "official CIFAR archive; a folder or archive of CIFAR-10-C; with --corruptions download, a URL.  "
             "[default: download]",
         ),
     ] = None,
@@ -95,16 +95,24 @@ def prepare_data(
     """
     names = parse_corruptions(only) or CORRUPTIONS
     levels = parse_severities(severity)
+    from rsslcli.core.data.corrupted import GENERATED
+    from rsslcli.core.data.corrupted_source import is_corrupted_set
     from rsslcli.core.data.loading import generate_corruptions
     from rsslcli.core.data.prepare import prepare
     from rsslcli.core.data.store import EMBEDDED, dataset_folder
     from rsslcli.core.locks import locked
 
     downloads = corruptions is Corruptions.download
+    imports = source is not None and not downloads and is_corrupted_set(Path(source))
     if corruptions is None:
-        corruptions = Corruptions.generate if dataset == EMBEDDED else Corruptions.none
+        corruptions = Corruptions.generate if dataset == EMBEDDED and not imports else Corruptions.none
     if (only is not None or severity is not None) and corruptions is not Corruptions.generate:
         raise UserError("--only and --severity choose what to generate: add --corruptions generate")
+    if imports and corruptions is Corruptions.generate:
+        raise UserError(
+            f"{source} is a corrupted test set, which takes the place of a generated one: "
+            "leave out --corruptions generate, or give the images with --source"
+        )
     with locked(dataset_folder(data_dir, dataset), wait=True):
         with progress_bar() as progress:
             # --source names the archive of corrupted images if those are to be downloaded, else the data set.
@@ -125,10 +133,12 @@ def prepare_data(
         )
         for text in prepared.notes:
             note(text)
+        imported = prepared.stale_corruptions and not (data.corrupted_folder / GENERATED).exists()
+        again = ("--source", "PATH") if imported else ("--corruptions", "generate")
         if prepared.stale_corruptions:
             err.print(
                 f"the corrupted images in {data.corrupted_folder} are of other test images: "
-                "prepare them again with --corruptions generate",
+                f"prepare them again with {' '.join(again)}",
                 soft_wrap=True,
             )
         if corruptions is Corruptions.generate:
@@ -152,9 +162,10 @@ def prepare_data(
                     keep_archive=keep_archive,
                     limit=limit,
                     progress=progress,
+                    note=note,
                 )
         else:
-            corrupted = None
+            corrupted = prepared.corrupted
     if corrupted is not None:
         out.print(
             f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
@@ -165,7 +176,7 @@ def prepare_data(
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
     in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
     if corrupted is None and not in_place:
-        say_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
+        say_next("prepare-data", "--dataset", dataset, *again, data_dir=data_dir)
     else:
         which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
         say_next("train-automl", *which, data_dir=data_dir)

@@ -41,9 +41,9 @@ def report(
     folder = output or (runs[0] if len(runs) == 1 else Path()) / "report"
     result = write_report(runs, folder)
     for study in result.studies:
-        out.print(_table(table_1(study), study.title))
         for warning in study.warnings:
             note(warning)
+        out.print(_table(table_1(study), study.title))
     for entry in result.left_out:
         err.print(f"left out: {entry.directory.name}: {entry.reason}", soft_wrap=True)
     out.print(f"open {result.page}", soft_wrap=True)

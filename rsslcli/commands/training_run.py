@@ -30,6 +30,7 @@ from rsslcli.core.config import (
     VALIDATION_CORRUPTIONS,
     Config,
     Layers,
+    check_effective,
     config_layers,
     explain,
     merge,
@@ -191,11 +192,14 @@ def run_training(
         raise UserError(f"{given['output']} is a run of {kind}")
     if single and len(config.tasks) > 1:
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
+    if not given["resume"]:
+        check_effective(config)
     if given["print_config"]:
         out.print(explain(layers), end="", soft_wrap=True)
         return
     if given["tensorboard"] and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
+    _note_without_effect(given, config)
     data_dir = given["data_dir"]
     check_dataset(config.dataset, data_dir)
     from rsslcli.core.data.loading import load, load_corrupted
@@ -249,6 +253,15 @@ _CONFIG_OPTIONS = (
     "warmup_epochs", "validation_corruptions", "batch_norm", "seed", "device", "precision", "compile",
 )  # fmt: skip
 
+#: Options that act only where another setting is given.
+_NEEDS = {
+    "meta_lr": "automl",
+    "warmup_epochs": "automl",
+    "validation_corruptions": "automl",
+    "initial_lambda": "tasks",
+    "batch_norm": "tasks",
+}
+
 
 def _layers(
     given: Mapping[str, Any], tasks: list[str] | None, automl: bool, default_tasks: Sequence[str]
@@ -264,13 +277,24 @@ def _layers(
     changed = [key for key, value in options.items() if value is not None and key != "device"]
     changed += [key for key in ("preset", "config") if given[key] is not None] + (["tasks"] if tasks else [])
     if changed:
-        names = ", ".join(
-            "--lambda" if key == "initial_lambda" else f"--{key.replace('_', '-')}" for key in changed
-        )
+        names = ", ".join(map(_option, changed))
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")
     if not (output / "config.yaml").is_file():
         raise UserError(f"{output} holds no run to go on with: there is no config.yaml")
     return config_layers(file=output / "config.yaml", overrides={"device": options["device"]})
+
+
+def _option(key: str) -> str:
+    """The command-line option of a setting."""
+    return "--lambda" if key == "initial_lambda" else f"--{key.replace('_', '-')}"
+
+
+def _note_without_effect(given: Mapping[str, Any], config: Config) -> None:
+    """Say which options on the command line have no effect, because of what else is on it."""
+    for key, setting in _NEEDS.items():
+        if given.get(key) is not None and not getattr(config, setting):
+            why = "λ is fixed" if setting == "automl" else "there are no tasks"
+            note(f"{_option(key)} has no effect: {why}")
 
 
 def _new_directory(config: Config) -> Path:
@@ -323,9 +347,8 @@ class TrainingView:
 
         if isinstance(event, Started):
             self._task = self._bar.add_task("", total=event.steps, completed=event.step, values="")
-            tuned = (
-                f", λ tuned on {event.validation_images} corrupted ones" if event.validation_images else ""
-            )
+            tunes = event.config.automl and not event.config.untuned
+            tuned = f", λ tuned on {event.validation_images} corrupted ones" if tunes else ""
             err.print(
                 f"{event.config.name}: {event.images} images of {event.config.dataset}{tuned}; "
                 f"WRN-{event.config.depth}-{event.config.width} on {event.device}; {event.directory}",
@@ -349,7 +372,8 @@ class TrainingView:
         """What came out."""
         weights = "  ".join(f"{task} {value:.3f}" for task, value in result.lambdas.items())
         out.print(
-            f"clean accuracy {percent(result.clean_accuracy)}%" + (f"   λ: {weights}" if weights else ""),
+            f"clean accuracy {percent(result.clean_accuracy)}% on {result.clean_images} test images"
+            + (f"   λ: {weights}" if weights else ""),
             soft_wrap=True,
         )
 

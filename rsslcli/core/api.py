@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core import checkpoint, evaluation, training
-from rsslcli.core.config import Config
+from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.errors import UserError, quoted
+from rsslcli.core.errors import UserError, one_line, quoted
 from rsslcli.core.evaluation import Evaluation
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.progress import Progress, silent
+from rsslcli.core.runtime import autocast
 from rsslcli.core.training import Event, TrainingResult
 
 
@@ -92,12 +93,15 @@ def train(
         Where the run is, its clean accuracy and its λ.
 
     Raises:
-        UserError: the data set is not prepared, the directory holds a run already and `resume` is false, or
-            another process is writing it.
+        UserError: the data set is not prepared, the directory holds a run already and `resume` is false,
+            another process is writing it, or a new run would tune no λ although `config.automl` is true, or
+            have tasks without effect at a fixed λ of 0.
         InterruptedTrainingError: `should_stop` said so.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
         RsslError: a file cannot be written.
     """
+    if not resume:
+        check_effective(config)  # before data is loaded, which takes a while
     dataset = load(config.dataset, _folder(data_dir))
     corrupted = load_corrupted(dataset) if config.automl else None
     return training.train(
@@ -128,21 +132,25 @@ def evaluate(
 
     Args:
         model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalisation is its own
-            affair. It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
+            affair. The images have the dtype of its parameters: a model in half precision is evaluated in it.
+            It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
         dataset: a prepared data set with corrupted versions, such as "cifar10", or "shapes".
         data_dir: where prepared data sets live, as for `train`.
         corruptions: which ones, of `rsslcli.CORRUPTIONS`; all that there are by default.
         severities: which ones, of 1 to 5.
         limit: evaluate only so many source images.
         excluded: indices of source images to leave out, beside those that tuned the λ of a `Classifier`.
-        device: where to compute; by default where the model is.
-        precision: "bfloat16" computes under autocast, "float32" as the model does; whether CUDA multiplies in
-            TF32 there is a setting of PyTorch (`torch.backends`).
+        device: where to compute, any device of PyTorch's; by default where the model is.
+        precision: "bfloat16" computes a float32 model under autocast, "float32" any model as it is, and the
+            result names the dtype; whether CUDA multiplies in TF32 there is a setting of PyTorch
+            (`torch.backends`).
         progress: told of every cell: its name, how many are done, of how many.
 
     Raises:
-        UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, or the
-            model does not give scores of the data set's classes.
+        UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, the
+            model fails on an image or on that device (what it raised is the cause), or does not give scores
+            of the data set's classes.
+        DivergedError: scores are NaN or infinite.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
     if wrong or not severities:
@@ -154,14 +162,11 @@ def evaluate(
     data = load(dataset, _folder(data_dir))
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
-    target = torch.device(device) if device is not None else tensor.device if tensor is not None else _CPU
+    place = device if device is not None else tensor.device if tensor is not None else "cpu"
     tuned = model.excluded if isinstance(model, Classifier) else ()
     with _evaluating(model):
-        scores = _scores_of_one(model.to(target), target)
-        if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 1:
-            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise UserError(f"the model must give scores (N, classes); for one image it gave {shape}")
-        evaluation.check_classes(scores.shape[1], data)
+        target, scores = _scores_of_one(model, place, precision)
+        evaluation.check_classes(evaluation.check_scores(scores, 1).shape[1], data)
         return evaluation.evaluate(
             model,
             data.test,
@@ -177,17 +182,33 @@ def evaluate(
         )
 
 
-_CPU = torch.device("cpu")
-
-
 def _folder(data_dir: str | Path | None) -> Path:
     return default_data_dir() if data_dir is None else Path(data_dir)
 
 
 @torch.inference_mode()
-def _scores_of_one(model: nn.Module, device: torch.device) -> object:
-    """What the model makes of one grey image."""
-    return model(torch.full((1, 3, 32, 32), 0.5, device=device))
+def _scores_of_one(
+    model: nn.Module, place: str | torch.device, precision: str
+) -> tuple[torch.device, object]:
+    """Move the model to a device, and return that with what the model gives for one gray image.
+
+    Raises:
+        UserError: it cannot be there, or fails; what it raised is the cause.
+    """
+    dtype = evaluation.model_dtype(model)
+    try:
+        device = torch.device(place)
+        image = torch.full((1, 3, 32, 32), 0.5, dtype=dtype, device=device)
+        with autocast(device, precision == "bfloat16" and dtype is torch.float32):
+            scores = model.to(device)(image)
+        if isinstance(scores, Tensor):
+            scores = scores.cpu()  # only now have errors of the device shown, and has a model without values
+    except Exception as error:  # whatever a model of the user's own raises
+        raise UserError(
+            f"the model fails on one image (1, 3, 32, 32) of {dtype} in evaluation mode on {place}: "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    return device, scores
 
 
 @contextlib.contextmanager

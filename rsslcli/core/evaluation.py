@@ -7,26 +7,33 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, coverage
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.download import corrupted_origin
 from rsslcli.core.data.store import Dataset, Split
-from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.errors import DivergedError, UserError, one_line, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import Ranks
 from rsslcli.core.runtime import autocast
 
-#: Images per forward pass. On the CPU small ones, whose activations stay in its caches (docs/performance.md).
+#: Images per forward pass, and on any other device. On the CPU few, whose activations stay in its caches
+#: (docs/performance.md).
 BATCH_SIZE = {"cpu": 100, "cuda": 500}
+_OTHER_BATCH_SIZE = 500
+
+#: A row of the table: its name, and fractions of 1.
+_Row = tuple[str, list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,43 @@ class Evaluation:
         """The mean over these corruptions and all severities; None where one was not evaluated."""
         return _mean([cell for name in names for cell in self.accuracy.get(name, [None])])
 
-    def mean_at(self, severity: int) -> float | None:
-        """The mean over the evaluated corruptions at one severity; None where it was not evaluated."""
-        return _mean([values[severity - 1] for values in self.accuracy.values()])
+    def mean_at(self, severity: int, names: Sequence[str] = CORRUPTIONS) -> float | None:
+        """The mean over these corruptions at one severity; None where one was not evaluated there."""
+        return _mean([self.accuracy[name][severity - 1] if name in self.accuracy else None for name in names])
+
+    @property
+    def coverage(self) -> str:
+        """What the mean over the evaluated corruptions covers: "19", or "17 of 19 (missing: snow, fog)"."""
+        return coverage(self.accuracy)
+
+    def means(self) -> dict[str, float | None]:
+        """By its name: the clean accuracy, the mean over what was evaluated, that of the usual 15 if known.
+
+        The mean over what was evaluated is None where a severity was not.
+        """
+        means = {"clean": self.clean_accuracy, f"mean of {self.coverage}": self.mean(tuple(self.accuracy))}
+        return (
+            means
+            if self.mean_accuracy_15 is None
+            else means | {"mean of the usual 15": self.mean_accuracy_15}
+        )
+
+    def rows(self) -> list[_Row]:
+        """The rows of a table: clean, each corruption, the mean over those that were evaluated.
+
+        Each is a name and seven fractions of 1: the accuracy at severity 1 to 5, their mean, and the drop,
+        which is the clean accuracy minus that mean. None stands for what was not evaluated.
+        """
+        names = tuple(self.accuracy)
+
+        def row(name: str, cells: Sequence[float | None], mean: float | None) -> _Row:
+            return name, [*cells, mean, None if mean is None else self.clean_accuracy - mean]
+
+        return [
+            ("clean", [*[None] * len(SEVERITIES), self.clean_accuracy, None]),
+            *(row(name, self.accuracy[name], self.mean([name])) for name in names),
+            row(f"mean of {len(names)}", [self.mean_at(s, names) for s in SEVERITIES], self.mean(names)),
+        ]
 
     def to_json(self) -> str:
         """The evaluation as a JSON object, as `eval-c` writes it."""
@@ -74,6 +115,7 @@ class Evaluation:
             "mean_accuracy": self.mean_accuracy,
             "mean_accuracy_15": self.mean_accuracy_15,
             "mean_accuracy_evaluated": self.mean(tuple(self.accuracy)),
+            "mean_accuracy_evaluated_of": self.coverage,
             "accuracy": self.accuracy,
             "images": self.images,
             "clean_images": self.clean_images,
@@ -91,18 +133,20 @@ class Evaluation:
         return "\n".join(lines) + "\n"
 
     def to_markdown(self) -> str:
-        """A table in per cent: a row per corruption, a column per severity, and means."""
-        lines = ["| corruption | 1 | 2 | 3 | 4 | 5 | mean |", "|---|--:|--:|--:|--:|--:|--:|"]
-        for name, values in self.accuracy.items():
-            cells = ["–" if cell is None else f"{100 * cell:.2f}" for cell in [*values, self.mean([name])]]
+        """A table in per cent: clean and a row per corruption, a column per severity, means and drops."""
+        lines = ["| corruption | 1 | 2 | 3 | 4 | 5 | mean | drop |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+        for name, values in self.rows():
+            cells = ["–" if cell is None else f"{100 * cell:.2f}" for cell in values]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        means = {
-            "clean": self.clean_accuracy,
-            "mean of 19": self.mean_accuracy,
-            "mean of 15": self.mean_accuracy_15,
-        }
-        lines += ["", *(f"- {name}: {100 * mean:.2f} %" for name, mean in means.items() if mean is not None)]
-        lines.append(f"- {self.images} images per cell, {len(self.excluded)} left out, kept for tuning λ")
+        named = self.means().items()
+        lines += [
+            "",
+            *(f"- {name}: {'–' if mean is None else f'{100 * mean:.2f} %'}" for name, mean in named),
+        ]
+        clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
+        lines.append(
+            f"- {self.images} images per cell{clean}, {len(self.excluded)} left out, kept for tuning λ"
+        )
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
         return "\n".join(lines) + "\n"
@@ -143,6 +187,35 @@ def check_classes(outputs: int, dataset: Dataset) -> None:
         raise UserError(f"the classifier tells {outputs} classes apart, '{dataset.name}' has {classes}")
 
 
+def check_scores(scores: object, images: int) -> Tensor:
+    """Return what a classifier gave for so many images, if it is a float tensor (images, classes).
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(scores, Tensor):
+        if scores.dim() == 2 and len(scores) == images and scores.is_floating_point():
+            return scores
+        found = f"{tuple(scores.shape)}, {_dtype_name(scores.dtype)}"
+    else:
+        found = f"a {type(scores).__name__}"
+    count = "one image" if images == 1 else f"{images} images"
+    raise UserError(
+        f"the model must give scores (N, classes); for {count} it gave {one_line(found)}: "
+        "wrap it so that it returns the float tensor of scores alone"
+    )
+
+
+def model_dtype(classifier: nn.Module) -> torch.dtype:
+    """The dtype to compute in: that of the first floating-point parameter or buffer; float32 without any."""
+    tensors = chain(classifier.parameters(), classifier.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @torch.inference_mode()
 def count_correct(
     classifier: nn.Module,
@@ -151,28 +224,39 @@ def count_correct(
     device: torch.device,
     chosen: npt.NDArray[np.int64] | None = None,
     precision: str = "float32",
-) -> int:
-    """How many images the classifier gets right.
+) -> tuple[int, int]:
+    """How many images the classifier gets right, and of how many the highest score is NaN or infinite.
+
+    The latter have no class: unless there are none, the former is no result.
 
     Args:
-        classifier: maps floats (N, 3, H, W) in [0, 1] to scores (N, classes); on `device`.
+        classifier: maps floats (N, 3, H, W) in [0, 1], of its own dtype, to scores (N, classes); on `device`.
         images: uint8 (N, H, W, 3); a memory map is read batch by batch.
         labels: int64 (N,).
         device: where to compute.
         chosen: indices of the images to take; all by default.
         precision: "bfloat16" computes under autocast; whether CUDA multiplies in TF32 otherwise is a setting
             of the process, `rsslcli.core.runtime.set_precision`.
+
+    Raises:
+        UserError: the classifier gives something else than scores.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
-    size = BATCH_SIZE[device.type]
+    size = BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE)
+    dtype = model_dtype(classifier)
+    # Both counts stay on the device until the last batch, so that the host waits once.
     correct = torch.zeros((), dtype=torch.int64, device=device)
+    undecided = torch.zeros_like(correct)
     with autocast(device, precision == "bfloat16"):
         for start in range(0, len(chosen), size):
             batch = chosen[start : start + size]
-            x = to_float(torch.from_numpy(images[batch]).to(device))
+            x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
             y = torch.from_numpy(labels[batch]).to(device)
-            correct += (classifier(x).argmax(1) == y).sum()
-    return int(correct)
+            highest, predicted = check_scores(classifier(x), len(batch)).to(device).max(1)
+            correct += (predicted == y).sum()
+            undecided += (~highest.isfinite()).sum()
+    found = torch.stack([correct, undecided]).tolist()
+    return found[0], found[1]
 
 
 def clean_images(
@@ -207,7 +291,7 @@ def evaluate(
     """Evaluate a classifier on a test set and its corrupted versions.
 
     Args:
-        classifier: maps floats (N, 3, H, W) in [0, 1] to scores.
+        classifier: maps floats (N, 3, H, W) in [0, 1], of the dtype of its parameters, to scores.
         test: the clean test set.
         corrupted: its corrupted versions.
         device: where to compute.
@@ -225,7 +309,9 @@ def evaluate(
             one writes `partial`.
 
     Raises:
-        UserError: nothing is left to evaluate, or a corruption is not in the set.
+        UserError: nothing is left to evaluate, a corruption is not in the set, the classifier gives something
+            else than scores, or `precision` is "bfloat16" and it does not compute in float32.
+        DivergedError: scores are NaN or infinite.
     """
     names = list(dict.fromkeys(corrupted.names if corruptions is None else corruptions))
     for name in names:
@@ -243,13 +329,21 @@ def evaluate(
     clean = clean_images(test, corrupted, left_out.tolist())[:limit]
     if limit is not None and aligned(corrupted, test):
         clean = chosen
+    own = model_dtype(classifier)
+    if own is not torch.float32:
+        if precision == "bfloat16":
+            raise UserError(
+                f"precision bfloat16 is for float32 models, and this one is {_dtype_name(own)}: "
+                "leave it out, and the model is evaluated in its own precision"
+            )
+        precision = _dtype_name(own)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     cells = [
         _CLEAN,
         *((name, severity) for name in names for severity in SEVERITIES if severity in severities),
     ]
 
-    def count(name: str, severity: int) -> int:
+    def count(name: str, severity: int) -> tuple[int, int]:
         if (name, severity) == _CLEAN:
             return count_correct(classifier, test.images, test.labels, device, clean, precision)
         images = corrupted.cell(name, severity)
@@ -257,18 +351,24 @@ def evaluate(
 
     ranks = ranks or Ranks()
     setting = test.checksum + corrupted.identity + precision
-    fingerprint = _fingerprint(classifier, setting, [clean, chosen])
+    if not ranks.first:
+        partial = None
+    fingerprint = _fingerprint(classifier, setting, [clean, chosen]) if partial else ""
     sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
-    counts = _Counts(partial if ranks.first else None, fingerprint, sizes)
+    counts = _Counts(partial, fingerprint, sizes)
     counts.known = json.loads(ranks.agree(json.dumps(counts.known)))
     remaining = [cell for cell in cells if _key(*cell) not in counts.known]
     for start in range(0, len(remaining), ranks.count):
         progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
         at_once = remaining[start : start + ranks.count]
-        found = torch.zeros(len(at_once), dtype=torch.int64)
+        found = torch.zeros(len(at_once), 2, dtype=torch.int64)
         if ranks.rank < len(at_once):
-            found[ranks.rank] = count(*at_once[ranks.rank])
-        counts.add({_key(*cell): n for cell, n in zip(at_once, ranks.sum(found).tolist(), strict=True)})
+            found[ranks.rank] = torch.tensor(count(*at_once[ranks.rank]))
+        correct, undecided = ranks.sum(found).T.tolist()
+        for cell, n in zip(at_once, undecided, strict=True):
+            if n:
+                raise _undecided(cell, n, sizes[_key(*cell)], precision)
+        counts.add({_key(*cell): n for cell, n in zip(at_once, correct, strict=True)})
     progress("done", len(cells), len(cells))
     counts.remove()
     accuracy: dict[str, list[float | None]] = {
@@ -289,6 +389,7 @@ def evaluate(
             "precision": precision,
             "test_data": test.checksum,
             "corrupted_data": corrupted.identity,
+            "corrupted_origin": corrupted_origin(corrupted),
         },
     )
 
@@ -334,6 +435,22 @@ def _key(name: str, severity: int) -> str:
     return f"{name}/{severity}"
 
 
+def _undecided(cell: tuple[str, int], count: int, images: int, precision: str) -> DivergedError:
+    """The error for a cell in which so many of the images have no class."""
+    place = "the clean test set" if cell == _CLEAN else f"{cell[0]} at severity {cell[1]}"
+    narrow = precision in ("bfloat16", "float16")
+    advice = "evaluate in float32" if narrow else "check the weights, and how the input is normalized"
+    return DivergedError(
+        f"{place}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
+        f"class: {advice}"
+    )
+
+
+def fingerprint_weights(classifier: nn.Module) -> str:
+    """A fingerprint (sha256, hexadecimal) of the parameters and buffers."""
+    return _fingerprint(classifier, "", ())
+
+
 def _fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
     """What tells one evaluation from another: the weights, the images and precision, which of the images."""
     digest = hashlib.sha256(setting.encode())
@@ -341,7 +458,7 @@ def _fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArr
         digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())
     for name, value in classifier.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

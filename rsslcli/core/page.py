@@ -37,22 +37,33 @@ class Notes:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Its first column names the rows; `words` are the columns that hold words, not numbers."""
+    """A table. Its first column names the rows.
+
+    Attributes:
+        words: the columns that hold words, not numbers.
+        stacked: on a narrow screen a row becomes a block of lines, a line for each cell. Other tables scroll,
+            with their first column in place.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: frozenset[str] = frozenset()
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture, both as SVG for the page and as the PNG `name` beside it; `alt` says it in words."""
+    """A picture: SVG for the page, SVG for narrow screens, and the PNG `name` beside it.
+
+    `alt` says in words what it shows.
+    """
 
     name: str
     caption: str
     alt: str
     svg: bytes
+    narrow_svg: bytes
     png: bytes
 
 
@@ -87,9 +98,9 @@ def _html(block: Block) -> str:
         items = "".join(f"<li>{html.escape(item)}</li>" for item in block.items)
         return f'<aside role="note"><strong>{html.escape(block.title)}</strong><ul>{items}</ul></aside>'
     if isinstance(block, Figure):
-        picture = base64.b64encode(block.svg).decode()
         return (
-            f'<figure><img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(block.alt)}">'
+            f'<figure><picture><source media="{_NARROW}" srcset="{_data_url(block.narrow_svg)}">'
+            f'<img src="{_data_url(block.svg)}" alt="{html.escape(block.alt)}"></picture>'
             f"<figcaption>{html.escape(block.caption)}</figcaption></figure>"
         )
 
@@ -97,17 +108,29 @@ def _html(block: Block) -> str:
     body = ""
     for first, *others in block.rows:
         cells = zip(block.columns[1:], others, strict=True)
-        row = "".join(f"<td{_side(block, name)}>{html.escape(cell)}</td>" for name, cell in cells)
+        row = "".join(
+            f"<td{_side(block, name)}{_name(name)}>{html.escape(cell)}</td>" for name, cell in cells
+        )
         body += f'<tr><th scope="row">{html.escape(first)}</th>{row}</tr>\n'
     caption = html.escape(block.caption)
+    kind = "stacked" if block.stacked else "scroll"
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>\n'
+        f'<div class="{kind}" tabindex="0" role="region" aria-label="{caption}"><table>\n'
         f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>"
     )
 
 
 def _side(table: Table, column: str) -> str:
     return ' class="words"' if column in table.words else ""
+
+
+def _name(column: str) -> str:
+    """The column's name at each of its cells, where style sheets find it."""
+    return f' data-column="{html.escape(column)}"'
+
+
+def _data_url(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def _markdown(block: Block) -> str:
@@ -132,6 +155,8 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|&~]|\b_|_\b)", r"\\\1", text)
 
 
+#: Screens on which wide tables and pictures give way to narrow ones.
+_NARROW = "screen and (max-width: 40rem)"
 _CSS = """
 :root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --faint: #57606a; --line: #d0d7de;
   --stripe: #f6f8fa; --note: #fff6dd; --edge: #b58900; }
@@ -147,23 +172,38 @@ p { max-width: 46rem; overflow-wrap: anywhere; }
 aside { background: var(--note); border-left: 4px solid var(--edge); padding: .7rem 1rem; margin: 1.2rem 0;
   overflow-wrap: anywhere; }
 aside ul { margin: .3rem 0 0; padding-left: 1.2rem; }
-.scroll { overflow-x: auto; margin: 1.2rem 0; }
+.scroll, .stacked { overflow-x: auto; margin: 1.2rem 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; min-width: 50%; }
-caption { text-align: left; font-weight: 600; padding-bottom: .5rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: .5rem; position: sticky; left: 0;
+  max-width: calc(100vw - 2rem); overflow-wrap: anywhere; }
 th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { color: var(--faint); font-weight: 600; white-space: normal; vertical-align: bottom; }
-tbody th { font-weight: 600; white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
-tbody tr:nth-child(even) { background: var(--stripe); }
+tbody th { font-weight: 600; white-space: normal; min-width: 10rem; overflow-wrap: anywhere; }
+tr { background: var(--page); } tbody tr:nth-child(even) { background: var(--stripe); }
+.scroll th:first-child { position: sticky; left: 0; background: inherit; }
 th:first-child, .words { text-align: left; }
 td:last-child.words { white-space: normal; overflow-wrap: anywhere; min-width: 11rem; }
 figure { margin: 1.5rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 46rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: .6rem;
   margin-bottom: .5rem; border: 1px solid var(--line); }
+@media NARROW {
+  .scroll tbody th { min-width: 9.5rem; font-size: .8rem; }
+  .stacked table, .stacked tbody, .stacked tr, .stacked th, .stacked td { display: block; }
+  .stacked thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .stacked caption { display: block; }
+  .stacked tr { padding: .4rem .5rem .5rem; border-bottom: 1px solid var(--line); }
+  .stacked tbody th, .stacked td { border: 0; padding: .1rem 0; white-space: normal; min-width: 0; }
+  .stacked td { display: flex; justify-content: space-between; gap: 1.5rem; text-align: right; }
+  .stacked td::before { content: attr(data-column); color: var(--faint); text-align: left; flex: none;
+    max-width: 55%; }
+  picture img { width: 100%; max-width: 26rem; padding: .3rem; }
+}
 @media print {
   @page { margin: 14mm; } body { font-size: 10pt; } main { max-width: none; padding: 0; }
   table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
   th, td.words { white-space: normal; min-width: 0; }
-  .scroll { overflow: visible; } .scroll, figure, aside { break-inside: avoid; }
+  .scroll, .stacked { overflow: visible; } .scroll, .stacked, figure, aside { break-inside: avoid; }
+  .scroll th:first-child, caption { position: static; } caption { max-width: none; }
   h1, h2, h3 { break-after: avoid; } img { border: 0; padding: 0; max-height: 230mm; }
 }
-"""
+""".replace("NARROW", _NARROW)

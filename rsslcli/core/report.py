@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli import __version__
-from rsslcli.core.config import Config
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD
+from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
 from rsslcli.core.errors import UserError, one_line
 from rsslcli.core.files import replacing
 from rsslcli.core.page import Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
-from rsslcli.core.results import Comparison, LeftOut, Study, describe, make_studies, read_runs
+from rsslcli.core.results import Comparison, LeftOut, Study, departures, make_studies, read_runs
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     from rsslcli.core.plots import draw
 
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: expected a folder, and it is a file")
+        raise UserError(f"output {output}: expected a folder, and it is a file")
     read, left_out = read_runs(runs)
     studies, repeated = make_studies(read)
     left_out += repeated
@@ -78,7 +77,10 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
 
 
 def table_1(study: Study) -> Table:
-    """Accuracy on the corrupted test set in per cent: the paper's beside the study's."""
+    """Accuracy on the corrupted test set in per cent: the paper's beside the study's.
+
+    The caption says on which images, so that the table is whole wherever it is shown.
+    """
     base, in_paper = study.baseline, any(row.paper for row in study.rows)
     rows = []
     for row in study.rows:
@@ -96,15 +98,14 @@ def table_1(study: Study) -> Table:
         rows.append(cells)
     columns = ["trained with", *(["paper (− baseline)"] if in_paper else ()), "seeds", "ours, mean ± sd"]
     columns += ["− baseline [95 % interval]", _VERDICT, "the usual 15", "clean"]
-    over = "the 19" if study.corruptions == CORRUPTIONS else str(len(study.corruptions))
-    return Table(
-        f"Table 1. Accuracy in %, mean over {over} corruptions at 5 severities", columns, rows, _WORDS
-    )
+    caption = f"Table 1. Accuracy in %, mean over {study.over} at 5 severities."
+    caption += f" Our runs were evaluated on {study.conditions}."
+    return Table(caption, columns, rows, _WORDS, stacked=True)
 
 
 _VERDICT = "exceeds the noise?"
 #: The columns that hold words.
-_WORDS = frozenset({_VERDICT, "trained with", "why"})
+_WORDS = frozenset({_VERDICT, "trained with", "why", "rows"})
 
 
 def _interval(found: Comparison) -> str:
@@ -135,46 +136,59 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
     yield Heading(f"{prefix}{study.title}")
     notes = list(study.warnings)
     if prefix:
-        notes.append("The runs of this report differ in settings: only those of one study are compared.")
+        notes.append(
+            "The runs of this report differ in settings or in the corruptions they were evaluated on: only "
+            "those of one study are compared."
+        )
     if study.baseline is None:
-        notes.append("No baseline (train-single --task none) is among these runs, so nothing is judged.")
+        notes.append("No baseline (a run without tasks) is among these runs, so nothing is judged.")
     if notes:
         yield Notes("Before you compare", notes)
-    yield Text(_settings(study))
+    yield Text(f"Evaluated on {study.conditions}. {_against_the_paper(study)}")
     yield table_1(study)
     if "difference" in figures:
         yield figures["difference"]
     yield from _other_comparisons(study)
+    yield from _settings(study)
     for name, title in (("figure-2a", "Test error"), ("figure-2b", "The weights λ")):
         if name in figures:
             yield from (Heading(title, 3), figures[name])
     labels = [row.label for row in study.rows]
     cells = np.array([[row.cells(name) for row in study.rows] for name in study.corruptions])
-    for kind, key, names, means in (
-        ("corruption", "corruptions", study.corruptions, cells.mean(2)),
-        ("severity", "severities", SEVERITIES, cells.mean(0).T),
+    for kind, key, names, means, over in (
+        ("corruption", "corruptions", study.corruptions, cells.mean(2), "severities"),
+        ("severity", "severities", SEVERITIES, cells.mean(0).T, study.over),
     ):
         yield Heading(f"By {kind}", 3)
         if key in figures:
             yield figures[key]
         rows = [[str(n), *(f"{100 * v:.2f}" for v in of)] for n, of in zip(names, means, strict=True)]
-        yield Table(f"Accuracy in % by {kind}, mean over the rest", [kind, *labels], rows)
+        yield Table(f"Accuracy in % by {kind}, mean over {over} and seeds", [kind, *labels], rows)
     yield from (Heading("Training", 3), figures["training"], _cost(study))
 
 
-def _settings(study: Study) -> str:
-    """The study's settings in words, and what they mean for a comparison with the paper."""
-    default = Config().to_dict()
-    changed = {name: value for name, value in study.settings.items() if value != default.get(name)}
-    text = f"Settings other than the preset paper's: {describe(changed) or 'none'}."
+def _against_the_paper(study: Study) -> str:
+    """What a comparison with the paper's numbers is worth."""
     if not any(row.paper for row in study.rows):
-        return f"{text} The paper has no figures for these images and corruptions."
-    if changed:
-        text += (
-            " The paper's are a WRN-40-2, 100 epochs and all 50,000 images of CIFAR-10: with other settings, "
-            "compare the differences to the baseline rather than the accuracies."
-        )
-    return f"{text} The paper gives one number each, without a spread."
+        return "The paper has no figures for these images and corruptions."
+    text = "The paper gives one number each, without a spread."
+    if not departures(study) and {run.origin for run in study.runs} == {"published"}:
+        return text
+    return (
+        f"{text} Its numbers are of a WRN-40-2, 100 epochs, all 50,000 images of CIFAR-10 and the published "
+        "CIFAR-10-C: with other settings or images, compare the differences to the baseline rather than the "
+        "accuracies."
+    )
+
+
+def _settings(study: Study) -> Iterator[Block]:
+    yield Heading("Settings", 3)
+    rows = departures(study)
+    if not rows:
+        yield Text("All settings are those of the preset paper.")
+        return
+    caption = "Settings that differ from the preset paper's or between rows"
+    yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, _WORDS, stacked=True)
 
 
 def _other_comparisons(study: Study) -> Iterator[Table]:
@@ -189,7 +203,8 @@ def _other_comparisons(study: Study) -> Iterator[Table]:
                 rows.append([f"{row.label} − {other.label}", seeds, _interval(found), found.verdict])
     if rows:
         columns = ["difference", "common seeds", "points [95 % interval]", _VERDICT]
-        yield Table("Other comparisons, in points of mean corrupted accuracy", columns, rows, _WORDS)
+        caption = f"Other comparisons, in points of accuracy, mean over {study.over}"
+        yield Table(caption, columns, rows, _WORDS, stacked=True)
 
 
 def _cost(study: Study) -> Table:
@@ -205,20 +220,20 @@ def _cost(study: Study) -> Table:
         cells = ["–" if np.isnan(value) else format(value, form) for value, form in values]
         rows.append([row.label, str(len(histories)), *cells])
     columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
-    caption = "Cost, mean over seeds; times mean something only if each run had the machine to itself"
-    return Table(caption, columns, rows, _WORDS)
+    caption = "Cost, mean over seeds; times can be compared only if every run had the same machine to itself"
+    return Table(caption, columns, rows, _WORDS, stacked=True)
 
 
 _METHOD = """\
-Accuracy is the fraction of the test images that are classified rightly, averaged over corruptions and
-severities. “Mean ± sd” is the mean over seeds and their sample standard deviation (n − 1); one seed has
-no spread.
+Accuracy is the fraction of the test images that are classified correctly, averaged over corruptions and
+severities; Table 1 says which corruptions and images these are. “Mean ± sd” is the mean over seeds and their
+sample standard deviation (n − 1); one seed has no spread.
 
-Runs of the same seed are compared in pairs: they share training images and random choices, and are
-evaluated on the same images unless a note says otherwise. The difference is the mean, over the seeds that
-both have, of one accuracy minus the other; the interval is the 95 % confidence interval of that mean by
-Student's t with n − 1 degrees of freedom, which takes the differences as independent and normally
-distributed. A difference exceeds the noise if the interval does not contain zero.
+Runs of the same seed are compared in pairs: they share training images and random choices. A pair is judged
+only if both were evaluated on the same images in the same precision. The difference is the mean, over the
+seeds that both have, of one accuracy minus the other; the interval is the 95 % confidence interval of that
+mean by Student's t with n − 1 degrees of freedom, which takes the differences as independent and normally
+distributed. A difference exceeds the noise if the interval excludes zero.
 
 With few seeds the interval is wide, as it has to be: the standard error is multiplied by 12.71 for two
 seeds, 4.30 for three, 2.78 for five. So “no” means “not shown” and not “no difference”. One seed is not
@@ -230,9 +245,14 @@ noise by chance."""
 
 def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Block]:
     yield Heading("The runs")
-    columns = ["run", "trained with", "seed", "accuracy, %", "images per cell", "images left out"]
+    columns = ["run", "trained with", "seed", "accuracy, %", "mean of", "images per cell", "images left out"]
+    columns += ["corrupted set"]
     rows = [
-        [run.name, row.label, str(seed), f"{100 * run.mean():.2f}", f"{run.images:,}", str(len(run.excluded))]
+        [
+            *(run.name, row.label, str(seed), f"{100 * run.mean():.2f}", coverage(run.accuracy)),
+            *(f"{run.images:,}", str(len(run.excluded))),
+            f"{run.origin or 'not recorded'}, {run.corrupted_data[:8]}",
+        ]
         for study in studies
         for row in study.rows
         for seed, run in row.runs.items()

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rsslcli.core.conditions import (
+    ORIGINS,
+    describe_conditions,
+    is_mixed,
+    unlike_conditions,
+    warn_of_conditions,
+)
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, coverage
 from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.evaluation_files import other_evaluations
 from rsslcli.core.tasks import BEST_TASKS, TASKS
 
 Floats = npt.NDArray[np.float64]
@@ -91,8 +99,11 @@ class Run:
         accuracy: by corruption, (5,), fractions of 1, at severity 1 to 5.
         clean_accuracy: on the clean test set.
         images: source images evaluated in each cell of `accuracy`.
+        clean_images: images behind `clean_accuracy`.
         excluded: the source images that were left out.
-        data: fingerprints of the test set and of its corrupted versions.
+        test_data: fingerprint of the clean test set.
+        corrupted_data: fingerprint of its corrupted versions.
+        origin: where those are from, a key of `ORIGINS`; None where it is not recorded.
         dataset: what it was evaluated on.
         precision: in which it was evaluated.
     """
@@ -103,8 +114,11 @@ class Run:
     accuracy: Mapping[str, Floats]
     clean_accuracy: float
     images: int
+    clean_images: int
     excluded: frozenset[int]
-    data: tuple[str, str]
+    test_data: str
+    corrupted_data: str
+    origin: str | None
     dataset: str
     precision: str
 
@@ -114,7 +128,10 @@ class Run:
         return one_line(self.directory.name)
 
     def mean(self, corruptions: Iterable[str] | None = None) -> float:
-        """The mean accuracy over corruptions (all by default) and severities; NaN where one is missing."""
+        """The mean accuracy over corruptions and severities; NaN where one is missing.
+
+        By default over those that were evaluated, which `coverage(run.accuracy)` names.
+        """
         names = self.accuracy if corruptions is None else corruptions
         return float(np.mean([self.accuracy.get(name, np.full(5, np.nan)) for name in names]))
 
@@ -129,9 +146,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row against another: the paired differences, one for each seed that both have."""
+    """One row against another: the paired differences, one for each seed that both have.
+
+    Attributes:
+        differences: of the mean corrupted accuracies, fractions of 1.
+        unlike: how the evaluations of a pair differ, such as "images"; empty where all pairs are alike.
+    """
 
     differences: tuple[float, ...]
+    unlike: str = ""
 
     @property
     def mean(self) -> float:
@@ -149,6 +172,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """Whether the difference exceeds the noise, in words."""
+        if self.unlike:
+            return f"not judged: different {self.unlike}"
         if len(self.differences) < 2:
             return "one seed: not judged" if self.differences else "no common seed"
         if abs(self.mean) <= self.margin:
@@ -161,7 +186,7 @@ class Row:
     """The runs of one method, which differ in the seed alone.
 
     Attributes:
-        label: what was trained, as the tables say it.
+        label: what was trained, as the tables say it; ends in * where the runs were not evaluated alike.
         runs: by seed.
         paper: the paper's accuracy in per cent, where it gives one.
     """
@@ -191,7 +216,8 @@ class Row:
 
     def minus(self, other: Row) -> Comparison:
         """This row's mean corrupted accuracy compared with another's."""
-        return Comparison(tuple(own.mean() - its.mean() for own, its in self.pairs(other)))
+        pairs = self.pairs(other)
+        return Comparison(tuple(own.mean() - its.mean() for own, its in pairs), unlike_conditions(pairs))
 
 
 @dataclass(frozen=True)
@@ -216,13 +242,31 @@ class Study:
         return None if self.rows[0].config.tasks else self.rows[0]
 
     @property
+    def runs(self) -> list[Run]:
+        """The runs of all rows."""
+        return [run for row in self.rows for run in row.runs.values()]
+
+    @property
+    def over(self) -> str:
+        """What a mean accuracy is taken over: "the 19 corruptions", "18 of 19 corruptions (missing: fog)"."""
+        whole = self.corruptions == CORRUPTIONS
+        return "the 19 corruptions" if whole else coverage(self.corruptions).replace(" (", " corruptions (")
+
+    @property
+    def conditions(self) -> str:
+        """On which corrupted images the runs were evaluated, how many, and in which precision."""
+        return describe_conditions(self.runs)
+
+    @property
     def title(self) -> str:
         """Data set and size, in a few words."""
         of = self.settings
         images = (
             "all training images" if of["train_size"] is None else f"{of['train_size']:,} training images"
         )
-        return f"{one_line(of['dataset'])}, WRN-{of['depth']}-{of['width']}, {of['epochs']} epochs, {images}"
+        network = f"WRN-{of['depth']}-{of['width']}"
+        epochs = f"{of['epochs']} epoch{'s' * (of['epochs'] != 1)}"
+        return f"{one_line(of['dataset'])}, {network}, {epochs}, {images}"
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
@@ -278,19 +322,28 @@ def read_run(directory: Path) -> Run:
         raise UserError("not trained: it has no metrics.jsonl")
     history = _read_history(directory / "metrics.jsonl", config)
     if not (directory / "eval-c.json").is_file():
-        raise UserError("not evaluated: it has no eval-c.json")
+        others = other_evaluations(directory)
+        raise UserError(
+            f"not evaluated as a whole: it has only {', '.join(others)}"
+            if others
+            else "not evaluated: it has no eval-c.json"
+        )
     try:
         with (directory / "eval-c.json").open("rb") as file:
             content = json.loads(file.read(_MAX_EVALUATION_BYTES))
         accuracy = {name: _fractions(content["accuracy"][name]) for name in content["accuracy"]}
         (clean,) = _fractions([content["clean_accuracy"]])
         images, excluded = content["images"], frozenset(content["excluded"])
-        if not accuracy.keys() <= {*CORRUPTIONS} or not all(type(n) is int for n in (images, *excluded)):
+        clean_images = content.get("clean_images", images)
+        test_data, corrupted_data = content["test_data"], content["corrupted_data"]
+        if not accuracy.keys() <= {*CORRUPTIONS} or any(len(cells) > 5 for cells in accuracy.values()):
+            raise ValueError
+        if not all(type(number) is int for number in (images, clean_images, *excluded)):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError("its eval-c.json is damaged") from None
-    if not accuracy or any(values.shape != (5,) or np.isnan(values).any() for values in accuracy.values()):
-        raise UserError("not evaluated at every severity")
+    if reason := _incomplete(accuracy):
+        raise UserError(reason)
     if content.get("step", history.steps) != history.steps:
         raise UserError("evaluated before its training was finished: evaluate it again")
     return Run(
@@ -300,11 +353,27 @@ def read_run(directory: Path) -> Run:
         accuracy={name: accuracy[name] for name in CORRUPTIONS if name in accuracy},
         clean_accuracy=float(clean),
         images=images,
+        clean_images=clean_images,
         excluded=excluded,
-        data=(str(content.get("test_data")), str(content.get("corrupted_data"))),
+        test_data=one_line(test_data),
+        corrupted_data=one_line(corrupted_data),
+        origin=next((origin for origin in ORIGINS if origin == content.get("corrupted_origin")), None),
         dataset=str(content.get("dataset", config.dataset)),
-        precision=str(content.get("precision", "float32")),
+        precision=one_line(content.get("precision", "float32")),
     )
+
+
+def _incomplete(accuracy: Mapping[str, Floats]) -> str:
+    """What an evaluation lacks, as a reason to leave it out; empty where each corruption has 5 severities."""
+    if not accuracy:
+        return "not evaluated on any corruption"
+    lacking = []
+    for name, values in accuracy.items():
+        known = {s for s, value in zip(SEVERITIES, values, strict=False) if not math.isnan(value)}
+        if missing := ", ".join(str(s) for s in SEVERITIES if s not in known):
+            lacking.append(f"{name} lacks {missing}")
+    more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    return f"not evaluated at every severity: {'; '.join(lacking[:3])}{more}" if lacking else ""
 
 
 def _fractions(values: Sequence[Any]) -> Floats:
@@ -385,7 +454,8 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
     in_paper = (every[0].config.dataset, every[0].dataset, corruptions) == ("cifar10", "cifar10", CORRUPTIONS)
     made = [Row("", runs, None) for runs in rows]
     for index, row in enumerate(made):
-        paper = PAPER.get((frozenset(row.config.tasks), row.config.automl)) if in_paper else None
+        trained_so = in_paper and has_effect(row.config)
+        paper = PAPER.get((frozenset(row.config.tasks), row.config.automl)) if trained_so else None
         made[index] = replace(row, label=_label(row.config), paper=paper)
     made.sort(key=lambda row: _place(row.config))
     # Rows that read alike are told apart by what is not the default about them.
@@ -393,8 +463,13 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
     for row in made:
         alike = [_method(other.config) for other in made if other.label == row.label]
         own = {k: v for k, v in _changed(row.config).items() if any(other[k] != v for other in alike)}
-        distinct.append(replace(row, label=f"{row.label} ({describe(own)})") if own else row)
-    return Study(shared, corruptions, tuple(distinct), tuple(_warnings(every)))
+        label = f"{row.label} ({describe(own)})" if own else row.label
+        mixed = is_mixed([*row.runs.values()])
+        distinct.append(replace(row, label=f"{label} *" if mixed else label))
+    marked = any(row.label.endswith(" *") for row in distinct)
+    return Study(
+        shared, corruptions, tuple(distinct), (*_ineffective(every), *warn_of_conditions(every, marked))
+    )
 
 
 def _shared(run: Run) -> dict[str, Any]:
@@ -421,11 +496,80 @@ def _changed(config: Config) -> dict[str, Any]:
     return {name: value for name, value in _method(config).items() if value != default[name]}
 
 
+def departures(study: Study) -> list[list[str]]:
+    """The settings that differ from the defaults, the preset `paper`, or between rows.
+
+    Returns:
+        Per setting and value: the setting, its value, the default, and the labels of the rows that have it.
+    """
+    default = Config().to_dict()
+    found = [
+        [name, _words(value), _words(default.get(name, "–")), "all"]
+        for name, value in study.settings.items()
+        if value != default.get(name)
+    ]
+    for name in (*_OF_TASKS, *_OF_AUTOML, "device", "compile"):
+        rows = [row for row in study.rows if any(name in _acting(run.config) for run in row.runs.values())]
+        labels: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            for value in dict.fromkeys(_words(_acting(run.config)[name]) for run in row.runs.values()):
+                labels[value].append(row.label)
+        labels.pop(_words(default[name]), None)
+        every = (
+            "all"
+            if len(rows) == len(study.rows)
+            else "all with AutoML"
+            if name in _OF_AUTOML
+            else "all with tasks"
+        )
+        for value, of in labels.items():
+            which = every if len(of) == len(rows) > 1 else "; ".join(of)
+            found.append([name, value, _words(default[name]), which])
+    return found
+
+
+def _acting(config: Config) -> dict[str, Any]:
+    """The settings that act in a run and may differ between the rows of a study."""
+    return _method(config) | {"device": config.device, "compile": config.compile}
+
+
+def _words(value: object) -> str:
+    """A setting's value as the report shows it."""
+    if value is None:  # the size of a subset
+        return "all"
+    if isinstance(value, Mapping) and not value:
+        return "none"
+    text = value if isinstance(value, str) else _key(value).replace('"', "")
+    return one_line(text)
+
+
 def _label(config: Config) -> str:
     titles = (TABLE_1[task][0] if task in TABLE_1 else task for task in config.tasks)
     known = {frozenset[str](): "Baseline", FOUR: "Four tasks", frozenset(TABLE_1): "Seven tasks"}
     label = known.get(frozenset(config.tasks)) or " + ".join(titles)
-    return f"{label}, AutoML" if config.automl else f"{label}, fixed λ" if len(config.tasks) > 1 else label
+    if config.automl and has_effect(config):
+        return f"{label}, AutoML"
+    label = f"{label}, fixed λ" if len(config.tasks) > 1 else label
+    if has_effect(config):
+        return label
+    return f"{label} (AutoML that never tuned)" if config.automl else f"{label} (λ is 0)"
+
+
+def has_effect(config: Config) -> bool:
+    """Whether the run trained what its settings name: AutoML that moves λ, or tasks that count at all.
+
+    New runs without effect are refused; older ones are read.
+    """
+    return not config.untuned if config.automl else not config.tasks or config.initial_lambda > 0
+
+
+def _ineffective(runs: Sequence[Run]) -> Iterator[str]:
+    """Say which runs did not train what their settings name."""
+    idle = [run for run in runs if not has_effect(run.config)]
+    if names := [run.name for run in idle if run.config.automl]:
+        yield f"AutoML changed no λ in {', '.join(names)}: those runs trained with fixed λ."
+    if names := [run.name for run in idle if not run.config.automl]:
+        yield f"The tasks had no effect in {', '.join(names)}: λ is fixed at 0."
 
 
 def _place(config: Config) -> tuple[object, ...]:
@@ -444,30 +588,6 @@ def describe(settings: Mapping[str, Any]) -> str:
     """Settings in a line: "batch_norm joint, lr 0.2"."""
     words = {k: _key(v).replace('"', "") if isinstance(v, Mapping) else v for k, v in settings.items()}
     return ", ".join(f"{name} {one_line(value)}" for name, value in words.items())
-
-
-def _warnings(runs: Sequence[Run]) -> Iterator[str]:
-    """Say where runs that are compared were not evaluated alike."""
-
-    def apart(runs: Iterable[Run], of: Callable[[Run], object]) -> str:
-        groups: dict[object, list[str]] = defaultdict(list)
-        for run in runs:
-            groups[of(run)].append(run.name)
-        names = (", ".join(names[:3]) + " and others" * (len(names) > 3) for names in groups.values())
-        return "; ".join(names) if len(groups) > 1 else ""
-
-    if found := apart(runs, lambda run: run.data):
-        yield f"Not all runs were evaluated on the same test data: {found}."
-    if found := apart(runs, lambda run: run.images):
-        yield f"Not all runs were evaluated on the same number of images: {found}."
-    if found := apart(runs, lambda run: run.precision):
-        yield f"Not all runs were evaluated in the same precision, which moves a mean a little: {found}."
-    for seed in sorted({run.config.seed for run in runs}):
-        if found := apart((r for r in runs if r.config.seed == seed), lambda run: run.excluded):
-            yield (
-                f"Not all runs of seed {seed} were evaluated without the images that tuned λ: {found}. "
-                "Evaluate the others again with eval-c --leave-out-validation."
-            )
 
 
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:

@@ -17,7 +17,7 @@ import torch
 
 from rsslcli import __version__
 from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from rsslcli.core.config import Config
+from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.data.corrupted import CorruptedSet
@@ -90,11 +90,21 @@ class ValidationSet:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+        directory: the run directory.
+        checkpoint: the file of its weights.
+        clean_accuracy: after the last epoch, a fraction of 1.
+        clean_images: of how many test images: no more than an epoch has, and none that tune λ.
+        lambdas: the weight of each task at the end.
+        seconds: how long this process took.
+    """
 
     directory: Path
     checkpoint: Path
     clean_accuracy: float
+    clean_images: int
     lambdas: dict[str, float]
     seconds: float
 
@@ -161,13 +171,15 @@ def train(
 
     Raises:
         UserError: the directory holds a run already and `resume` is false, another process is writing it,
-            or data does not fit.
+            data does not fit, or a new run would tune no λ or have tasks without effect (`check_effective`).
         InterruptedTrainingError: `should_stop` said so, on any rank.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
         RsslError: a file cannot be written.
     """
     if (directory / "checkpoint.pt").exists() and not resume:
         raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
+    if not resume:
+        check_effective(config)
     with _Run(config, directory, dataset, corrupted, on_event, should_stop, ranks or Ranks()) as run:
         try:
             for epoch in range(run.step // run.trainer.steps_per_epoch, config.epochs):
@@ -255,6 +267,8 @@ class _Run:
                 )
             )
             set_precision(config.precision, self.device, self._notice)
+            if config.untuned:
+                self._notice(f"this run keeps λ as it is: {config.untuned}")
             if config.automl and len(self.excluded) < config.validation_images:
                 self._notice(
                     f"{len(self.excluded)} source images tune λ, not {config.validation_images}: "
@@ -298,19 +312,28 @@ class _Run:
         seconds = time.perf_counter() - self.epoch_began
         trainer.model.eval()
         own = self.clean[self.ranks.part(len(self.clean))]
-        correct = count_correct(
+        counts = count_correct(
             trainer.model.network, test.images, test.labels, self.device, own, self.config.precision
         )
+        correct, undecided = self.ranks.sum(torch.tensor(counts)).tolist()
+        if undecided:
+            self._check_finite()  # which knows better where it began
+            raise DivergedError(
+                f"training diverged by step {self.step}: the highest score of {undecided} of "
+                f"{len(self.clean)} clean test images is NaN or infinite; lower --lr"
+            )
         record = {
             "step": self.step,
             "epoch": epoch + 1,
-            "clean_accuracy": int(self.ranks.sum(torch.tensor(correct))) / len(self.clean),
+            "clean_accuracy": correct / len(self.clean),
+            "clean_images": len(self.clean),
             "images_per_second": round(self.epoch_steps * self.config.batch_size / seconds, 2),
             "seconds": round(seconds, 3),
         }
         self.metrics.write(record)
         self.save()
-        self.note(f"epoch {epoch + 1}: clean accuracy {record['clean_accuracy']:.4f}")
+        tested = f"{len(self.clean)} of {len(test.labels)} test images"
+        self.note(f"epoch {epoch + 1}: clean accuracy {record['clean_accuracy']:.4f} on {tested}")
         self.on_event(EpochDone(record))
         self._report_zero()
         if self.step < trainer.steps and self.should_stop():
@@ -329,7 +352,14 @@ class _Run:
         self.note("finished")
         lambdas = dict(zip(self.config.tasks, self.trainer.lambdas.tolist(), strict=True))
         seconds = time.perf_counter() - self.began
-        return TrainingResult(self.directory, self.checkpoint, self.metrics.clean_accuracy, lambdas, seconds)
+        return TrainingResult(
+            directory=self.directory,
+            checkpoint=self.checkpoint,
+            clean_accuracy=self.metrics.clean_accuracy,
+            clean_images=len(self.clean),
+            lambdas=lambdas,
+            seconds=seconds,
+        )
 
     def note(self, text: str) -> None:
         """Add a line to the log."""
@@ -343,12 +373,8 @@ class _Run:
         """Write the checkpoint; the metrics up to it are on disk before it is."""
         self.metrics.flush()
         self.metrics.sync()
+        self._check_finite()
         trainer = self.trainer
-        for name, value in trainer.model.state_dict().items():
-            if not value.isfinite().all():
-                raise DivergedError(
-                    f"training diverged by step {self.step}: {name} is not finite; lower --lr"
-                )
         if self.ranks.first:
             save_checkpoint(
                 self.checkpoint,
@@ -367,6 +393,14 @@ class _Run:
             )
         self.saved, self.saved_step = time.perf_counter(), self.step
 
+    def _check_finite(self) -> None:
+        """Raise DivergedError where a weight is not a finite number."""
+        for name, value in self.trainer.model.state_dict().items():
+            if not value.isfinite().all():
+                raise DivergedError(
+                    f"training diverged by step {self.step}: {name} is not finite; lower --lr"
+                )
+
     def last_good(self) -> str:
         """What a failed run has left."""
         if not self.checkpoint.exists():
@@ -374,10 +408,11 @@ class _Run:
         return f"The last good checkpoint is of step {self.saved_step}: {self.checkpoint}"
 
     def _report_zero(self) -> None:
-        """Say, once, that no task acts any more."""
-        if self.config.automl and not self.reported_zero and not self.trainer.lambdas.any():
+        """Report once that tuning has brought every task's weight to zero."""
+        tuned = self.trainer.tunes_lambdas(self.step - 1)
+        if tuned and not self.reported_zero and not self.trainer.lambdas.any():
             self.reported_zero = True
-            self._notice(f"all λ are 0 after step {self.step}: no task acts any more; lower --meta-lr")
+            self._notice(f"all λ are 0 after step {self.step}, so no task has an effect: try a lower meta_lr")
 
     def _notice(self, text: str) -> None:
         """Tell a person, and the log."""

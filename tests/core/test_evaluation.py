@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rsslcli.core import evaluation
 from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.store import Split, make_split
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import DivergedError, UserError
 from rsslcli.core.evaluation import Evaluation, evaluate
 from rsslcli.core.networks import WideResNet
 
@@ -65,6 +66,7 @@ def test_equals_a_loop_over_single_images(
     result = evaluate(network, test_split, corrupted, device=CPU, excluded=excluded, limit=limit)
     kept = [i for i in range(COUNT) if i not in excluded][:limit]
     assert result.images == len(kept)
+    assert json.loads(result.to_json())["corrupted_origin"] == "imported"
     for name in ("snow", "fog"):
         blocks = np.load(tmp_path / "c" / f"{name}.npy").reshape(5, COUNT, 32, 32, 3)
         expected = [accuracy_by_hand(network, block[kept], test_split.labels[kept]) for block in blocks]
@@ -168,7 +170,36 @@ def test_means(tmp_path: Path) -> None:
     whole.save(tmp_path / "r.md")
     text = (tmp_path / "r.md").read_text()
     assert f"- mean of 19: {100 * whole.mean_accuracy:.2f} %" in text
-    assert sum(line.startswith("| ") for line in text.splitlines()) == 20
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 22  # beside the corruptions: the names of the columns, clean, the mean
+    assert lines[1] == "| clean | – | – | – | – | – | 50.00 | – |"
+    fog = 100 * float(np.mean(accuracy["fog"]))
+    (row,) = (line for line in lines if line.startswith("| fog "))
+    assert row.endswith(f"| {fog:.2f} | {50 - fog:.2f} |")
+    assert lines[-1].startswith("| mean of 19 | ")
+
+
+@pytest.mark.parametrize(
+    ("names", "covers"),
+    [
+        ([n for n in CORRUPTIONS if n not in ("fog", "snow")], "17 of 19 (missing: snow, fog)"),
+        (["fog", "snow"], "2 of 19 (snow, fog)"),
+        (STANDARD, "15 of 19 (missing: speckle_noise, gaussian_blur, spatter, saturate)"),
+        (CORRUPTIONS, "19"),
+    ],
+)
+def test_a_mean_over_fewer_corruptions_says_which(tmp_path: Path, names: Sequence[str], covers: str) -> None:
+    result = Evaluation(0.5, 10, {name: [0.25] * 5 for name in names}, 10, ())
+    content = json.loads(result.to_json())
+    assert (content["mean_accuracy_evaluated"], content["mean_accuracy_evaluated_of"]) == (0.25, covers)
+    assert (content["mean_accuracy"] is None) == (len(names) < 19)
+    text = result.to_markdown()
+    assert f"- mean of {covers}: 25.00 %\n" in text
+    assert f"| mean of {len(names)} | 25.00 |" in text
+    assert "| mean |" not in text.replace(" 5 | mean | drop |", "")
+    assert result.means()[f"mean of {covers}"] == 0.25
+    assert result.mean_at(3, names) == 0.25
+    assert (result.mean_at(3) is None) == (len(names) < 19)
 
 
 def test_an_interrupted_evaluation_goes_on(
@@ -251,9 +282,104 @@ def test_single_severities(network: WideResNet, test_split: Split, tmp_path: Pat
         None if s in (0, 2, 3) else value for s, value in enumerate(whole.accuracy["fog"])
     ]
     assert part.mean(["fog"]) is None
-    assert part.mean_at(2) == whole.accuracy["fog"][1]
-    assert "–" in part.to_markdown()
+    assert part.mean_at(2, ["fog"]) == whole.accuracy["fog"][1]
+    assert part.mean_at(2) is None
+    assert part.mean_at(1, ["fog"]) is None
+    assert part.means()["mean of 1 of 19 (fog)"] is None
+    row = next(line for line in part.to_markdown().splitlines() if line.startswith("| fog "))
+    assert row.endswith("| – | – |")
     assert len(part.to_csv().splitlines()) == 4
+
+
+class Constant(nn.Module):
+    """Scores that depend on the first pixel alone: a row of `scores` for each value of it."""
+
+    def __init__(self, scores: list[list[float]]) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor(scores))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.scores[(images[:, 0, 0, 0] * 255).round().long().clamp(max=len(self.scores) - 1)]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("scores", [[NAN] * 3, [0, 1, NAN], [INF, INF, 0], [-INF] * 3])
+def test_an_image_without_a_finite_highest_score_is_an_error_and_not_of_the_first_class(
+    test_split: Split, tmp_path: Path, scores: list[float]
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog", "snow"), np.zeros(COUNT, np.int64))
+    images = np.full((5 * COUNT, 32, 32, 3), 1, np.uint8)
+    images[[2 * COUNT + 7, 2 * COUNT + 9]] = 0  # of severity 3
+    np.save(tmp_path / "c" / "fog.npy", images)
+    test = make_split(np.full((4, 32, 32, 3), 1, np.uint8), [0] * 4, ["ant", "bee", "cow"])
+    partial = tmp_path / "r.json.partial"
+    model = Constant([scores, [1, -INF, -INF]])
+    with pytest.raises(DivergedError, match=r"fog at severity 3: .* of 2 of 30 images .* check the weights"):
+        evaluate(model, test, corrupted, device=CPU, corruptions=["fog"], partial=partial)
+    assert json.loads(partial.read_text())["correct"] == {"clean/0": 4, "fog/1": COUNT, "fog/2": COUNT}
+    black = make_split(np.zeros((4, 32, 32, 3), np.uint8), [0] * 4, ["ant", "bee", "cow"])
+    with pytest.raises(DivergedError, match=r"clean test set: .* of 4 of 4 images .* evaluate in float32"):
+        evaluate(model, black, corrupted, device=CPU, precision="bfloat16")
+
+
+def test_a_cell_waits_for_the_device_once(
+    network: WideResNet, test_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsslcli.core.evaluation.BATCH_SIZE", {"cpu": 5})
+    waits = []
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
+        original = getattr(torch.Tensor, name)
+
+        def waiting(*arguments: object, _original: Callable[..., object] = original) -> object:
+            waits.append(1)
+            return _original(*arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, waiting)
+    correct, undecided = evaluation.count_correct(network, test_split.images, test_split.labels, CPU)
+    assert len(waits) == 1
+    assert (0 <= correct <= COUNT + 7, undecided) == (True, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_dtype_is_evaluated_in_it(
+    network: WideResNet, test_split: Split, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    model, name, seen = network.to(dtype), str(dtype).split(".")[1], set()
+    model.register_forward_hook(lambda _, given, scores: seen.update([given[0].dtype, scores.dtype]))
+    result = evaluate(model, test_split, corrupted, device=CPU, partial=tmp_path / "r.partial")
+    assert seen == {dtype}
+    assert (result.about["precision"], f"computed in {name}" in result.to_markdown()) == (name, True)
+    images = torch.from_numpy(np.load(tmp_path / "c" / "fog.npy").transpose(0, 3, 1, 2)).to(dtype) / 255
+    with torch.inference_mode():
+        predicted = model(images).argmax(1).numpy().reshape(5, COUNT)
+    expected = (predicted == test_split.labels[:COUNT]).mean(1)
+    assert result.accuracy["fog"] == pytest.approx(
+        expected.tolist(), abs=0.07
+    )  # rounding may turn two images
+    with pytest.raises(UserError, match=f"for float32 models, and this one is {name}"):
+        evaluate(model, test_split, corrupted, device=CPU, precision="bfloat16")
+
+
+def test_a_kind_of_device_without_a_batch_size_of_its_own_is_evaluated_too(
+    network: WideResNet, test_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    whole = evaluate(network, test_split, corrupted, device=CPU)
+    monkeypatch.setattr("rsslcli.core.evaluation.BATCH_SIZE", {"cuda": 500})
+    assert evaluate(network, test_split, corrupted, device=CPU) == whole
+
+
+def test_scores_that_fit_one_image_alone_are_refused(test_split: Split, tmp_path: Path) -> None:
+    class OneRow(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :3].reshape(1, -1)
+
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    with pytest.raises(UserError, match=r"scores \(N, classes\); for 37 images it gave \(1, 111\), float32"):
+        evaluate(OneRow(), test_split, corrupted, device=CPU)
 
 
 def test_refuses(network: WideResNet, test_split: Split, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from synthetic import FOUR, make_run, make_study
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.errors import UserError
+from rsslcli.core.report import table_1
 from rsslcli.core.results import Comparison, Run, Study, make_studies, read_run, read_runs, t_quantile
 
 
@@ -144,10 +145,11 @@ DAMAGE = {
     "eval-c.json is damaged": lambda run: spoil(run, "eval-c.json", clean_accuracy=math.nan),
     "eval-c.json is d": lambda run: spoil(run, "eval-c.json", accuracy={"<b>": [0.5] * 5}),
     "eval-c.json is da": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [0.5] * 4 + [1.2]}),
-    "not evaluated at every severity": lambda run: spoil(
-        run, "eval-c.json", accuracy={"fog": [0.5, *[None] * 4]}
+    "not evaluated at every severity: fog lacks 2, 4, 5": lambda run: spoil(
+        run, "eval-c.json", accuracy={"fog": [0.5, None, 0.5, None], "snow": [0.5] * 5}
     ),
-    "not evaluated at every": lambda run: spoil(run, "eval-c.json", accuracy={}),
+    "not evaluated on any corruption": lambda run: spoil(run, "eval-c.json", accuracy={}),
+    "eval-c.json is dam": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [0.5] * 6}),
     "evaluated before its training was finished": lambda run: spoil(run, "eval-c.json", step=120),
 }
 
@@ -276,14 +278,16 @@ def test_other_images_are_warned_of(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline-s1", seed=1)
     spoil(make_run(tmp_path / "ir-s1", tasks=("ir",), seed=1), "eval-c.json", corrupted_data="c" * 64)
     (study,) = studies(tmp_path)
-    data, images, seed = study.warnings
-    assert data == (
-        "Not all runs were evaluated on the same test data: automl-s0, baseline-s0, baseline-s1; ir-s1."
+    corrupted, images, left_out, seed, judged = study.warnings
+    assert corrupted == (
+        "Not all runs were evaluated on the same corrupted set: automl-s0, baseline-s0, baseline-s1; ir-s1."
     )
     assert "number of images" in images
+    assert "equally many" in left_out
     assert seed.startswith("Not all runs of seed 0 ")
     assert "automl-s0; baseline-s0." in seed
-    assert "--leave-out-validation" in seed
+    assert "leave_out_validation" in seed
+    assert "shown and not judged. A row marked * averages such runs." in judged
 
 
 def test_another_precision_is_warned_of(tmp_path: Path) -> None:
@@ -292,9 +296,19 @@ def test_another_precision_is_warned_of(tmp_path: Path) -> None:
     spoil(make_run(tmp_path / "baseline-s1", seed=1), "eval-c.json", precision="float32")
     assert studies(tmp_path)[0].warnings == ()
     spoil(make_run(tmp_path / "baseline-s2", seed=2), "eval-c.json", precision="bfloat16")
-    (warning,) = studies(tmp_path)[0].warnings
+    warning, _ = studies(tmp_path)[0].warnings
     assert "same precision" in warning
     assert "baseline-s0, baseline-s1; baseline-s2." in warning
+
+
+def test_automl_that_tuned_nothing_is_warned_of(tmp_path: Path) -> None:
+    """New runs of the kind are refused, but those of former versions are read."""
+    make_run(tmp_path / "baseline-s0")
+    make_run(tmp_path / "automl-s0", tasks=FOUR, automl=True)
+    assert studies(tmp_path)[0].warnings == ()
+    make_run(tmp_path / "automl-s1", tasks=FOUR, automl=True, seed=1, warmup_epochs=8)
+    warning = "AutoML changed no λ in automl-s1: those runs trained with fixed λ."
+    assert warning in [text for study in studies(tmp_path) for text in study.warnings]
 
 
 def test_an_evaluation_on_other_images_is_a_study_of_its_own(tmp_path: Path) -> None:
@@ -316,3 +330,14 @@ def test_fifteen_corruptions_alone_make_a_study_too(tmp_path: Path) -> None:
     assert run.mean() == run.mean(STANDARD)
     assert math.isnan(run.mean(CORRUPTIONS))
     assert study.rows[0].paper is None
+    missing = "missing: speckle_noise, gaussian_blur, spatter, saturate"
+    assert table_1(study).caption.startswith(
+        f"Table 1. Accuracy in %, mean over 15 of 19 corruptions ({missing}) at 5 severities. "
+    )
+
+
+def test_a_partial_evaluation_alone_is_named_as_the_reason(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "eval-c.json").rename(run / "eval-c-partial.json")
+    with pytest.raises(UserError, match=r"not evaluated as a whole: it has only eval-c-partial\.json"):
+        read_run(run)

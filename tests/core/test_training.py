@@ -126,7 +126,7 @@ def test_same_seed_same_run_other_seed_another(
     train(CONFIG, tmp_path / "again", dataset, corrupted)
     assert_same_state(whole[0], tmp_path / "again")
     assert timeless(whole[0]) == timeless(tmp_path / "again")
-    train(replace(CONFIG, seed=1, epochs=1), tmp_path / "other", dataset, corrupted)
+    train(replace(CONFIG, seed=1, epochs=2), tmp_path / "other", dataset, corrupted)
     assert records(tmp_path / "other")[0]["loss/main"] != records(whole[0])[0]["loss/main"]
     assert load_checkpoint(tmp_path / "other").excluded != load_checkpoint(whole[0]).excluded
 
@@ -323,15 +323,59 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert load_checkpoint(tmp_path / "run").step == STEPS
 
 
-def test_lambdas_that_are_all_zero_are_reported(
-    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+def test_scores_that_are_not_finite_end_the_training_before_they_are_recorded(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Their images would count as the first class; the weights may all be finite."""
+    run, counts = tmp_path / "run", iter([(5, 0), (5, 2)])
+    monkeypatch.setattr("rsslcli.core.training.count_correct", lambda *arguments: next(counts))
+    expected = rf"diverged by step {2 * STEPS}: the highest score of 2 of 34 clean test images is NaN"
+    with pytest.raises(DivergedError, match=expected):
+        train(CONFIG, run, dataset, corrupted)
+    assert load_checkpoint(run).step == STEPS
+    (record,) = (record for record in records(run) if "clean_accuracy" in record)
+    assert (record["clean_accuracy"], record["clean_images"]) == (5 / 34, 34)
+    assert "epoch 1: clean accuracy 0.1471 on 34 of 40 test images\n" in (run / "log.txt").read_text()
+
+
+def test_lambdas_that_tuning_has_made_zero_are_reported_once(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first epoch that tunes, not after the warm-up, in which they have not begun to move."""
+    original = Trainer.gradients
+
+    def gradients(self: Trainer, chosen: torch.Tensor, *, tune: bool) -> dict[str, torch.Tensor]:
+        losses = original(self, chosen, tune=tune)
+        self.lambdas.zero_()
+        return losses
+
+    monkeypatch.setattr(Trainer, "gradients", gradients)
     events: list[Event] = []
-    config = replace(CONFIG, initial_lambda=0.0, meta_lr=0.0)
+    config = replace(CONFIG, initial_lambda=0.0)
     train(config, tmp_path / "run", dataset, corrupted, on_event=events.append)
     (notice,) = (event for event in events if isinstance(event, Noticed))
-    assert notice.text == f"all λ are 0 after step {STEPS}: no task acts any more; lower --meta-lr"
+    expected = f"all λ are 0 after step {2 * STEPS}, so no task has an effect: try a lower meta_lr"
+    assert notice.text == expected
     assert notice.text in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = replace(CONFIG, epochs=2, warmup_epochs=2, train_size=32), tmp_path / "run"
+    with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
+        train(config, run, dataset, corrupted)
+    assert not run.exists()
+
+    with monkeypatch.context() as as_before:
+        as_before.setattr("rsslcli.core.training.check_effective", lambda config: None)
+        with pytest.raises(InterruptedTrainingError):
+            train(config, run, dataset, corrupted, should_stop=lambda: True)
+    events: list[Event] = []
+    result = train(config, run, dataset, corrupted, resume=True, on_event=events.append)
+    assert result.lambdas == {"rotation": 0.5, "ir": 0.5}
+    (notice,) = (event for event in events if isinstance(event, Noticed))
+    assert notice.text.startswith("this run keeps λ as it is: warmup_epochs: AutoML tunes nothing")
 
 
 def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path) -> None:
@@ -340,4 +384,4 @@ def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_p
             with pytest.raises(UserError, match="in use by another rssl"):
                 train(CONFIG, tmp_path / "run", dataset, corrupted, resume=True)
 
-    train(replace(CONFIG, epochs=1), tmp_path / "run", dataset, corrupted, on_event=also)
+    train(replace(CONFIG, epochs=2), tmp_path / "run", dataset, corrupted, on_event=also)

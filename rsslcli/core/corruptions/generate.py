@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.registry import FUNCTIONS
+from rsslcli.core.data.corrupted import GENERATED
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, replacing
 from rsslcli.core.progress import Progress, silent
@@ -30,7 +31,7 @@ from rsslcli.core.progress import Progress, silent
 #: Raised whenever the same call would give other bytes, so that files of an older version are made anew.
 GENERATOR_VERSION = 1
 CHUNK = 250
-RECORD = "corruptions.json"
+RECORD = GENERATED
 
 Images = NDArray[np.uint8]
 

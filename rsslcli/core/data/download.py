@@ -1,17 +1,13 @@
-"""The published CIFAR-10-C archives: fetched in as many pieces as it takes, verified, and unpacked with care.
+"""The published CIFAR-10-C archives: fetched in as many pieces as it takes, verified, and imported.
 
 What arrives is trusted no further than its md5 goes. An archive without a published md5 is the user's choice
-and is only checked for its structure; either way nothing in it decides where a file is written.
+and is only checked as every import is.
 """
 
 import hashlib
 import http.client
-import io
 import json
-import math
 import re
-import shutil
-import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -20,18 +16,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
-import numpy as np
-import numpy.typing as npt
-
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data.corrupted import CorruptedSet, import_corrupted, open_corrupted, write_blocks
+from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.core.data.corrupted import GENERATED, CorruptedSet, read_record
 from rsslcli.core.data.decoding import shown
-from rsslcli.core.data.store import IMAGE_SHAPE, Split
+from rsslcli.core.data.importing import (
+    UNFINISHED,
+    check_space,
+    chunks,
+    find_imported,
+    image_bytes,
+    import_corrupted,
+)
+from rsslcli.core.data.sources import Note
+from rsslcli.core.data.store import Split
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.files import quietly, remove, replacing
+from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress, silent
 
 TIMEOUT = 30.0  #: seconds to connect, and to wait for more bytes
@@ -41,12 +43,6 @@ MAX_BYTES = 16 * 2**30  #: of an archive whose size is not known
 
 _LONGEST_PAUSE = 30.0
 _CHUNK = 2**18
-_MAX_IMAGES = 1_000_000  # per corruption and severity
-_MAX_MEMBERS = 1000
-_MAX_HEADER = 2**20
-_DOWNLOADS = "download"  # the folder, in that of the set, of whatever is not finished
-_RECORD = "downloaded.json"
-_GENERATED = "corruptions.json"  # the generator's record of the files that are its own
 _ELSEWHERE = "or get the archive elsewhere and give it with --source"
 
 
@@ -88,20 +84,22 @@ def download_corrupted(
     keep_archive: bool = False,
     limit: int | None = None,
     progress: Progress = silent,
+    note: Note = lambda text: None,
 ) -> CorruptedSet:
     """Fill `folder` with the published corrupted test set of the data set `name`.
 
-    `source` takes the place of the published address: another http(s) address, the path of a tar, or a folder
-    in the layout of CIFAR-10-C. From any address the archive must have the published size and md5, if one is
-    published for `name`. A tar on disk is the user's own choice: it may hold other images and fewer
-    corruptions, is checked for its structure alone, and stays where it is.
+    `source` takes the place of the published address: another http(s) address, or whatever `import_corrupted`
+    takes. From any address the archive must have the published size and md5, if one is published for `name`.
+    What lies on disk is the user's own choice: it may hold other images and fewer corruptions, and stays
+    where it is. An archive with the published size and md5 counts as the published one there too.
 
     `limit` keeps the first so many images of each block. With `keep_archive` a downloaded archive stays in
     `folder`/download and is used again. A download that was interrupted is continued by the next call; when
-    `folder` already holds what is asked for, nothing is done.
+    `folder` already holds what is asked for, nothing is done. `note` is told what the import has to tell.
 
     Raises:
-        UserError: nothing is published for `name`, or no such source, or its content is not a corrupted set.
+        UserError: nothing is published for `name`, or no such source, or its content is not a corrupted set,
+            or not one of `test`.
         RsslError: a failed download, a file that is not the published one, no space, or no write permission.
     """
     if limit is not None and limit < 1:
@@ -110,7 +108,11 @@ def download_corrupted(
     if source is not None:
         url = _checked_url(str(source))
         if url is None:
-            return _from_disk(Path(source), folder, test, limit, progress)
+            path = Path(source)
+            origin = published.md5 if published and _is_archive(path, published, progress) else None
+            return import_corrupted(
+                path, folder, test=test, limit=limit, origin=origin, progress=progress, note=note
+            )[0]
     elif published is not None:
         url = published.url
     else:
@@ -120,13 +122,22 @@ def download_corrupted(
         )
 
     origin = published.md5 if published else hashlib.sha256(url.encode()).hexdigest()
-    if present := _installed(folder, origin, limit):
+    if present := find_imported(folder, origin, limit, test=test, progress=progress, note=note):
         return present
-    archive = folder / _DOWNLOADS / (published.file_name if published else f"{name}-{origin[:12]}.tar")
+    archive = folder / UNFINISHED / (published.file_name if published else f"{name}-{origin[:12]}.tar")
     try:
         _fetch(url, archive, published, limit, progress)
         try:
-            result = _install(archive, folder, test, origin, limit, progress, complete=published is not None)
+            result, _ = import_corrupted(
+                archive,
+                folder,
+                test=test,
+                limit=limit,
+                complete=published is not None,
+                origin=origin,
+                progress=progress,
+                note=note,
+            )
         except UserError:
             if published is None:  # it is of no use, and the next run must not take it up again
                 remove(archive)
@@ -137,6 +148,28 @@ def download_corrupted(
     finally:
         with suppress(OSError):
             archive.parent.rmdir()  # unless something is still in it
+
+
+def corrupted_origin(corrupted: CorruptedSet) -> str:
+    """Where a corrupted set is from, as far as the records in its folder tell.
+
+    Returns:
+        "published": from an archive with the published md5, and unchanged since then by its fingerprint.
+        "generated": every one of its files was made by our own generator.
+        "imported": anything else. Nothing shows whether it equals a published set.
+    """
+    imported = read_record(corrupted.folder)
+    published = [archive.md5 for archive in PUBLISHED.values()]
+    if imported.get("origin") in published and imported.get("identity") == corrupted.identity:
+        return "published"
+    generated = read_record(corrupted.folder, GENERATED)
+    return "generated" if generated.keys() >= {*corrupted.names} else "imported"
+
+
+def _is_archive(path: Path, published: Archive, progress: Progress) -> bool:
+    """Whether the file is the published archive."""
+    same_size = path.is_file() and path.stat().st_size == published.size
+    return same_size and _md5(path, progress) == published.md5
 
 
 def _checked_url(source: str) -> str | None:
@@ -154,21 +187,6 @@ def _checked_url(source: str) -> str | None:
             f"{source!r} is no http or https address: correct --source, or give the path of a tar"
         )
     return source
-
-
-def _from_disk(
-    source: Path, folder: Path, test: Split, limit: int | None, progress: Progress
-) -> CorruptedSet:
-    if source.is_dir():
-        open_corrupted(source, source.name)  # raises before anything is touched
-        for record in (_GENERATED, _RECORD):
-            remove(folder / record)
-        return import_corrupted(source, folder, test=test, limit=limit, progress=progress)
-    if not source.is_file():
-        raise UserError(f"no such source: {source}: give an address, a tar or a CIFAR-10-C folder")
-    status = source.stat()
-    origin = f"{source.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return _installed(folder, origin, limit) or _install(source, folder, test, origin, limit, progress)
 
 
 # --- fetching -------------------------------------------------------------------------------------
@@ -231,7 +249,7 @@ class _Part:
         #: The ETag or date of the file that this is the beginning of, as far as the same server gave one.
         self.validator = self._read_validator()
         if path.is_file() and not (published and path.stat().st_size > published.size):
-            for chunk in _chunks(path, progress):
+            for chunk in chunks(path, progress):
                 self.digest.update(chunk)
                 self.done += len(chunk)
 
@@ -339,8 +357,8 @@ def _transfer(part: _Part, limit: int | None, progress: Progress) -> None:
         if response.status != http.client.PARTIAL_CONTENT:
             part.restart(_validator(response.headers))
         if total is not None:
-            unpacked = total if limit is None else min(total, _image_bytes(limit) * len(CORRUPTIONS))
-            _check_space(part.path.parent, total - part.done + unpacked)
+            unpacked = total if limit is None else min(total, image_bytes(limit) * len(CORRUPTIONS))
+            check_space(part.path.parent, total - part.done + unpacked)
 
         description = f"downloading {part.path.stem}"
         with part.path.open("ab") as file:
@@ -383,195 +401,11 @@ def _validator(headers: Message) -> str | None:
     return etag if etag and etag.startswith('"') else headers.get("Last-Modified")
 
 
-# --- unpacking ------------------------------------------------------------------------------------
-
-
-def _installed(folder: Path, origin: str, limit: int | None) -> CorruptedSet | None:
-    """The set in `folder`, if it is untouched since it was made from this archive with this limit."""
-    if (folder / _GENERATED).exists():
-        return None
-    try:
-        record = json.loads((folder / _RECORD).read_bytes())
-        present = open_corrupted(folder, folder.name)
-        if record["origin"] != origin or record["identity"] != present.identity:
-            return None
-        unlimited = record["limit"] is None and (limit is None or limit >= present.images_per_cell)
-        return present if unlimited or record["limit"] == limit else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
-        return None  # absent, damaged, or half installed
-
-
-def _install(
-    archive: Path,
-    folder: Path,
-    test: Split,
-    origin: str,
-    limit: int | None,
-    progress: Progress,
-    *,
-    complete: bool = False,
-) -> CorruptedSet:
-    """Make `folder` the set that the archive holds, with all nineteen corruptions if `complete`."""
-    staging = folder / _DOWNLOADS / "unpacked"
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        available = _unpack(archive, staging, test, limit, progress, complete)
-        staged = open_corrupted(staging, folder.name)
-        # labels.npy goes first and comes last: without it the mixture in between does not open.
-        for stale in (_GENERATED, _RECORD, "labels.npy"):
-            remove(folder / stale)
-        for name in CORRUPTIONS:
-            remove(folder / f"{name}.npy.partial")  # the generator's, unknown now that its record is gone
-            if name in staged.names:
-                (staging / f"{name}.npy").replace(folder / f"{name}.npy")
-            else:
-                remove(folder / f"{name}.npy")
-        identity = CorruptedSet(folder, staged.names, staged.labels).identity
-        record = {
-            "origin": origin,
-            "limit": None if limit is None or limit >= available else limit,
-            "identity": identity,
-        }
-        with replacing(folder / _RECORD) as file:
-            file.write(json.dumps(record, indent=1).encode())
-        (staging / "labels.npy").replace(folder / "labels.npy")
-    except OSError as error:
-        raise RsslError(f"cannot unpack {archive} in {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        with suppress(OSError):
-            staging.parent.rmdir()  # unless the archive is there
-    return open_corrupted(folder, folder.name)
-
-
-def _unpack(
-    archive: Path, staging: Path, test: Split, limit: int | None, progress: Progress, complete: bool
-) -> int:
-    """Write the first `limit` images of all blocks into `staging`; return how many the archive has."""
-    arrays = _map_arrays(archive)
-    labels = arrays.pop("labels", None)
-    missing = [name for name in CORRUPTIONS if name not in arrays]
-    if labels is None or not arrays or (complete and missing):
-        lacking = "labels.npy" if labels is None else f"{missing[0]}.npy"
-        raise UserError(f"{archive} has no {lacking}: give an archive of CIFAR-10-C's files with --source")
-    available = len(labels) // len(SEVERITIES) if labels.ndim == 1 else 0
-    if not 1 <= available <= _MAX_IMAGES or len(labels) % len(SEVERITIES):
-        raise UserError(f"labels.npy in {archive} is {labels.shape}, not a list of labels five times")
-    blocks = labels.reshape(len(SEVERITIES), available)
-    if (blocks != blocks[0]).any() or blocks.min() < 0 or blocks.max() >= len(test.classes):
-        raise UserError(
-            f"labels.npy in {archive} does not hold the same labels five times, "
-            f"out of the {len(test.classes)} classes of the data set: give the archive of this data set"
-        )
-    shape = (len(SEVERITIES) * available, *IMAGE_SHAPE)
-    for name, array in arrays.items():
-        if array.dtype != np.uint8 or array.shape != shape:
-            raise UserError(
-                f"{name}.npy in {archive} is {array.dtype} {array.shape}, not uint8 {shape}: get it again"
-            )
-
-    count = min(limit or available, available)
-    _check_space(staging, _image_bytes(count) * len(arrays))
-    with replacing(staging / "labels.npy") as file:
-        np.save(file, blocks[:, :count].astype(np.int64).reshape(-1))
-    names = list(arrays)
-    for done, name in enumerate(names):
-        progress("unpacking corruptions", done, len(names))
-        array = arrays.pop(name)  # so that only one array at a time stays mapped in memory
-        starts = range(0, len(array), available)
-        write_blocks(staging / f"{name}.npy", (array[start : start + count] for start in starts))
-    progress("unpacking corruptions", len(names), len(names))
-    return available
-
-
-def _map_arrays(archive: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of integers that the archive holds under the names we know, as memory maps, by name.
-
-    Whatever else is in it is passed over: other files, links, devices. Where a member wants to be written
-    does not matter, as only the last part of its name is looked at and nothing is extracted.
-    """
-    names = {f"{name}.npy": name for name in ("labels", *CORRUPTIONS)}
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    try:
-        with _SmallReads(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for count, member in enumerate(tar):
-                if count == _MAX_MEMBERS:
-                    raise ValueError("too many members")
-                name = names.get(member.name.rpartition("/")[2])
-                if name is None or not member.isreg() or member.issparse():
-                    continue
-                if name in arrays:
-                    raise ValueError(f"{name}.npy is there twice")
-                arrays[name] = _map_array(archive, member.offset_data, member.size)
-            # tarfile takes a damaged header for the end, which is a block of zeros or of nothing.
-            file.seek(tar.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):
-                raise ValueError(f"no header at byte {tar.offset}")
-    # tarfile and NumPy's parser raise more for hostile bytes than they document, even a RecursionError.
-    except Exception as error:
-        raise UserError(
-            f"{archive} is damaged or no tar of CIFAR-10-C's files "
-            f"({shown(str(error) or type(error).__name__)}): get it again, "
-            "or give the folder it unpacks to with --source"
-        ) from error
-    return arrays
-
-
-class _SmallReads(io.FileIO):
-    """A file from which tarfile reads no more than headers, however long they claim to be."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= _MAX_HEADER:
-            raise ValueError(f"a header of {size} bytes")
-        return super().read(size)
-
-
-def _map_array(archive: Path, start: int, size: int) -> npt.NDArray[Any]:
-    """Map the .npy file that lies in the archive at `start`."""
-    with quietly(), archive.open("rb") as file:
-        file.seek(start)
-        # Version 1.0 is what NumPy writes for plain arrays; its header is at most 64 KiB.
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("a .npy file of another version than 1.0")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        data = file.tell()
-    if dtype.kind not in "iu" or fortran_order:
-        raise ValueError(f"a .npy file of {dtype}, or in Fortran's order")
-    if data - start + math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"a .npy file of {size} bytes that claims the shape {shape}")
-    # Raises when the archive ends before the array does.
-    return np.memmap(archive, dtype, "r", data, shape)
-
-
 # --- helpers --------------------------------------------------------------------------------------
 
 
 def _md5(path: Path, progress: Progress) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    for chunk in _chunks(path, progress):
+    for chunk in chunks(path, progress):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _chunks(path: Path, progress: Progress) -> Iterator[bytes]:
-    done, total = 0, path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            done += len(chunk)
-            yield chunk
-            progress("checking what is there", done, max(done, total))
-
-
-def _image_bytes(images: int) -> int:
-    """The bytes of one corruption with so many images at each severity."""
-    return math.prod(IMAGE_SHAPE) * len(SEVERITIES) * images
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise RsslError(
-            f"{folder} has {free / 2**30:.1f} GiB of free space, of the {needed / 2**30:.1f} GiB needed: "
-            "free some, or choose another --data-dir"
-        )

@@ -16,7 +16,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -426,6 +426,44 @@ def _one_line_errors(source: Path) -> Iterator[None]:
         raise UserError(f"cannot read {source} ({shown(str(error))}): it is damaged or incomplete") from error
     except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
         raise UserError(f"cannot read {source} ({shown(str(error))}): pack it in a plain archive") from error
+
+
+def archive_has(source: Path, names: Collection[str]) -> bool:
+    """Whether the archive `source` holds a file of one of these names, in any folder, before any image.
+
+    Raises:
+        UserError: a damaged archive.
+    """
+    with _one_line_errors(source):
+        if not source.is_file() or not (zipfile.is_zipfile(source) or _is_tar(source)):
+            return False
+        for parts, opener in _members(source):
+            if opener and (parts[-1] in names or _is_image(parts)):
+                return parts[-1] in names
+    return False
+
+
+def read_files(source: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Read the regular files of these names in an archive, in whatever folders: name and next piece.
+
+    The first piece of each file is empty.
+
+    Raises:
+        UserError: a damaged archive, one that unpacks without end, or two files of the same name.
+    """
+    with _one_line_errors(source):
+        seen: set[str] = set()
+        for parts, opener in _members(source):
+            name = parts[-1]
+            if opener is None or name not in names:
+                continue
+            if name in seen:
+                raise UserError(f"{name} is there twice in {source}: give an archive with one of them")
+            seen.add(name)
+            yield name, b""
+            with opener() as file:
+                while piece := file.read(2**20):
+                    yield name, piece
 
 
 def official_name(source: Path) -> str | None:

@@ -24,7 +24,7 @@ from rsslcli.core.corruptions import generate
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data import download
 from rsslcli.core.data.corrupted import open_corrupted
-from rsslcli.core.data.download import PUBLISHED, Archive, download_corrupted
+from rsslcli.core.data.download import PUBLISHED, Archive, corrupted_origin, download_corrupted
 from rsslcli.core.data.store import Images, Split, make_split
 from rsslcli.core.errors import RsslError, UserError
 
@@ -261,7 +261,7 @@ def test_download(server: Server, folder: Path, test: Split, tar: bytes) -> None
     received = [(done, total) for text, done, total in seen if text == "downloading CIFAR-10-C.tar"]
     assert received[-1] == (len(tar), len(tar))
     assert received == sorted(received)
-    assert seen[-1] == ("unpacking corruptions", 19, 19)
+    assert seen[-1] == ("copying corruptions", 19, 19)
 
 
 def test_nothing_is_done_twice(server: Server, folder: Path, test: Split) -> None:
@@ -336,7 +336,7 @@ def test_interruption_is_continued_by_the_next_run(
 
 def test_interrupted_unpacking(server: Server, folder: Path, test: Split) -> None:
     def interrupt(description: str, done: int, total: int) -> None:
-        if (description, done) == ("unpacking corruptions", 7):
+        if (description, done) == ("copying corruptions", 7):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -724,7 +724,7 @@ def test_a_folder(server: Server, folder: Path, test: Split, tmp_path: Path) -> 
     download_corrupted("cifar10", folder, test=test)
     corrupted = download_corrupted("cifar10", folder, test=test, source=source, limit=2)
     assert (corrupted.names, corrupted.images_per_cell) == (("fog",), 2)
-    assert {path.name for path in folder.iterdir()} == {"fog.npy", "labels.npy"}
+    assert {path.name for path in folder.iterdir()} == {"fog.npy", "labels.npy", "downloaded.json"}
     download_corrupted("cifar10", folder, test=test)
     check(folder)
 
@@ -742,7 +742,7 @@ def test_published_archive_must_be_complete(
 
 def test_labels_that_do_not_fit_cost_no_second_download(server: Server, folder: Path, test: Split) -> None:
     other = make_split(test.images, np.zeros(COUNT, np.int64), ("a", "b"))
-    with fails(UserError, "out of the 2 classes of the data set"):
+    with fails(UserError, "outside the 2 classes of the data set"):
         download_corrupted("cifar10", folder, test=other)
     download_corrupted("cifar10", folder, test=test)
     check(folder)
@@ -753,8 +753,6 @@ def test_labels_that_do_not_fit_cost_no_second_download(server: Server, folder: 
 
 
 def test_generated_and_downloaded_files_are_told_apart(server: Server, folder: Path, test: Split) -> None:
-    assert generate.RECORD == download._GENERATED
-
     def fog() -> None:
         generate.generate_corrupted(test.images, test.labels, folder, corruptions=["fog"], workers=1)
 
@@ -1041,15 +1039,29 @@ def test_a_damaged_header_is_not_the_end(hostile: Callable[[bytes], None], tar: 
 
 
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
-def test_compressed_archives_are_not_opened(
-    hostile: Callable[[bytes], None], tar: bytes, suffix: str
+def test_members_of_a_compressed_archive_are_written_nowhere_else(
+    hostile: Callable[[bytes], None], folder: Path, tmp_path: Path, suffix: str
 ) -> None:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=f"w:{suffix}") as archive:  # type: ignore[call-overload]
-        for info, content in layout(names=["fog"]):
-            archive.addfile(info, io.BytesIO(content))
-    with fails(UserError, "or give the folder it unpacks to"):
-        hostile(file.getvalue())
+    def packed(*more: tuple[tarfile.TarInfo, bytes]) -> bytes:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode=f"w:{suffix}") as archive:  # type: ignore[call-overload]
+            for info, content in (*layout(names=["fog"]), *more):
+                archive.addfile(info, io.BytesIO(content))
+        return file.getvalue()
+
+    hostile(
+        packed(
+            member("../snow.npy", npy(IMAGES)),
+            member(f"{tmp_path}/saturate.npy", npy(IMAGES)),
+            member("../../../evil.npy", npy(IMAGES)),
+            member("x/frost.npy", type=tarfile.SYMTYPE, linkname="../../bystander"),
+            member("contrast.npy", type=tarfile.LNKTYPE, linkname="/etc/passwd"),
+        )
+    )
+    check(folder, names=["fog"])
+    with fails(UserError, r"fog\.npy is there twice"):
+        hostile(packed(member("y/fog.npy", npy(IMAGES))))
+    check(folder, names=["fog"])
 
 
 @settings(
@@ -1075,8 +1087,46 @@ def test_random_damage_is_an_error_or_harmless(
 def test_folder_that_cannot_be_written(tmp_path: Path, test: Split, tar: bytes) -> None:
     (tmp_path / "archive.tar").write_bytes(tar)
     (tmp_path / "file").write_bytes(b"")
-    with fails(RsslError, "cannot unpack"):
+    with fails(RsslError, "cannot import"):
         download_corrupted("cifar10", tmp_path / "file" / "x", test=test, source=tmp_path / "archive.tar")
+
+
+def test_a_set_from_the_published_archive_is_the_published_one(
+    server: Server, tmp_path: Path, test: Split, tar: bytes
+) -> None:
+    (tmp_path / "archive.tar").write_bytes(tar)
+    for place, source in (("a", None), ("b", server.url), ("c", tmp_path / "archive.tar")):
+        for limit in (None, 2):
+            found = download_corrupted("cifar10", tmp_path / place, test=test, source=source, limit=limit)
+            assert corrupted_origin(found) == "published"
+
+
+def test_a_set_that_nothing_vouches_for_is_an_imported_one(tmp_path: Path, test: Split, tar: bytes) -> None:
+    (tmp_path / "archive.tar").write_bytes(pack(layout(names=("fog", "snow"))))
+    other = download_corrupted("cifar10", tmp_path / "a", test=test, source=tmp_path / "archive.tar")
+    assert corrupted_origin(other) == "imported"
+    published = download_corrupted("cifar10", tmp_path / "b", test=test)
+    copied = download_corrupted("cifar10", tmp_path / "c", test=test, source=published.folder)
+    assert corrupted_origin(copied) == "imported", "a folder may hold anything"
+    np.save(published.folder / "fog.npy", 255 - np.load(published.folder / "fog.npy"))
+    assert corrupted_origin(open_corrupted(published.folder, "cifar10")) == "imported", "it was changed"
+
+
+def test_a_generated_set_is_known_by_its_record(folder: Path, test: Split) -> None:
+    generate.generate_corrupted(test.images, test.labels, folder, corruptions=["fog", "snow"])
+    assert corrupted_origin(open_corrupted(folder, "cifar10")) == "generated"
+    np.save(folder / "frost.npy", np.load(folder / "snow.npy"))
+    assert corrupted_origin(open_corrupted(folder, "cifar10")) == "imported", "one file is from elsewhere"
+
+
+@pytest.mark.parametrize(
+    "record", ["[" * 9999, "[]", '{"origin": []}', '{"origin": "%s", "identity": 3}', "\0", '{"fog": 1}']
+)
+def test_damaged_records_vouch_for_nothing(folder: Path, test: Split, record: str) -> None:
+    found = download_corrupted("cifar10", folder, test=test)
+    for name in ("downloaded.json", "corruptions.json"):
+        (folder / name).write_text(record.replace("%s", download.PUBLISHED["cifar10"].md5))
+    assert corrupted_origin(found) == "imported"
 
 
 def test_the_record_is_small(server: Server, folder: Path, test: Split) -> None:
@@ -1085,6 +1135,8 @@ def test_the_record_is_small(server: Server, folder: Path, test: Split) -> None:
     assert record == {
         "origin": hashlib.md5(server.default.body).hexdigest(),
         "limit": 1,
+        "test": test.checksum,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")},
         "identity": open_corrupted(folder, "cifar10").identity,
     }
     assert os.listdir(folder.parent) == ["corrupted"]  # noqa: PTH208
