@@ -93,9 +93,7 @@ Normalization = Annotated[
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback]:
     """A progress bar on stderr, and the callback that moves it. Shows nothing where stderr is no terminal."""
-    bar = Bar(
-        err, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )
+    bar = Bar(err, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     task = bar.add_task("", total=None)
 
     def advance(description: str, done: int, total: int) -> None:
@@ -236,6 +234,6 @@ def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int =
 
 
 def say_next(*words: str | Path, data_dir: Path | None = None) -> None:
-    """The last line of a command: what to type next, ready to be pasted. For the arguments see `shell_command`."""
+    """The last line of a command: what to type next. For the arguments see `shell_command`."""
     line = shell_command(*words, data_dir=data_dir)
     err.print(Text.assemble(("next:", "next"), " ", line), soft_wrap=True)

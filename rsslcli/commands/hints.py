@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rsslcli.commands.console import say_next
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.data.store import EMBEDDED, Dataset, dataset_folder
 from rsslcli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rsslcli.core.data.store import Dataset
 
 #: Fewer training images than these are few: they ask for a small network, small batches and many epochs.
 _FEW = 3000
@@ -18,6 +21,7 @@ _BESIDE = 50
 
 def suggest_training(data: Dataset, data_dir: Path) -> None:
     """After a look at a data set: train on it, with settings for its size and this machine."""
+    from rsslcli.core.data.store import EMBEDDED
     from rsslcli.core.runtime import resolve_device
 
     images = len(data.train.labels)
@@ -32,7 +36,9 @@ def suggest_training(data: Dataset, data_dir: Path) -> None:
 
 
 def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
-    """After a training: evaluate the run, on images that make it comparable with the AutoML runs beside it."""
+    """After a training: evaluate the run, on the same images as the AutoML runs beside it."""
+    from rsslcli.core.data.store import EMBEDDED, dataset_folder
+
     labels = dataset_folder(data_dir, config.dataset) / "corrupted" / "labels.npy"
     if config.dataset != EMBEDDED and not labels.is_file():
         suggest_corruptions(config.dataset, data_dir)

@@ -19,7 +19,9 @@ from rsslcli.commands.console import (
     parse_severities,
     progress_bar,
     say_next,
+    waiting,
 )
+from rsslcli.commands.hints import suggest_training
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.errors import UserError
 
@@ -95,12 +97,14 @@ def prepare_data(
     """
     names = parse_corruptions(only) or CORRUPTIONS
     levels = parse_severities(severity)
-    from rsslcli.core.data.corrupted import GENERATED
-    from rsslcli.core.data.corrupted_source import is_corrupted_set
-    from rsslcli.core.data.loading import generate_corruptions
-    from rsslcli.core.data.prepare import prepare
-    from rsslcli.core.data.store import EMBEDDED, dataset_folder
-    from rsslcli.core.locks import locked
+
+    with waiting():
+        from rsslcli.core.data.corrupted import GENERATED
+        from rsslcli.core.data.corrupted_source import is_corrupted_set
+        from rsslcli.core.data.loading import generate_corruptions
+        from rsslcli.core.data.prepare import prepare
+        from rsslcli.core.data.store import EMBEDDED, dataset_folder
+        from rsslcli.core.locks import locked
 
     downloads = corruptions is Corruptions.download
     imports = source is not None and not downloads and is_corrupted_set(Path(source))
@@ -175,8 +179,7 @@ def prepare_data(
     elif corruptions is Corruptions.generate:
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
     in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
-    if corrupted is None and not in_place:
+    if corrupted is None and (not in_place or corruptions is Corruptions.generate):
         say_next("prepare-data", "--dataset", dataset, *again, data_dir=data_dir)
     else:
-        which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
-        say_next("train-automl", *which, data_dir=data_dir)
+        suggest_training(data, data_dir)

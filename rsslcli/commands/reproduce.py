@@ -20,6 +20,7 @@ from rsslcli.commands.console import (
     out,
     split_names,
     stop_on_signal,
+    waiting,
 )
 from rsslcli.commands.prepare_data import Corruptions, prepare_data
 from rsslcli.commands.training_run import ConfigFile, TaskFile
@@ -125,7 +126,9 @@ def reproduce(
     chosen = choose(cells, split_names(only) if only is not None else [])
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: expected at least 1")
-    import torch
+
+    with waiting():
+        import torch
 
     gpus = torch.cuda.device_count()
     jobs = jobs or max(gpus, 1)

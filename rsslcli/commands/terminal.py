@@ -26,7 +26,7 @@ _REPLACEMENTS = {
 _THEME = Theme(
     {"table.header": "bold cyan", "error": "bold red", "note": "yellow", "next": "bold green"},
 )
-#: Columns at the right that bars leave free, so that the ^C of a terminal does not push them to a second line.
+#: Columns that bars leave free at the right, for the ^C that a terminal shows.
 _MARGIN = 3
 
 
@@ -104,12 +104,13 @@ class Bar(Progress):
     """Progress bars on a console, which vanish in the end. Shows nothing where the console is no terminal."""
 
     def __init__(self, console: Console, *columns: Any) -> None:
+        self._terminal = console  # rich asks for the bars before it has noted their console
         super().__init__(*columns, console=console, transient=True, disable=not console.is_interactive)
 
     @property
     def room(self) -> int:
         """The number of columns that it may fill."""
-        return max(self.console.width - _MARGIN, 1)
+        return max(self._terminal.width - _MARGIN, 1)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bars, within the room for them."""
