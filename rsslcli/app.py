@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rsslcli import __version__
-from rsslcli.commands.console import SPEAKS
+from rsslcli.commands.console import SPEAKS, spell_options
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
@@ -106,6 +106,6 @@ def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
 
 def _fail(message: str, code: int) -> None:
     # One line, and no control characters that a file name may hold reach the terminal.
-    line = "".join(c if c.isprintable() else " " for c in message)
+    line = "".join(c if c.isprintable() else " " for c in spell_options(message))
     print(f"rssl: error: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterator
@@ -104,6 +105,14 @@ Normalization = Annotated[
     ),
 ]
 
+ClassesByPosition = Annotated[
+    bool,
+    typer.Option(
+        "--classes-by-position",
+        help="Take score i for class i of the data set, whatever the names of the classes.",
+    ),
+]
+
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback]:
@@ -195,7 +204,12 @@ def check_checkpoints(*paths: Path | None) -> None:
 
 def note(text: str) -> None:
     """Say, in a line, what a person should know beside the result."""
-    err.print(f"note: {text}", soft_wrap=True)
+    err.print(f"note: {spell_options(text)}", soft_wrap=True)
+
+
+def spell_options(text: str) -> str:
+    """A message of the engine in the words of the command line: `meta_lr` becomes --meta-lr."""
+    return re.sub(r"`([a-z_]+)`", lambda found: "--" + found[1].replace("_", "-"), text)
 
 
 def say_next(*words: str | Path, data_dir: Path | None = None) -> None:

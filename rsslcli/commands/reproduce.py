@@ -144,12 +144,12 @@ def reproduce(
 
 def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> None:
     """Bring the data set and its corrupted versions in place, unless they are."""
-    from rsslcli.core.data.corrupted import open_corrupted
+    from rsslcli.core.data.loading import load_corrupted
     from rsslcli.core.data.store import load_dataset
 
     try:
         data = load_dataset(data_dir, dataset)
-        open_corrupted(data.corrupted_folder, dataset)
+        load_corrupted(data)
     except UserError:
         size = PRESETS[preset]
         downloads = size.corruptions == "download" and dataset == size.dataset
@@ -251,14 +251,14 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, data_dir: Path
 
 def _sizes(cell: Cell, data_dir: Path) -> Sizes:
     """The numbers of images: of the data set as it is prepared, else of CIFAR-10 as it is published."""
-    from rsslcli.core.data.corrupted import open_corrupted
+    from rsslcli.core.data.loading import load_corrupted
     from rsslcli.core.data.store import load_dataset
     from rsslcli.core.estimate import Sizes
     from rsslcli.core.training import validation_source
 
     try:
         data = load_dataset(data_dir, cell.config.dataset)
-        source = open_corrupted(data.corrupted_folder, data.name).images_per_cell
+        source = load_corrupted(data).images_per_cell
     except UserError:
         return Sizes(50_000, 10_000, 9_900)
     tested = source - len(validation_source(cell.config, source))
