@@ -328,14 +328,13 @@ def evaluate(
     clean = clean_images(test, corrupted, left_out.tolist())[:limit]
     if limit is not None and aligned(corrupted, test):
         clean = chosen
-    own = model_dtype(classifier)
-    if own is not torch.float32:
-        if precision == "bfloat16":
-            raise UserError(
-                f"precision bfloat16 is for float32 models, and this one is {_dtype_name(own)}: "
-                "leave it out, and the model is evaluated in its own precision"
-            )
-        precision = _dtype_name(own)
+    dtype = _dtype_name(model_dtype(classifier))
+    if dtype != "float32" and precision == "bfloat16":
+        raise UserError(
+            f"precision bfloat16 is for float32 models, and this one is {dtype}: "
+            "leave it out, and the model is evaluated in its own precision"
+        )
+    computed_in = precision if dtype == "float32" else dtype
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     cells = [
         _CLEAN,
@@ -349,7 +348,7 @@ def evaluate(
         return count_correct(classifier, images, corrupted.labels, device, chosen, precision)
 
     ranks = ranks or Ranks()
-    setting = test.checksum + corrupted.identity + precision
+    setting = test.checksum + corrupted.identity + computed_in
     if not ranks.first:
         partial = None
     fingerprint = _fingerprint(classifier, setting, [clean, chosen]) if partial else ""
@@ -366,7 +365,7 @@ def evaluate(
         correct, undecided = ranks.sum(found).T.tolist()
         for cell, n in zip(at_once, undecided, strict=True):
             if n:
-                raise _undecided(cell, n, sizes[_key(*cell)], precision)
+                raise _undecided(cell, n, sizes[_key(*cell)], computed_in)
         counts.add({_key(*cell): n for cell, n in zip(at_once, correct, strict=True)})
     progress("done", len(cells), len(cells))
     counts.remove()
@@ -385,7 +384,7 @@ def evaluate(
         excluded=tuple(left_out.tolist()),
         about={
             **(about or {}),
-            "precision": precision,
+            "precision": computed_in,
             "test_data": test.checksum,
             "corrupted_data": corrupted.identity,
         },
