@@ -325,14 +325,13 @@ def evaluate(
     if limit is not None and aligned(corrupted, test):
         clean = chosen
     scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
-    own = model_dtype(classifier)
-    if own is not torch.float32:
-        if precision == "bfloat16":
-            raise UserError(
-                f"precision bfloat16 is for float32 models, and this one is {_dtype_name(own)}: "
-                "leave it out, and the model is evaluated in its own precision"
-            )
-        precision = _dtype_name(own)
+    dtype = _dtype_name(model_dtype(classifier))
+    if dtype != "float32" and precision == "bfloat16":
+        raise UserError(
+            f"precision bfloat16 is for float32 models, and this one is {dtype}: "
+            "leave it out, and the model is evaluated in its own precision"
+        )
+    computed_in = precision if dtype == "float32" else dtype
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     cells = [
         _CLEAN,
@@ -346,7 +345,7 @@ def evaluate(
         return count_correct(classifier, images, scores[corrupted.labels], device, chosen, precision)
 
     ranks = ranks or Ranks()
-    setting = test.checksum + corrupted.identity + precision
+    setting = test.checksum + corrupted.identity + computed_in
     if not ranks.first:
         partial = None
     fingerprint = _fingerprint(classifier, setting, [clean, chosen, scores]) if partial else ""
@@ -363,7 +362,7 @@ def evaluate(
         correct, undecided = ranks.sum(found).T.tolist()
         for cell, n in zip(at_once, undecided, strict=True):
             if n:
-                raise _undecided(cell, n, sizes[_key(*cell)], precision)
+                raise _undecided(cell, n, sizes[_key(*cell)], computed_in)
         counts.add({_key(*cell): n for cell, n in zip(at_once, correct, strict=True)})
     progress("done", len(cells), len(cells))
     counts.remove()
@@ -382,7 +381,7 @@ def evaluate(
         excluded=tuple(left_out.tolist()),
         about={
             **(about or {}),
-            "precision": precision,
+            "precision": computed_in,
             "test_data": test.checksum,
             "corrupted_data": corrupted.identity,
             "corrupted_origin": corrupted_origin(corrupted),
