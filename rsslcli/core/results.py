@@ -462,8 +462,8 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
         yield f"Not all runs were evaluated on the same number of images: {found}."
     if found := apart(runs, lambda run: run.precision):
         yield f"Not all runs were evaluated in the same precision, which moves a mean a little: {found}."
-    if found := [run.name for run in runs if run.config.untuned]:
-        yield f"AutoML changed no λ in {', '.join(found)}: those runs trained with fixed λ."
+    if fixed := [run.name for run in runs if run.config.untuned]:
+        yield f"AutoML changed no λ in {', '.join(fixed)}: those runs trained with fixed λ."
     for seed in sorted({run.config.seed for run in runs}):
         if found := apart((r for r in runs if r.config.seed == seed), lambda run: run.excluded):
             yield (
