@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rsslcli import __version__
-from rsslcli.commands.console import SPEAKS, err, out
+from rsslcli.commands.console import SPEAKS, err, out, spell_options
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
@@ -99,8 +99,9 @@ def main() -> None:
     except RsslError as error:
         if not SPEAKS and isinstance(error, UserError | InterruptedTrainingError | LostRankError):
             sys.exit(error.exit_code)  # the first rank says the same
-        about_option = isinstance(error, UserError) and str(error).startswith("--")
-        _fail(f"{error} (see rssl {arguments[0]} --help)" if about_option else str(error), error.exit_code)
+        message = spell_options(str(error))
+        about_option = isinstance(error, UserError) and message.startswith("--")
+        _fail(f"{message} (see rssl {arguments[0]} --help)" if about_option else message, error.exit_code)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "rssl"

@@ -70,7 +70,8 @@ def test_the_blocks_of_the_readme_run(documented: dict[str, Any], place: Path) -
     """On the embedded data set, and with a network and a number of epochs that suit a test."""
     names = {"images": torch.rand(2, 3, 32, 32), "my_model": WideResNet(10, 1)}
     for block in README_BLOCKS:
-        small = block.replace('"cifar10"', '"shapes"').replace(
+        small = block.replace('"cifar10")', '"shapes", classes_by_position=True)')
+        small = small.replace('"cifar10"', '"shapes"').replace(
             "automl=True", "automl=True, depth=10, width=1, epochs=1, warmup_epochs=0"
         )
         exec(compile(small, "README.md", "exec"), names)
@@ -137,7 +138,7 @@ class Odd(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {"device": "cpu"}, "mode on cpu: "),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), {"device": "gpu"}, "on gpu: RuntimeError: "),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).half(), {"precision": "bfloat16"}, "is float16: "),
-        (Odd(lambda x: x.flatten(1)[:, :100]), {}, "tells 100 classes apart, 'shapes' has 10"),
+        (Odd(lambda x: x.flatten(1)[:, :100]), {}, "gives 100 scores, 'shapes' has 10 classes: they cannot"),
         (None, {"severities": [0, 5]}, "severities: expected some of 1 to 5, got [0, 5]"),
         (None, {"severities": []}, "severities: expected some of 1 to 5, got []"),
         (None, {"corruptions": ["fogg"]}, "unknown corruption 'fogg': did you mean 'fog'?"),
@@ -150,7 +151,7 @@ def test_evaluate_refuses(
 ) -> None:
     model = model or Odd(lambda x: x.flatten(1)[:, :10])
     with pytest.raises(rsslcli.UserError, match=re.escape(message)):
-        rsslcli.evaluate(model, "shapes", **options)
+        rsslcli.evaluate(model, "shapes", classes_by_position=True, **options)
 
 
 def test_what_a_failing_model_raised_is_the_cause(place: Path) -> None:
@@ -162,7 +163,8 @@ def test_what_a_failing_model_raised_is_the_cause(place: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_evaluate_takes_a_model_in_its_own_dtype(place: Path, dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)).to(dtype)
-    found = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
+    options: dict[str, Any] = {"corruptions": ["fog"], "severities": [5], "classes_by_position": True}
+    found = rsslcli.evaluate(model, "shapes", **options)
     assert found.about["precision"] == str(dtype).removeprefix("torch.")
     assert next(model.parameters()).dtype is dtype
 
@@ -171,9 +173,10 @@ def test_evaluate_leaves_the_model_in_its_modes(place: Path) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
-    assert first == rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
-    rounded = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5], precision="bfloat16")
+    options: dict[str, Any] = {"corruptions": ["fog"], "severities": [5], "classes_by_position": True}
+    first = rsslcli.evaluate(model, "shapes", **options)
+    assert first == rsslcli.evaluate(model, "shapes", **options)
+    rounded = rsslcli.evaluate(model, "shapes", precision="bfloat16", **options)
     assert (first.about["precision"], rounded.about["precision"]) == ("float32", "bfloat16")
     assert [module.training for module in model] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterator
@@ -86,6 +87,14 @@ Normalization = Annotated[
         help="How the input of weights from elsewhere is normalised, where the file does not say: half "
         "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
         metavar="<half|cifar10|none|…>",
+    ),
+]
+
+ClassesByPosition = Annotated[
+    bool,
+    typer.Option(
+        "--classes-by-position",
+        help="Take score i for class i of the data set, whatever the names of the classes.",
     ),
 ]
 
@@ -215,7 +224,12 @@ def check_checkpoints(*paths: Path | None) -> None:
 
 def note(text: str) -> None:
     """Say, in a line, what a person should know beside the result."""
-    err.print(Text.assemble(("note:", "note"), " ", text), soft_wrap=True)
+    err.print(Text.assemble(("note:", "note"), " ", spell_options(text)), soft_wrap=True)
+
+
+def spell_options(text: str) -> str:
+    """A message of the engine in the words of the command line: `meta_lr` becomes --meta-lr."""
+    return re.sub(r"`([a-z_]+)`", lambda found: "--" + found[1].replace("_", "-"), text)
 
 
 def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int = 1) -> str:

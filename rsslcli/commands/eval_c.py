@@ -13,6 +13,7 @@ from rsslcli.commands import completion
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     Checkpoint,
+    ClassesByPosition,
     DataDir,
     DatasetName,
     Device,
@@ -72,6 +73,7 @@ def eval_c(
         ),
     ] = "paper",
     normalization: Normalization = None,
+    classes_by_position: ClassesByPosition = False,
     same_images_as: Annotated[
         Path | None,
         typer.Option(
@@ -121,8 +123,9 @@ def eval_c(
 
     with waiting():
         from rsslcli.core.checkpoint import load_checkpoint, load_classifier
+        from rsslcli.core.class_names import match_classes
         from rsslcli.core.data.loading import load, load_corrupted
-        from rsslcli.core.evaluation import check_classes, evaluate, fingerprint_weights, with_robustbench
+        from rsslcli.core.evaluation import evaluate, fingerprint_weights, with_robustbench
         from rsslcli.core.ranks import join_ranks
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
         from rsslcli.core.training import validation_source
@@ -144,7 +147,14 @@ def eval_c(
         with ranks.first_alone():
             data = load(name, data_dir, progress)
             corrupted = load_corrupted(data, progress)
-        check_classes(network.fc.out_features, data)
+        score_of = match_classes(
+            network.classes,
+            network.fc.out_features,
+            data.test.classes,
+            name,
+            by_position=classes_by_position,
+            note=notes.append,
+        )
         if leave_out_validation and trained and not trained.config.automl:
             excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
         if trained and trained.excluded and trained.validation_data != corrupted.identity:
@@ -161,6 +171,7 @@ def eval_c(
             data.test,
             corrupted,
             device=target,
+            score_of=score_of,
             excluded=sorted(excluded),
             limit=limit,
             corruptions=names,

@@ -11,11 +11,13 @@ from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
+    ClassesByPosition,
     DataDir,
     DatasetName,
     check_checkpoints,
     check_dataset,
     err,
+    note,
     out,
     progress_bar,
     split_names,
@@ -40,6 +42,7 @@ def visualize_tasks(
             autocompletion=completion.runs,
         ),
     ] = None,
+    classes_by_position: ClassesByPosition = False,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +93,17 @@ def visualize_tasks(
         data = load(dataset, data_dir, progress)
     # A network's answers mean something on images that it has not been trained on.
     split = data.test if trained else data.train
-    save_png(draw_tasks(split, columns, rows=images, seed=seed, checkpoint=trained), output)
+    picture = draw_tasks(
+        split,
+        columns,
+        rows=images,
+        seed=seed,
+        checkpoint=trained,
+        dataset=dataset,
+        classes_by_position=classes_by_position,
+        note=note,
+    )
+    save_png(picture, output)
     out.print(f"written to {output}", soft_wrap=True)
     if checkpoint is not None and trained is not None:
         suggest_evaluation(checkpoint, trained.config, data_dir)

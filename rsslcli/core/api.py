@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core import checkpoint, evaluation, training
+from rsslcli.core.class_names import match_classes
 from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.loading import load, load_corrupted
@@ -36,8 +37,20 @@ class Classifier(nn.Module):
         self, network: WideResNet, classes: Sequence[str] = (), excluded: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        self.network, self.classes, self.excluded = network, tuple(classes), tuple(excluded)
+        self.network = network
+        network.classes = tuple(classes) or network.classes
+        network.excluded = tuple(excluded) or network.excluded
         self.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the scores."""
+        return self.network.classes
+
+    @property
+    def excluded(self) -> tuple[int, ...]:
+        """Indices of the source images that tuned λ."""
+        return self.network.excluded
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.network(images)
@@ -62,10 +75,10 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
     Warns:
         UserWarning: parts of the file are not used, or it does not say how the input is normalised.
     """
-    network, found = checkpoint.load_classifier(
+    network, _ = checkpoint.load_classifier(
         Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
     )
-    return Classifier(network, found.classes if found else (), found.excluded if found else ())
+    return Classifier(network)
 
 
 def train(
@@ -124,6 +137,8 @@ def evaluate(
     severities: Sequence[int] = SEVERITIES,
     limit: int | None = None,
     excluded: Sequence[int] = (),
+    classes: Sequence[str] | None = None,
+    classes_by_position: bool = False,
     device: str | torch.device | None = None,
     precision: str = "float32",
     progress: Progress = silent,
@@ -139,7 +154,11 @@ def evaluate(
         corruptions: which ones, of `rsslcli.CORRUPTIONS`; all that there are by default.
         severities: which ones, of 1 to 5.
         limit: evaluate only so many source images.
-        excluded: indices of source images to leave out, beside those that tuned the λ of a `Classifier`.
+        excluded: indices of source images to leave out, beside those that tuned the λ of the networks of ours
+            that the model is or holds, such as a `Classifier` in a wrapper.
+        classes: names of the classes in the order of the model's scores, matched with those of the data set.
+            By default what a network of ours in the model carries; without any, CIFAR-10's on CIFAR-10.
+        classes_by_position: take score i for class i of the data set, whatever the names.
         device: where to compute, any device of PyTorch's; by default where the model is.
         precision: "bfloat16" computes a float32 model under autocast, "float32" any model as it is, and the
             result names the dtype; whether CUDA multiplies in TF32 there is a setting of PyTorch
@@ -148,8 +167,8 @@ def evaluate(
 
     Raises:
         UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, the
-            model fails on an image or on that device (what it raised is the cause), or does not give scores
-            of the data set's classes.
+            model fails on an image or on that device (what it raised is the cause), does not give scores, or
+            gives those of other classes or of classes that have no names.
         DivergedError: scores are NaN or infinite.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
@@ -163,15 +182,23 @@ def evaluate(
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
     place = device if device is not None else tensor.device if tensor is not None else "cpu"
-    tuned = model.excluded if isinstance(model, Classifier) else ()
+    ours = [module for module in model.modules() if isinstance(module, WideResNet)]
+    tuned = {index for network in ours for index in network.excluded}
     with _evaluating(model):
         target, scores = _scores_of_one(model, place, precision)
-        evaluation.check_classes(evaluation.check_scores(scores, 1).shape[1], data)
+        score_of = match_classes(
+            _carried_classes(ours) if classes is None else classes,
+            evaluation.check_scores(scores, 1).shape[1],
+            data.test.classes,
+            dataset,
+            by_position=classes_by_position,
+        )
         return evaluation.evaluate(
             model,
             data.test,
             corrupted,
             device=target,
+            score_of=score_of,
             excluded=sorted({*tuned, *excluded}),
             limit=limit,
             corruptions=corruptions,
@@ -180,6 +207,12 @@ def evaluate(
             about={"dataset": dataset},
             progress=progress,
         )
+
+
+def _carried_classes(networks: Sequence[WideResNet]) -> tuple[str, ...]:
+    """The names of the classes that networks of ours in one model carry; none where they differ."""
+    carried = {network.classes for network in networks}
+    return carried.pop() if len(carried) == 1 else ()
 
 
 def _folder(data_dir: str | Path | None) -> Path:

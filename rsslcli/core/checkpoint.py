@@ -64,7 +64,13 @@ class Checkpoint:
 
     def network(self) -> WideResNet:
         """The trained classifier, on the CPU and in evaluation mode."""
-        return WideResNet.from_state_dict(self.classifier).eval()
+        return self.describe(WideResNet.from_state_dict(self.classifier).eval())
+
+    def describe(self, network: WideResNet) -> WideResNet:
+        """Let a network that has these weights carry the names of its classes and what tuned its λ."""
+        network.classes = self.classes
+        network.excluded = self.excluded
+        return network
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -119,7 +125,7 @@ def load_classifier(
         if wanted not in (None, HALF):
             raise UserError(f"{path} is a checkpoint of rssl, whose normalisation is known: leave it out")
         checkpoint, network = _checkpoint(path, content)
-        return network, checkpoint
+        return checkpoint.describe(network), checkpoint
     try:
         found = find_weights(content)
     except UserError as error:

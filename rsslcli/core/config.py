@@ -226,8 +226,12 @@ def _shorter_warmup(preset: str, epochs: object) -> Layers:
     return [(origin, {"warmup_epochs": min(share, epochs - 1)})]
 
 
-def merge(layers: Layers) -> Config:
+def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
     """The configuration that the layers come to.
+
+    Args:
+        layers: from `config_layers`.
+        known_tasks: refuse tasks that are not defined here, which could not be trained.
 
     Raises:
         UserError: a value of the wrong kind, or a task that is not known here.
@@ -236,8 +240,9 @@ def merge(layers: Layers) -> Config:
     for _, layer in layers:
         values |= layer
     config = Config(**values)
-    check_task_names(config.tasks)
-    check_task_names(config.task_options)
+    if known_tasks:
+        check_task_names(config.tasks)
+        check_task_names(config.task_options)
     return config
 
 

@@ -20,7 +20,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, co
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.download import corrupted_origin
-from rsslcli.core.data.store import Dataset, Split
+from rsslcli.core.data.store import Split
 from rsslcli.core.errors import DivergedError, UserError, one_line, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
@@ -180,13 +180,6 @@ def with_robustbench(result: Evaluation) -> Evaluation:
     return dataclasses.replace(result, about={**result.about, "robustbench": terms})
 
 
-def check_classes(outputs: int, dataset: Dataset) -> None:
-    """Raise UserError where a classifier of so many outputs is none of the data set's classes."""
-    classes = len(dataset.test.classes)
-    if outputs != classes:
-        raise UserError(f"the classifier tells {outputs} classes apart, '{dataset.name}' has {classes}")
-
-
 def check_scores(scores: object, images: int) -> Tensor:
     """Return what a classifier gave for so many images, if it is a float tensor (images, classes).
 
@@ -278,6 +271,7 @@ def evaluate(
     corrupted: CorruptedSet,
     *,
     device: torch.device,
+    score_of: Sequence[int] | None = None,
     excluded: Sequence[int] = (),
     limit: int | None = None,
     corruptions: Sequence[str] | None = None,
@@ -295,6 +289,7 @@ def evaluate(
         test: the clean test set.
         corrupted: its corrupted versions.
         device: where to compute.
+        score_of: for each label, the index of its score, see `match_classes`; label i has score i by default.
         excluded: indices into `corrupted` of the source images to leave out, and into `test` where both
             hold the same images in the same order.
         limit: evaluate only the first `limit` source images that are not excluded.
@@ -329,14 +324,14 @@ def evaluate(
     clean = clean_images(test, corrupted, left_out.tolist())[:limit]
     if limit is not None and aligned(corrupted, test):
         clean = chosen
-    own = model_dtype(classifier)
-    if own is not torch.float32:
-        if precision == "bfloat16":
-            raise UserError(
-                f"precision bfloat16 is for float32 models, and this one is {_dtype_name(own)}: "
-                "leave it out, and the model is evaluated in its own precision"
-            )
-        precision = _dtype_name(own)
+    scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
+    dtype = _dtype_name(model_dtype(classifier))
+    if dtype != "float32" and precision == "bfloat16":
+        raise UserError(
+            f"precision bfloat16 is for float32 models, and this one is {dtype}: "
+            "leave it out, and the model is evaluated in its own precision"
+        )
+    computed_in = precision if dtype == "float32" else dtype
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     cells = [
         _CLEAN,
@@ -345,15 +340,15 @@ def evaluate(
 
     def count(name: str, severity: int) -> tuple[int, int]:
         if (name, severity) == _CLEAN:
-            return count_correct(classifier, test.images, test.labels, device, clean, precision)
+            return count_correct(classifier, test.images, scores[test.labels], device, clean, precision)
         images = corrupted.cell(name, severity)
-        return count_correct(classifier, images, corrupted.labels, device, chosen, precision)
+        return count_correct(classifier, images, scores[corrupted.labels], device, chosen, precision)
 
     ranks = ranks or Ranks()
-    setting = test.checksum + corrupted.identity + precision
+    setting = test.checksum + corrupted.identity + computed_in
     if not ranks.first:
         partial = None
-    fingerprint = _fingerprint(classifier, setting, [clean, chosen]) if partial else ""
+    fingerprint = _fingerprint(classifier, setting, [clean, chosen, scores]) if partial else ""
     sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
     counts = _Counts(partial, fingerprint, sizes)
     counts.known = json.loads(ranks.agree(json.dumps(counts.known)))
@@ -367,7 +362,7 @@ def evaluate(
         correct, undecided = ranks.sum(found).T.tolist()
         for cell, n in zip(at_once, undecided, strict=True):
             if n:
-                raise _undecided(cell, n, sizes[_key(*cell)], precision)
+                raise _undecided(cell, n, sizes[_key(*cell)], computed_in)
         counts.add({_key(*cell): n for cell, n in zip(at_once, correct, strict=True)})
     progress("done", len(cells), len(cells))
     counts.remove()
@@ -386,7 +381,7 @@ def evaluate(
         excluded=tuple(left_out.tolist()),
         about={
             **(about or {}),
-            "precision": precision,
+            "precision": computed_in,
             "test_data": test.checksum,
             "corrupted_data": corrupted.identity,
             "corrupted_origin": corrupted_origin(corrupted),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rsslcli.core.checkpoint import Checkpoint
+from rsslcli.core.class_names import match_classes
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.store import Split, class_balanced_subset
 from rsslcli.core.errors import UserError, one_line
@@ -44,6 +45,9 @@ def draw_tasks(
     rows: int = 5,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
+    dataset: str = "these images",
+    classes_by_position: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Image.Image:
     """Draw Figure 1: a row per image; the columns are the original and the input of each task.
 
@@ -56,7 +60,8 @@ def draw_tasks(
         tasks: names of the tasks, in the order of the columns.
         rows: how many images, of different classes as far as there are.
         seed: chooses the images and makes the tasks' random choices.
-        checkpoint: of a network that was trained with these tasks on these classes.
+        checkpoint: of a network that was trained with these tasks on these classes, in any order.
+        dataset, classes_by_position, note: as for `match_classes`.
 
     Returns:
         An RGB picture; the pixels of the images are enlarged, not smoothed.
@@ -68,14 +73,19 @@ def draw_tasks(
         raise UserError(f"{rows} images: expected 1 to {len(split.labels)}")
     options = checkpoint.config.task_options if checkpoint else {}
     built = build_tasks(tasks, {name: options[name] for name in tasks if name in options})
-    model = None if checkpoint is None else _trained(checkpoint, split, built)
+    model = None if checkpoint is None else _trained(checkpoint, built)
     chosen = _different_classes(split, rows, seed)
     originals = to_float(torch.from_numpy(split.images[chosen]))
     random = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure"))
     columns = [_Column("Original", originals)]
-    if model is not None:
+    if checkpoint is not None and model is not None:
+        known, count = checkpoint.classes, len(checkpoint.classes)
+        score_of = match_classes(
+            known, count, split.classes, dataset, by_position=classes_by_position, note=note
+        )
+        labels = torch.tensor(score_of)[torch.from_numpy(split.labels[chosen])]
         with torch.inference_mode():
-            columns[0].answer(model(originals), torch.from_numpy(split.labels[chosen]), split.classes)
+            columns[0].answer(model(originals), labels, split.classes if classes_by_position else known)
     for name, task in built.items():
         inputs, targets = _examples(name, task, originals, random)
         column = _Column(task.title or name, inputs)
@@ -124,18 +134,13 @@ class _Column:
             self.names = names if len(names) == outputs.shape[1] else list(map(str, range(outputs.shape[1])))
 
 
-def _trained(checkpoint: Checkpoint, split: Split, tasks: dict[str, Task]) -> MultiTaskNetwork:
+def _trained(checkpoint: Checkpoint, tasks: dict[str, Task]) -> MultiTaskNetwork:
     """The network of a checkpoint with the heads of some of its tasks, in evaluation mode."""
     known = checkpoint.config.tasks
     for name in tasks:
         if name not in known:
             trained = f"with {', '.join(known)}" if known else "without tasks"
             raise UserError(f"the checkpoint has no head for '{name}': it was trained {trained}")
-    if split.classes != checkpoint.classes:
-        raise UserError(
-            f"the checkpoint tells {len(checkpoint.classes)} classes apart, not those of these images: "
-            "name the data set that it was trained on"
-        )
     with torch.random.fork_rng(devices=[]):  # its initial weights are of no interest
         model = MultiTaskNetwork(checkpoint.network(), tasks)
     heads = {name: value for name, value in checkpoint.heads.items() if name.partition(".")[0] in tasks}

@@ -82,6 +82,11 @@ class WideResNet(nn.Module):
     input is normalised as x·2 − 1 unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), say otherwise:
     RobustBench's names. They are None, and no part of the state dict, in all that we train ourselves.
 
+    Attributes:
+        classes: the names of the classes in the order of the scores; empty where they are not known. Like
+            `excluded` a plain attribute, so that it stays with the network in whatever wraps or copies it.
+        excluded: indices of the source images that tuned λ; no evaluation may use them.
+
     Args:
         depth: layers, 6n + 4; the paper's is 40.
         width: widening factor; the paper's is 2, which gives 64 · 2 = 128 features.
@@ -95,6 +100,8 @@ class WideResNet(nn.Module):
                 f"no WideResNet has depth {depth} and width {width}: depth is 6n + 4, width is at least 1"
             )
         blocks = (depth - 4) // 6
+        self.classes: tuple[str, ...] = ()
+        self.excluded: tuple[int, ...] = ()
         self.mu: Tensor | None
         self.sigma: Tensor | None
         self.register_buffer("mu", None)

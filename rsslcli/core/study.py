@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsslcli.core.config import Config, make_config, read_config_file
+from rsslcli.core.config import Config, check_effective, config_layers, merge, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.errors import RsslError, UserError, one_line, unknown
+from rsslcli.core.errors import RsslError, UserError, one_line, quoted, unknown
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
-from rsslcli.core.tasks import BEST_TASKS, TASKS
+from rsslcli.core.tasks import BEST_TASKS, TASKS, check_task_names, check_task_words
 
 #: What runs a command: this very `rssl`.
 PROGRAM = (sys.executable, "-m", "rsslcli")
@@ -142,20 +142,32 @@ class Cell:
         log = self.directory / "log.txt"
         return (self.directory / "checkpoint.pt").is_file() and _tail(log).endswith(b" finished\n")
 
-    def position(self) -> tuple[float, float]:
-        """How far it is: epochs trained, and the share of the evaluation that is done."""
-        epoch = 0.0
+    def position(self, images: int) -> tuple[float, float]:
+        """The shares of its training and of its evaluation that are done, from 0 to 1.
+
+        Args:
+            images: training images of the data set, which decide how many steps there are.
+        """
+        config, step = self.config, 0
         for record in reversed(_last_records(self.directory / "metrics.jsonl")):
-            value = record.get("epoch")
-            if isinstance(value, int):
-                epoch = float(value if "clean_accuracy" in record else value - 1)
+            if isinstance(record.get("step"), int):
+                step = max(record["step"], 0)
                 break
+        steps = min(config.train_size or images, images) // config.batch_size * config.epochs
         try:
             found = json.loads((self.directory / "eval-c.json.partial").read_bytes())
-            share = len(found["correct"]) / CELLS_OF_AN_EVALUATION
+            evaluated = len(found["correct"]) / CELLS_OF_AN_EVALUATION
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            share = 0.0
-        return epoch, share
+            evaluated = 0.0
+        return min(step / steps, 1.0) if steps else 0.0, min(evaluated, 1.0)
+
+    def check_can_run(self) -> None:
+        """Raise UserError where the cell is not done and this process does not know its tasks."""
+        if self.status() != "done":
+            try:
+                check_task_names(self.config.tasks)
+            except UserError as error:
+                raise UserError(f"{self.directory} is not done: {error}") from None
 
     def seconds(self) -> float | None:
         """How long its training took, where that is known."""
@@ -186,10 +198,13 @@ class Cell:
 
     def _check_same(self, there: Mapping[str, Any]) -> None:
         mine = self.config.to_dict()
+        # Neither changes a number: the device, and the warm-up of a cell in which no λ is tuned.
+        apart = {"device"} if self.config.automl else {"device", "warmup_epochs"}
         for key, value in there.items():
-            if key != "device" and mine.get(key, value) != value:
+            if key not in apart and mine.get(key, value) != value:
                 raise UserError(
-                    f"{self.directory} is of another study, with another {key}: choose another --output"
+                    f"{self.directory} is of another study, with another {key} ({quoted(value)} there, "
+                    f"{quoted(mine[key])} here): choose another --output"
                 )
 
 
@@ -209,6 +224,8 @@ def plan(
 ) -> list[Cell]:
     """The cells of a study, those first without which nothing can be compared.
 
+    Seeds and tasks that former invocations have added stay: see `save_plan`.
+
     Args:
         preset: a name in `PRESETS`, which is a training preset too.
         output: the study's folder; each cell has one in it.
@@ -225,35 +242,96 @@ def plan(
         raise unknown("preset", preset, PRESETS)
     size = PRESETS[preset]
     count = size.seeds if seeds is None else seeds
-    if count < 1:
-        raise UserError(f"--seeds {count}: expected at least 1")
-    for task in add_tasks:
-        if task in size.methods:
-            raise UserError(f"--add-task {task}: the study has that task already")
-    methods = {**size.methods, **{task: Method((task,)) for task in add_tasks}}
-    if add_tasks:
-        added = "-".join(("automl", *add_tasks))
-        methods[added] = Method((*BEST_TASKS, *add_tasks), automl=True)
+    if not 1 <= count <= MAX_SEEDS:
+        raise UserError(f"--seeds {count}: expected at least 1 and at most {MAX_SEEDS}")
+    check_task_names(add_tasks)
+    before, added = _read_plan(output)
+    added = list(dict.fromkeys([*added, *([tuple(add_tasks)] if add_tasks else ())]))
+    methods = dict(size.methods)
+    for tasks in added:
+        for task in tasks:
+            if task in size.methods:
+                raise UserError(f"--add-task {task}: the study has that task already")
+        methods |= {task: Method((task,)) for task in tasks}
+        methods["-".join(("automl", *tasks))] = Method((*BEST_TASKS, *tasks), automl=True)
     # Seed by seed, so that a study which is stopped early has whole comparisons; lone seeds come last.
-    order = [(name, seed) for seed in range(count) for name in methods if name not in size.single_seed]
+    rows = [name for name in methods if name not in size.single_seed]
+    order = [(name, seed) for seed in range(max(count, before)) for name in rows]
     order += [(name, 0) for name in size.single_seed]
     common = {} if dataset is None and config is not None else {"dataset": dataset or size.dataset}
-    cells = []
-    for number, (name, seed) in enumerate(order, 1):
-        method = methods[name]
-        overrides = {"tasks": list(method.tasks), "automl": method.automl, "batch_norm": method.batch_norm}
-        resolved = make_config(preset, config, overrides | {"seed": seed} | common)
-        several = method.automl or len(method.tasks) > 1
-        train = ["train-automl", "--tasks", ",".join(method.tasks)] if several else ["train-single", "--task"]
-        train += [] if several else [method.tasks[0] if method.tasks else "none"]
-        train += ["--fixed"] if several and not method.automl else []
-        train += ["--batch-norm", method.batch_norm] if method.batch_norm else []
-        train += ["--preset", preset, *(("--config", str(config)) if config else ())]
-        train += ["--dataset", resolved.dataset, "--seed", str(seed)]
-        cells.append(
-            Cell(number, name, resolved, output / f"{name}-s{seed}", tuple(train), tuple(task_files))
-        )
-    return cells
+    return [
+        _make_cell(number, name, methods[name], preset, config, common | {"seed": seed}, output, task_files)
+        for number, (name, seed) in enumerate(order, 1)
+    ]
+
+
+def _make_cell(
+    number: int,
+    name: str,
+    method: Method,
+    preset: str,
+    config: Path | None,
+    options: Mapping[str, Any],
+    output: Path,
+    task_files: Sequence[Path],
+) -> Cell:
+    """A cell with its configuration and the command that trains it; see `plan`."""
+    chosen = {"tasks": list(method.tasks), "automl": method.automl, "batch_norm": method.batch_norm}
+    # Rows of former invocations stay, whether or not this one knows their tasks: see `Cell.check_can_run`.
+    resolved = merge(config_layers(preset, config, {**chosen, **options}), known_tasks=False)
+    check_task_names(resolved.task_options)
+    check_effective(resolved)
+    several = method.automl or len(method.tasks) > 1
+    train = ["train-automl", "--tasks", ",".join(method.tasks)] if several else ["train-single", "--task"]
+    train += [] if several else [method.tasks[0] if method.tasks else "none"]
+    train += ["--fixed"] if several and not method.automl else []
+    train += ["--batch-norm", method.batch_norm] if method.batch_norm else []
+    train += ["--preset", preset, *(("--config", str(config)) if config else ())]
+    train += ["--dataset", resolved.dataset, "--seed", str(resolved.seed)]
+    return Cell(number, name, resolved, output / f"{name}-s{resolved.seed}", tuple(train), tuple(task_files))
+
+
+#: What the invocations of a study have added to its preset, in the study's folder.
+PLAN = "plan.json"
+_MAX_PLAN_BYTES = 1 << 16
+MAX_SEEDS = 1000
+
+
+def save_plan(cells: Sequence[Cell]) -> None:
+    """Keep in the study's folder how many seeds it has and which tasks were added to it.
+
+    So the same study goes on without the options that added them. The files that define tasks are not kept:
+    they are code, and only the user names code to run.
+
+    Raises:
+        RsslError: the file cannot be written.
+    """
+    output = cells[0].directory.parent
+    seeds = 1 + max(cell.config.seed for cell in cells)
+    automl = dict.fromkeys(cell.config.tasks for cell in cells if cell.config.automl)
+    added = [tasks[len(BEST_TASKS) :] for tasks in automl if len(tasks) > len(BEST_TASKS)]
+    if (seeds, added) != _read_plan(output):
+        with replacing(output / PLAN) as file:
+            file.write(json.dumps({"seeds": seeds, "added_tasks": added}).encode() + b"\n")
+
+
+def _read_plan(output: Path) -> tuple[int, list[tuple[str, ...]]]:
+    """What `save_plan` has kept: the number of seeds, and the groups of tasks that were added together."""
+    try:
+        with (output / PLAN).open("rb") as file:
+            content = json.loads(file.read(_MAX_PLAN_BYTES))
+        seeds, added = content["seeds"], [tuple(tasks) for tasks in content["added_tasks"]]
+        for tasks in added:
+            check_task_words(tasks)
+        if type(seeds) is not int or not 1 <= seeds <= MAX_SEEDS or not all(added):
+            raise ValueError
+    except FileNotFoundError:
+        return 0, []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        raise UserError(
+            f"{output / PLAN} is damaged: delete it, and name added tasks and seeds once more"
+        ) from None
+    return seeds, added
 
 
 def choose(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
@@ -284,8 +362,14 @@ def shell_line(arguments: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class CellEvent:
-    """What happens to a cell: "started", "running" (how far it is, from 0 to 1), "done", "failed", "skipped",
-    "busy" (another process has it) or "stopped"; `text` says more."""
+    """What happens to a cell.
+
+    Attributes:
+        cell: which one.
+        kind: "started", "running", "done", "failed", "skipped", "busy" (another process has it) or "stopped".
+        progress: the share of what is "running" that is done, from 0 to 1.
+        text: of "running", "training" or "evaluating"; else it says more.
+    """
 
     cell: Cell
     kind: str
@@ -311,6 +395,7 @@ class Runner:
     Attributes:
         jobs: cells at once: one per GPU, or CPU threads shared out among them.
         gpus: how many there are; jobs take turns on them.
+        images: training images of the data set, by which the progress of a training is told.
         options: what every command gets, such as --data-dir.
         on_event: told what happens.
         should_stop: asked several times a second; if true, running cells save and stop.
@@ -318,6 +403,7 @@ class Runner:
 
     jobs: int = 1
     gpus: int = 0
+    images: int = 0
     options: Sequence[str] = ()
     on_event: Callable[[CellEvent], None] = lambda event: None
     should_stop: Callable[[], bool] = lambda: False
@@ -401,9 +487,9 @@ class Runner:
             job.stopping = True
         code = job.process.poll()
         if code is None:
-            epoch, share = job.cell.position()
-            done = (epoch / job.cell.config.epochs + share) / 2
-            self.on_event(CellEvent(job.cell, "running", done))
+            trained, evaluated = job.cell.position(self.images)
+            now = ("training", trained) if job.remaining else ("evaluating", evaluated)
+            self.on_event(CellEvent(job.cell, "running", now[1], now[0]))
             return True
         if code == 0 and job.remaining and not job.stopping:
             self._next_command(job)

@@ -95,7 +95,8 @@ def test_stricter_protocol(home: Path, here: Here) -> None:
     out = here.succeed(f"eval-c strict --severity 3 --corruptions {','.join(STANDARD)} --output strict.json")
     result = json.loads((home / "strict.json").read_text())
     assert list(result["accuracy"]) == list(STANDARD)
-    assert "speckle_noise" not in out
+    assert "│ speckle_noise" not in out
+    assert "mean of 15 of 19 (missing: speckle_noise, gaussian_blur, spatter, saturate)" in out
 
 
 def test_corrupted_images_from_an_archive(home: Path, here: Here) -> None:

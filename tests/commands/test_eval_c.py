@@ -18,10 +18,13 @@ from rsslcli.core.checkpoint import Checkpoint, save_checkpoint
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.loading import load, load_corrupted
+from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.evaluation import Evaluation
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.training import draw_validation_set
 
+#: Of the data set `mine`, which holds drawn shapes.
+CLASSES = tuple(sorted(draw_shapes(10, 0, "test")[2]))
 CONFIG = Config(dataset="mine", depth=10, width=1, validation_images=7, seed=3)
 
 
@@ -35,7 +38,7 @@ def save_run(
     save_checkpoint(
         folder / "checkpoint.pt",
         Checkpoint(
-            config=config, classes=tuple("abcdefghij"), step=1, classifier=network.state_dict(), heads={},
+            config=config, classes=CLASSES, step=1, classifier=network.state_dict(), heads={},
             optimizer=optimizer, lambdas=lambdas, excluded=excluded, train_data="", validation_data="",
         ),
     )  # fmt: skip
@@ -163,7 +166,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     torch.save({"state_dict": state | heads, "epoch": 99}, home / "public.pt")
     save_run(home / "ours", dataclasses.replace(CONFIG, tasks=("ir",), automl=True), (3, 5), network)
     options = "--dataset mine --protocol robustbench --same-images-as ours --output public.json"
-    public = rssl(f"eval-c public.pt {options}", cwd=home)
+    public = rssl(f"eval-c public.pt {options} --classes-by-position", cwd=home)
     assert public.returncode == 0, public.stderr
     assert "public.pt: not part of the WideResNet, and not used: 'rot_pred', 'epoch'" in public.stderr
     assert "public.pt does not say how its input is normalised" in public.stderr
@@ -190,7 +193,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     # What a normalisation does to the scores is tested with the reader, in tests/core/test_state_dicts.py.
     eval_c(
         home / "public.pt", "mine", home / "data", corruptions="fog", same_images_as=home / "ours",
-        normalization="half", output=home / "fog.json",
+        normalization="half", classes_by_position=True, output=home / "fog.json",
     )  # fmt: skip
     assert "does not say" not in capsys.readouterr().err
     assert json.loads((home / "fog.json").read_text())["accuracy"]["fog"] == first["accuracy"]["fog"]
@@ -203,7 +206,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
         ("none.pt --protocol robustbench --limit 5", "leave out --corruptions, --severity and --limit"),
         ("none.pt --normalization cifar", "unknown normalization 'cifar': did you mean 'cifar10'"),
         ("none.pt --normalization 1,2,3/4,5,6", "expected three means and three standard deviations"),
-        ("seven.pt --dataset mine", "the classifier tells 7 classes apart, 'mine' has 10"),
+        ("seven.pt --dataset mine", "the classifier gives 7 scores, 'mine' has 10 classes"),
     ],
 )
 def test_mistakes(home: Path, arguments: str, match: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from rsslcli.core.estimate import Sizes, estimate
-from rsslcli.core.study import plan
+from rsslcli.core.estimate import Sizes, Speed, _measure, estimate
+from rsslcli.core.study import Cell, plan
 
 
 def test_the_estimate_counts_what_is_computed(tmp_path: Path) -> None:
@@ -25,9 +29,12 @@ def test_the_estimate_counts_what_is_computed(tmp_path: Path) -> None:
     steps = 2000 // 64 * 6
     training = steps * 64 * (3 * forward - 2 * first) + 6 * 500 * forward
     evaluation = (500 + 95 * 300) * forward
-    assert found["baseline-s0"].seconds == pytest.approx((training + evaluation) / 1e9, rel=1e-3)
+    assert found["baseline-s0"].low == pytest.approx((training + evaluation) / 1e9, rel=1e-3)
     rotation = steps * 64 * 5 * (3 * forward - 2 * first) + 6 * 500 * forward
-    assert found["rotation-s0"].seconds == pytest.approx((rotation + evaluation) / 1e9, rel=1e-3)
+    assert found["rotation-s0"].low == pytest.approx((rotation + evaluation) / 1e9, rel=1e-3)
+    assert found["baseline-s0"].high == found["baseline-s0"].low
+    started = estimate(cells[:1], sizes, speed=1e9, startup=3)
+    assert started["baseline-s0"].low == pytest.approx(found["baseline-s0"].low + 6), "a cell is two commands"
     weights = first // 1024 + sum(9 * i * o for _, i, o in blocks) + 16 * 32 + 32 * 64 + 650 + 2 * 336
     assert found["baseline-s0"].bytes == pytest.approx(2 * 4 * weights + steps * 150, rel=0.01)
 
@@ -43,18 +50,93 @@ def test_every_setting_of_the_machine_is_estimated(tmp_path: Path) -> None:
     assert found == [found[0]] * len(found)
 
 
-def test_the_estimate_learns_from_finished_cells(tmp_path: Path) -> None:
-    cells = plan("quick", tmp_path)
-    run = cells[0].directory
-    run.mkdir()
+def finish(cell: Cell, seconds: int) -> None:
+    """Leave the files of a cell whose training took so long."""
+    cell.directory.mkdir(parents=True)
     for name in ("checkpoint.pt", "eval-c.json"):
-        (run / name).touch()
-    (run / "log.txt").write_text("t finished\n")
-    (run / "metrics.jsonl").write_text('{"epoch": 1, "seconds": 30}\n{"epoch": 2, "seconds": 70}\n')
+        (cell.directory / name).touch()
+    (cell.directory / "log.txt").write_text("t finished\n")
+    lines = (f'{{"epoch": {epoch}, "seconds": {seconds / 2}}}\n' for epoch in (1, 2))
+    (cell.directory / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_the_estimate_learns_from_finished_cells(tmp_path: Path) -> None:
+    """From the fastest to the slowest of the same kind of cell, and a bit more; else from similar cells."""
+    cells = plan("quick", tmp_path, seeds=3)
+    baselines = [cell for cell in cells if cell.method == "baseline"]
+    finish(baselines[0], 100)
+    finish(baselines[1], 200)
     sizes = Sizes(train=2000, test=500, corrupted=0)
-    found = estimate(cells[:2], sizes, speed=1.0)
-    without = estimate(cells[1:2], sizes, speed=1.0)
-    ratio = without["rotation-s0"].seconds / estimate(cells[1:2], sizes, speed=2.0)["rotation-s0"].seconds
-    assert ratio == pytest.approx(2)
-    assert 90 < found["baseline-s0"].seconds < 115
-    assert 4 < found["rotation-s0"].seconds / found["baseline-s0"].seconds < 5
+    found = estimate(cells[:2] + baselines[1:], sizes, speed=1e12)
+    assert found["baseline-s2"] == found["baseline-s0"]
+    assert 80 < found["baseline-s2"].low < 100
+    assert 200 < found["baseline-s2"].high < 240
+    assert 4 < found["rotation-s0"].low / found["baseline-s0"].low < 5
+    assert 4 < found["rotation-s0"].high / found["baseline-s0"].high < 5
+
+
+def test_cells_with_tasks_that_are_not_known_here_are_left_out(tmp_path: Path) -> None:
+    cell = plan("quick", tmp_path)[1]
+    unknown = replace(cell, config=replace(cell.config, tasks=("flip",)))
+    sizes = Sizes(train=200, test=50, corrupted=30)
+    assert estimate([unknown], sizes, speed=1e9) == {}
+    assert estimate([unknown, cell], sizes, speed=1e9).keys() == {"rotation-s0"}
+
+
+def test_waiting_for_a_processor_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with something else slows the mean, not the best speed."""
+    monkeypatch.setattr("rsslcli.core.estimate._KIND_SECONDS", 0.2)
+
+    def call() -> None:
+        time.sleep(0.02)
+        until = time.thread_time() + 0.01
+        while time.thread_time() < until:
+            pass
+
+    speed = _measure(call, 1000, torch.device("cpu"))
+    assert 1000 / 0.015 < speed.best <= 1000 / 0.01
+    assert speed.mean < 1000 / 0.03
+
+
+def test_what_takes_too_long_is_estimated_by_what_is_like_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a second left, the cheapest kind is measured and stands for all; with one, each kind is."""
+    measured: list[float] = []
+
+    def measure(call: object, operations: float, device: object) -> Speed:
+        measured.append(operations)
+        return Speed(2e9, 1e9)
+
+    monkeypatch.setattr("rsslcli.core.estimate._measure", measure)
+    cells, sizes = plan("quick", tmp_path)[:3], Sizes(train=200, test=50, corrupted=0)
+    for budget, expected in ((0.0, 1), (1e9, 3)):
+        monkeypatch.setattr("rsslcli.core.estimate.MEASURE_SECONDS", budget)
+        measured.clear()
+        found = estimate(cells, sizes)
+        assert len(measured[1:]) == expected  # the first is the evaluation
+        assert measured[1] == min(measured[1:])
+        assert all(of.high == pytest.approx(2 * of.low) for of in found.values())
+
+
+def test_an_evaluation_is_estimated_in_float32_where_training_is_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enabled: list[bool] = []
+
+    def measure(call: Callable[[], object], operations: float, device: object) -> Speed:
+        call()
+        return Speed(1e9, 1e9)
+
+    from rsslcli.core import evaluation
+
+    original = evaluation.autocast
+    monkeypatch.setattr(
+        evaluation, "autocast", lambda device, on: (enabled.append(on), original(device, on))[1]
+    )
+    monkeypatch.setattr("rsslcli.core.estimate._measure", measure)
+    file = tmp_path / "b.yaml"
+    file.write_text("precision: bfloat16")
+    estimate(plan("quick", tmp_path, config=file)[:1], Sizes(train=200, test=50, corrupted=30))
+    assert enabled
+    assert not any(enabled)

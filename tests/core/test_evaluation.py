@@ -349,6 +349,7 @@ def test_a_model_of_another_dtype_is_evaluated_in_it(
     corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
     model, name, seen = network.to(dtype), str(dtype).split(".")[1], set()
     model.register_forward_hook(lambda _, given, scores: seen.update([given[0].dtype, scores.dtype]))
+    model.register_forward_hook(lambda *_: seen.update([True] * torch.is_autocast_enabled("cpu")))
     result = evaluate(model, test_split, corrupted, device=CPU, partial=tmp_path / "r.partial")
     assert seen == {dtype}
     assert (result.about["precision"], f"computed in {name}" in result.to_markdown()) == (name, True)

@@ -13,7 +13,9 @@ import pytest
 
 from rsslcli.core import study
 from rsslcli.core.errors import UserError
-from rsslcli.core.study import Cell, CellEvent, Runner, choose, plan
+from rsslcli.core.study import Cell, CellEvent, Runner, choose, plan, save_plan
+
+FLIP = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
 
 #: Stands for `rssl`: leaves the files that a training and an evaluation leave, or does what a file says.
 FAKE = """
@@ -136,14 +138,14 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     resume = ["train-single", "--resume", "--output", str(run), *options]
     assert cell.commands(options) == [resume, evaluate]
     # The last epoch is in the metrics, but a kill came before the checkpoint was written.
-    (run / "metrics.jsonl").write_text('{"epoch": 6, "clean_accuracy": 0.5}\n')
-    assert cell.position() == (6, 0)
+    (run / "metrics.jsonl").write_text('{"epoch": 6, "step": 186, "clean_accuracy": 0.5}\n')
+    assert cell.position(4000) == (1, 0)
     assert cell.commands(options) == [resume, evaluate]
 
     (run / "log.txt").write_text("t begins\nt finished\n")
     assert cell.commands(options) == [evaluate]
     (run / "eval-c.json.partial").write_text('{"correct": {"a/1": 1, "a/2": 1}}')
-    assert cell.position() == (6, 2 / 96)
+    assert cell.position(4000) == (1, 2 / 96)
     (run / "eval-c.json").touch()
     assert cell.status() == "done"
     os.utime(run / "checkpoint.pt", (time.time() + 9, time.time() + 9))  # trained on after the evaluation
@@ -156,15 +158,112 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\n", b'{"epoch": 2}\n{"ep', b"[" * 9000, b'{"epoch": "x"}\n', b"1\n"]
+    "content",
+    [b"", b"\xff\n", b'{"epoch": 2}\n{"ep', b"[" * 9000, b'{"step": "x"}\n', b'{"step": -9}', b"1\n"],
 )
 def test_damaged_metrics_are_no_progress(tmp_path: Path, content: bytes) -> None:
     cell = cell_in(tmp_path)
     cell.directory.mkdir()
     for name in ("metrics.jsonl", "eval-c.json.partial"):
         (cell.directory / name).write_bytes(content)
-    assert cell.position() in [(0, 0), (1, 0)]
+    assert cell.position(4000) == (0, 0)
     assert cell.seconds() is None
+
+
+def test_progress_goes_step_by_step(tmp_path: Path) -> None:
+    """Of the 2,000 images of the preset, or of all there are where those are fewer."""
+    cell = cell_in(tmp_path)
+    cell.directory.mkdir()
+    with (cell.directory / "metrics.jsonl").open("w") as metrics:
+        for step, expected in ((3, 3 / 186), (31, 31 / 186), (100, 100 / 186), (999, 1)):
+            metrics.write(json.dumps({"step": step, "epoch": 1}) + "\n")
+            metrics.flush()
+            assert cell.position(4000) == (pytest.approx(expected), 0)
+    assert cell.position(640) == (1, 0)
+    assert cell.position(0) == (0, 0), "the data set is not known"
+
+
+def test_events_tell_how_far_training_and_evaluation_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cell, "position", lambda self, images: (images / 100, 0.25))
+    events: list[CellEvent] = []
+    Runner(images=50, on_event=events.append).run([cell_in(folder)])
+    seen = dict.fromkeys((event.text, event.progress) for event in events if event.kind == "running")
+    assert list(seen) == [("training", 0.5), ("evaluating", 0.25)]
+
+
+def test_added_rows_and_seeds_stay_without_the_options_that_added_them(tmp_path: Path) -> None:
+    """Also where this process does not know the tasks; what is not done then needs their file."""
+    from rsslcli.core.tasks import own
+
+    own.load_task_file(FLIP)
+    first = plan("quick", tmp_path, seeds=2, add_tasks=["flip"])
+    save_plan(first)
+    own._registered.clear()
+    again = plan("quick", tmp_path)
+    assert [(cell.number, cell.name, cell.config) for cell in again] == [
+        (cell.number, cell.name, cell.config) for cell in first
+    ]
+    assert {"flip-s0", "automl-flip-s1"} <= {cell.name for cell in again}
+    flip = choose(again, ["flip"])[0]
+    with pytest.raises(UserError, match=r"flip-s0 is not done: unknown task 'flip'.*needs --task-file"):
+        flip.check_can_run()
+    flip.directory.mkdir()
+    (flip.directory / "config.yaml").write_text(flip.config.to_yaml())
+    (flip.directory / "log.txt").write_text("t finished\n")
+    for name in ("checkpoint.pt", "eval-c.json"):
+        (flip.directory / name).touch()
+    flip.check_can_run()
+    choose(again, ["ir"])[0].check_can_run()
+
+
+def test_a_study_grows_and_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsslcli.core.tasks.own._registered", {"flip": object, "turn": object})
+    save_plan(plan("quick", tmp_path, add_tasks=["flip"]))
+    save_plan(plan("quick", tmp_path, add_tasks=["turn"], seeds=3))
+    save_plan(plan("quick", tmp_path, add_tasks=["flip"], seeds=1))
+    methods = dict.fromkeys(cell.method for cell in plan("quick", tmp_path))
+    assert list(methods)[-4:] == ["flip", "automl-flip", "turn", "automl-turn"]
+    assert len(plan("quick", tmp_path)) == 3 * len(methods)
+    assert len(plan("quick", tmp_path, seeds=5)) == 5 * len(methods)
+    plan("quick", tmp_path / "other", seeds=1)
+    assert not (tmp_path / "other").exists(), "what is only planned leaves nothing"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[" * 9000, "1", "{}", '{"seeds": 1e9, "added_tasks": []}', '{"seeds": 10000, "added_tasks": []}',
+        '{"seeds": 0, "added_tasks": []}', '{"seeds": 1, "added_tasks": 5}',
+        '{"seeds": 1, "added_tasks": [[]]}', '{"seeds": 1, "added_tasks": [["../x"]]}',
+        '{"seeds": 1, "added_tasks": [[["x"]]]}', '{"seeds": true, "added_tasks": []}', '{"seeds": 1, "added',
+    ],
+)  # fmt: skip
+def test_a_damaged_plan_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(UserError, match=r"plan.json is damaged: delete it"):
+        plan("quick", tmp_path)
+
+
+def test_cells_that_would_tune_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("epochs: 3\nwarmup_epochs: 3")
+    with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
+        plan("quick", tmp_path, config=tmp_path / "my.yaml")
+
+
+def test_the_warm_up_of_a_cell_that_tunes_no_lambda_does_not_matter(tmp_path: Path) -> None:
+    """So a study of a former version goes on, whose cells with few epochs had the preset's warm-up."""
+    for method, name in (("baseline", ""), ("automl", "another warmup_epochs")):
+        cell = cell_in(tmp_path, method)
+        cell.directory.mkdir()
+        text = cell.config.to_yaml()
+        (cell.directory / "config.yaml").write_text(text.replace("warmup_epochs: 2", "warmup_epochs: 3"))
+        if name:
+            with pytest.raises(UserError, match=rf"{name} \(3 there, 2 here\)"):
+                cell.status()
+        else:
+            assert cell.status() == "to do"
 
 
 def test_resuming_fixed_weights_says_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ of the generator, or that of the import.
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split
@@ -82,6 +84,51 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     for name in names:
         _map_blocks(folder / f"{name}.npy", len(labels))
     return CorruptedSet(folder, names, labels)
+
+
+def source_checksum(images: Images, labels: npt.NDArray[Any]) -> str:
+    """What a generated set is made from: the sha256, hexadecimal, of its source images and their labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
+    return digest.hexdigest()
+
+
+def check_source(corrupted: CorruptedSet, test: Split, dataset_name: str) -> None:
+    """Check that a corrupted set was generated from these test images, or imported for them.
+
+    Sets without a record, and imports of before records named the test images, cannot be checked.
+
+    Raises:
+        UserError: it was made for other images; the message says the command that mends it.
+    """
+    folder = corrupted.folder
+    if generated := read_record(folder, GENERATED):
+        count = corrupted.images_per_cell
+        source = source_checksum(test.images[:count], test.labels[:count])
+        mends = "--corruptions generate"
+        fits = all(_source_in(generated.get(name)) == source for name in corrupted.names)
+    else:
+        imported = read_record(folder)
+        mends = _mends_import(imported)
+        fits = imported.get("test", test.checksum) == test.checksum
+    if not fits:
+        raise UserError(
+            f"the corrupted images in {folder} were made for other test images than those of "
+            f"'{dataset_name}': prepare them again with `rssl prepare-data --dataset {dataset_name} {mends}`"
+        )
+
+
+def _source_in(entry: object) -> object:
+    identity = entry.get("identity") if isinstance(entry, dict) else None
+    return identity.get("source") if isinstance(identity, dict) else None
+
+
+def _mends_import(record: Mapping[str, Any]) -> str:
+    """The options that import a set again: from the path it came from, or else from where it is published."""
+    origin = record.get("origin")
+    if isinstance(origin, str) and origin.startswith("/") and origin.isprintable():
+        return f"--source {shlex.quote(origin)}"
+    return "--corruptions download"
 
 
 def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any]) -> CorruptedSet:
