@@ -46,9 +46,9 @@ class Member(NamedTuple):
 
     @property
     def parts(self) -> Parts | None:
-        """The parts of its path, none of them "." or ".."; None if the path leads out of the archive."""
+        """The parts of its path, which are none for the archive's own folder; None if it leads elsewhere."""
         parts = split_path(self.name)
-        return None if not parts or self.name.startswith("/") or ".." in parts else parts
+        return None if self.name.startswith("/") or ".." in parts else parts
 
 
 def split_path(path: str) -> Parts:

@@ -93,6 +93,8 @@ def visible(tree: Tree, place: Place) -> list[Listed]:
 def walk(tree: Tree, place: Place, parts: Parts = ()) -> Iterator[Entry]:
     """Walk the folder `place`, whose path is `parts`, and all folders inside it, without what is hidden.
 
+    Files come before the folders beside them, and both are sorted by name.
+
     Links that lead from inside a folder back to it are lost, and so are folders deeper than `MAX_DEPTH`.
 
     Raises:
@@ -107,6 +109,7 @@ def walk(tree: Tree, place: Place, parts: Parts = ()) -> Iterator[Entry]:
             yield Entry(parts, "lost", reason=LOST_LINKS if identity in above else DEEP_FOLDERS)
             continue
         yield Entry(parts, "folder")
+        inner: list[tuple[Parts, Place, tuple[Hashable, ...]]] = []
         for listed in visible(tree, place):
             count += 1
             if count > MAX_MEMBERS:
@@ -119,7 +122,8 @@ def walk(tree: Tree, place: Place, parts: Parts = ()) -> Iterator[Entry]:
             elif listed.key is not None:
                 yield Entry(path, "file", listed.key)
             else:
-                pending.append((path, listed.place, (*above, identity)))
+                inner.append((path, listed.place, (*above, identity)))
+        pending += reversed(inner)
 
 
 class FolderTree:
@@ -210,6 +214,7 @@ class ArchiveTree:
         parts = member.parts
         if parts is None:
             self.strays.add(member.name)
+        if not parts:
             return
         folder = self._root
         for part in parts[: min(len(parts) - 1, MAX_DEPTH + 1)]:

@@ -78,7 +78,7 @@ def test_a_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
         tables = whole.rindex(b"\xff\xc4", 0, start)  # of this scan
         for length in (start, tables):
             assert with_end_marker(whole[:length]) is None
-            with pytest.raises(ImageError, match="cannot decode image x .*truncated"):
+            with pytest.raises(ImageError, match=r"cannot decode image x .*truncated"):
                 decode(io.BytesIO(whole[:length]), "x", resize=True)
 
 
