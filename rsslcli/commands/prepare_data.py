@@ -57,6 +57,10 @@ def prepare_data(
             help="Bring images of other sizes to 32x32 pixels, or refuse them.",
         ),
     ] = True,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="Leave out images that cannot be read, rather than stop."),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(help="Keep so many images of each split, or of each corruption."),
@@ -97,6 +101,7 @@ def prepare_data(
     levels = parse_severities(severity)
     from rsslcli.core.data.corrupted import GENERATED
     from rsslcli.core.data.corrupted_source import is_corrupted_set
+    from rsslcli.core.data.decoding import ImageError
     from rsslcli.core.data.loading import generate_corruptions
     from rsslcli.core.data.prepare import prepare
     from rsslcli.core.data.store import EMBEDDED, dataset_folder
@@ -116,14 +121,19 @@ def prepare_data(
     with locked(dataset_folder(data_dir, dataset), wait=True):
         with progress_bar() as progress:
             # --source names the archive of corrupted images if those are to be downloaded, else the data set.
-            prepared = prepare(
-                dataset,
-                data_dir,
-                source=Path(source) if source is not None and not downloads else None,
-                limit=limit if not (downloads or corruptions is Corruptions.generate) else None,
-                resize=resize,
-                progress=progress,
-            )
+            try:
+                prepared = prepare(
+                    dataset,
+                    data_dir,
+                    source=Path(source) if source is not None and not downloads else None,
+                    limit=limit if not (downloads or corruptions is Corruptions.generate) else None,
+                    resize=resize,
+                    skip_damaged=skip_damaged,
+                    progress=progress,
+                )
+            except ImageError as error:
+                hint = "or go on without with `rssl prepare-data --skip-damaged`"
+                raise UserError(f"{error}, {hint}") from error
         done = "prepared" if prepared.changed else "already prepared"
         data = prepared.dataset
         out.print(
