@@ -45,12 +45,13 @@ from PIL import Image, features
 from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
 from rsslcli.core.config import Config, make_config
 from rsslcli.core.corruptions.generate import generate_corrupted
-from rsslcli.core.data import sources
+from rsslcli.core.data import cifar
+from rsslcli.core.data.cifar import official_name, read_cifar
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.data.download import download_corrupted
+from rsslcli.core.data.image_tree import is_image_tree, read_image_tree
 from rsslcli.core.data.importing import find_imported, import_corrupted
 from rsslcli.core.data.prepare import prepare
-from rsslcli.core.data.sources import is_image_tree, official_name, read_cifar, read_image_tree
 from rsslcli.core.data.store import load_split, make_split, save_split
 from rsslcli.core.errors import RsslError
 from rsslcli.core.evaluation import evaluate
@@ -658,7 +659,7 @@ def cifar_reader() -> Reader:
     """An archive like the published one, whose md5s take the place of the published ones."""
     from torchvision.datasets import CIFAR10
 
-    folder, archive, _ = sources.OFFICIAL["cifar10"]
+    folder, archive, _ = cifar.OFFICIAL["cifar10"]
     files = {}
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"):
         batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1], "label_names": ["a", "b"]}
@@ -669,7 +670,7 @@ def cifar_reader() -> Reader:
     CIFAR10.meta = CIFAR10.meta | {"md5": md5s["batches.meta"]}
     valid = squeezed(as_tar([(f"{folder}/{name}", data, 0) for name, data in files.items()]), "gz")
     md5 = hashlib.md5(valid, usedforsecurity=False).hexdigest()
-    sources.OFFICIAL["cifar10"] = (folder, archive, md5)
+    cifar.OFFICIAL["cifar10"] = (folder, archive, md5)
 
     def read(place: Path) -> None:
         for source in (place / archive, place / "unpacked"):

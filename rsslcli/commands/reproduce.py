@@ -35,7 +35,7 @@ from rsslcli.commands.console import (
     stop_on_signal,
     waiting,
 )
-from rsslcli.commands.prepare_data import Corruptions, prepare_data
+from rsslcli.commands.prepare_data import Corruptions, bring_in_place
 from rsslcli.commands.training_run import ConfigFile, TaskFile
 from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.study import (
@@ -174,7 +174,7 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
         size = PRESETS[preset]
         downloads = size.corruptions == "download" and dataset == size.dataset
         if source is not None or not downloads:
-            prepare_data(
+            bring_in_place(
                 dataset,
                 source,
                 data_dir,
@@ -182,7 +182,7 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
                 limit=None if downloads else size.corrupted_images,
             )
         if downloads:
-            prepare_data(dataset, None, data_dir, corruptions=Corruptions.download)
+            bring_in_place(dataset, None, data_dir, corruptions=Corruptions.download)
         data = load_dataset(data_dir, dataset)
     return len(data.train.labels)
 

@@ -1,6 +1,10 @@
 """How the engine reports the progress of long work, without knowing who shows it."""
 
+from collections.abc import Callable
 from typing import Protocol
+
+#: Told in one line what was done to the data, or was not.
+Note = Callable[[str], None]
 
 
 class Progress(Protocol):

@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data import sources
+from rsslcli.core.data.archives import archive_members, is_archive, one_line_errors
+from rsslcli.core.data.cifar import official_name
 from rsslcli.core.data.decoding import shown
+from rsslcli.core.data.image_tree import is_image_tree
+from rsslcli.core.data.listing import is_image
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels
 from rsslcli.core.errors import UserError, one_line
 from rsslcli.core.files import quietly
@@ -40,11 +43,11 @@ def is_corrupted_set(source: Path) -> bool:
         UserError: a damaged archive.
     """
     if not source.is_dir():
-        return sources.archive_has(source, FILES)
+        return _archive_has_files(source)
     if any((source / name).is_file() for name in FILES):
         return True
     within = any((path / name).is_file() for path in _folders(source) for name in FILES)
-    return within and not sources.official_name(source) and not sources.is_image_tree(source)
+    return within and not official_name(source) and not is_image_tree(source)
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,45 @@ def _arrays(source: Path, unpacked: Path) -> dict[str, _Array]:
     if not compressed:
         return _tar_arrays(source)
     unpacked.mkdir(parents=True)
-    for name, piece in sources.read_files(source, FILES):
+    for name, piece in _read_files(source):
         with (unpacked / name).open("ab") as file:
             file.write(piece)
     return _folder_arrays(unpacked, source)
+
+
+def _archive_has_files(source: Path) -> bool:
+    """Whether `source` is an archive in which one of `FILES` comes before any image."""
+    with one_line_errors(source):
+        if not source.is_file() or not is_archive(source):
+            return False
+        for member in archive_members(source):
+            parts = member.parts
+            if member.kind == "file" and parts and (parts[-1] in FILES or is_image(parts)):
+                return parts[-1] in FILES
+    return False
+
+
+def _read_files(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Read those of `FILES` that an archive holds, in whatever folders: name and next piece.
+
+    The first piece of each file is empty.
+
+    Raises:
+        UserError: a damaged archive, one that unpacks without end, or two files of the same name.
+    """
+    with one_line_errors(archive):
+        seen: set[str] = set()
+        for member in archive_members(archive):
+            name = member.name.rpartition("/")[2]
+            if member.kind != "file" or not member.parts or name not in FILES:
+                continue
+            if name in seen:
+                raise UserError(f"{name} is there twice in {archive}: give an archive with one of them")
+            seen.add(name)
+            yield name, b""
+            with member.open() as file:
+                while piece := file.read(2**20):
+                    yield name, piece
 
 
 def _folders(source: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from rsslcli.core.data.jpeg import with_end_marker
 from rsslcli.core.data.store import IMAGE_SHAPE, Images
 from rsslcli.core.errors import UserError
 
@@ -25,8 +26,18 @@ _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+class ImageError(UserError):
+    """Images that cannot be used: damaged, too large, or no images; `reason` says which, in a few words."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[int, int]]:
     """Decode an image to RGB, upright, transparency over white.
+
+    A JPEG file that lacks nothing but its end marker is read as if it had one.
 
     Args:
         file: what to read, in any usual raster format.
@@ -37,36 +48,53 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
         The image, uint8 (32, 32, 3), and the width and height it had.
 
     Raises:
-        UserError: it is damaged, too large, no image, or, unless `resize`, not of 32x32 pixels.
+        ImageError: it is damaged, too large or no image.
+        UserError: it is not of 32x32 pixels, and `resize` is false.
     """
     data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise UserError(
-            f"image {name} is larger than {MAX_FILE_BYTES >> 20} MiB: remove it, or save it smaller"
-        )
+        reason = f"larger than {MAX_FILE_BYTES >> 20} MiB"
+        raise ImageError(f"image {name} is {reason}: remove it, or save it smaller", reason)
     try:
-        with _warnings_of_bombs(), Image.open(io.BytesIO(data), formats=_formats()) as opened:
-            size = opened.size
-            if resize or size == SIZE:
-                if resize:
-                    opened.draft(None, (_NEAR, _NEAR))  # JPEG is decoded to a fraction of its size at once
-                with _muted_libtiff(opened):
-                    opened.load()
-                    if opened.format == "ICO":  # whose directory may lie about its images
-                        size = opened.size
-                    image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
-                    if image.size == SIZE:
-                        return np.asarray(_to_rgb(image)), size
-                    if resize:
-                        return np.asarray(_scaled(image)), size
+        with _warnings_of_bombs():
+            try:
+                image, size = _pixels(data, resize)
+            except OSError:
+                completed = with_end_marker(data)
+                if completed is None:
+                    raise
+                image, size = _pixels(completed, resize)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"image {name} has too many pixels: remove it, or save it smaller") from None
+        reason = "too many pixels"
+        raise ImageError(f"image {name} has {reason}: remove it, or save it smaller", reason) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else shown(str(error))
-        raise UserError(f"cannot decode image {name} ({reason}): replace or remove it") from error
-    raise UserError(
-        f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or leave out --no-resize"
-    )
+        message = f"cannot decode image {name} ({reason}): replace or remove it"
+        raise ImageError(message, reason) from error
+    if image is None:
+        raise UserError(
+            f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or leave out --no-resize"
+        )
+    return image, size
+
+
+def _pixels(data: bytes, resize: bool) -> tuple[Images | None, tuple[int, int]]:
+    """The image in a file, unless it is of another size that is to be refused, and the size it has there."""
+    with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+        size = opened.size
+        if resize or size == SIZE:
+            if resize:
+                opened.draft(None, (_NEAR, _NEAR))  # JPEG is decoded to a fraction of its size at once
+            with _muted_libtiff(opened):
+                opened.load()
+                if opened.format == "ICO":  # whose directory may lie about its images
+                    size = opened.size
+                image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
+                if image.size == SIZE:
+                    return np.asarray(_to_rgb(image)), size
+                if resize:
+                    return np.asarray(_scaled(image)), size
+    return None, size
 
 
 def _scaled(image: Image.Image) -> Image.Image:

@@ -30,11 +30,10 @@ from rsslcli.core.data.importing import (
     image_bytes,
     import_corrupted,
 )
-from rsslcli.core.data.sources import Note
 from rsslcli.core.data.store import Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import remove, replacing
-from rsslcli.core.progress import Progress, silent
+from rsslcli.core.progress import Note, Progress, silent
 
 TIMEOUT = 30.0  #: seconds to connect, and to wait for more bytes
 ATTEMPTS = 5  #: failures in a row, without a new byte, after which a download is given up

@@ -22,11 +22,10 @@ from rsslcli.core.data.corrupted import (
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
 from rsslcli.core.data.matching import check_labels, describe_classes
-from rsslcli.core.data.sources import Note
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import replacing
-from rsslcli.core.progress import Progress, silent
+from rsslcli.core.progress import Note, Progress, silent
 
 #: The folder, in that of the set, of whatever is not finished.
 UNFINISHED = "download"

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsslcli.core.data import shapes, sources
+from rsslcli.core.data import cifar, image_tree, shapes
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.corrupted_source import is_corrupted_set
 from rsslcli.core.data.importing import import_corrupted
-from rsslcli.core.data.sources import Arrays
-from rsslcli.core.data.store import Dataset, dataset_folder, load_dataset, save_split
-from rsslcli.core.errors import UserError, nearest
+from rsslcli.core.data.layout import LAYOUT
+from rsslcli.core.data.listing import MAX_IMAGES
+from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
+from rsslcli.core.errors import UserError, nearest, one_line
 from rsslcli.core.files import remove, replacing
-from rsslcli.core.progress import Progress, silent
+from rsslcli.core.progress import Note, Progress, silent
 
 _RECORD = "prepared.json"
+_EXAMPLES = 10  # of images that were left out, in the record
 _ACCEPTED = (
-    f"a folder or archive (.tar.gz, .zip) of {sources.LAYOUT}, "
+    f"a folder or archive (.tar.gz, .zip) of {LAYOUT}, "
     "the official CIFAR archive or its folder, or a folder or archive of CIFAR-10-C's files"
 )
 
@@ -53,6 +55,7 @@ def prepare(
     source: Path | None = None,
     limit: int | None = None,
     resize: bool = True,
+    skip_damaged: bool = False,
     progress: Progress = silent,
 ) -> Prepared:
     """Prepare the data set `name` in `data_dir`, or import corrupted test images for it.
@@ -60,11 +63,13 @@ def prepare(
     Without a source, `shapes` is drawn and `cifar10` and `cifar100` are downloaded; any other name needs one.
     What the source is shows from its content. `limit` keeps a class-balanced subset of so many images of each
     split, or the first so many of a corrupted set. Files of images that have not 32x32 pixels are resized, or
-    refused if `resize` is false. Nothing is done when the data set is in place with the same source and
+    refused if `resize` is false. Images that cannot be used are refused too, or left out and recorded if
+    `skip_damaged`. Nothing is done when the data set is in place with the same source and
     options, or, asked for without any, when it is in place at all.
 
     Raises:
         UserError: no such source, or one that is not understood, damaged or does not fit.
+        ImageError: images that cannot be used, and that may be skipped.
         RsslError: a failed download, or a folder that cannot be written.
     """
     folder = dataset_folder(data_dir, name)
@@ -76,14 +81,18 @@ def prepare(
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
     record, present = _read_record(folder), _load_or_none(data_dir, name)
+    left_out = _left_out(record) if present else []
     if present and source is None and limit is None and resize:
-        return Prepared(folder, present, str(record.get("kind", "prepared before")), changed=False)
+        kind = str(record.get("kind", "prepared before"))
+        return Prepared(folder, present, kind, changed=False, notes=tuple(left_out))
     source = source or _recorded_source(record)
     notes: list[str] = []
-    origin = _recognise(name, folder, source, resize, progress, notes.append)
+    damaged: list[str] | None = [] if skip_damaged else None
+    origin = _recognise(name, folder, source, resize, damaged, progress, notes.append)
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
-    if present and record.items() >= (wanted | _checksums(present)).items():
-        return Prepared(folder, present, origin.kind, changed=False)
+    in_place = present and record.items() >= (wanted | _checksums(present)).items()
+    if present and in_place and (skip_damaged or not left_out):
+        return Prepared(folder, present, origin.kind, changed=False, notes=tuple(left_out))
 
     train, test = origin.read(limit)
     remove(folder / "test.npz")  # until it is there again, the data set does not count as prepared
@@ -93,7 +102,11 @@ def prepare(
     dataset = Dataset(name, folder, *splits)
     with replacing(folder / _RECORD) as file:
         place = str(source.resolve()) if source else None
-        file.write(json.dumps(wanted | _checksums(dataset) | {"source": place}, indent=1).encode())
+        done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place}
+        if damaged:
+            done |= {"damaged": len(damaged), "damaged_examples": damaged[:_EXAMPLES]}
+        file.write(json.dumps(done, indent=1).encode())
+    notes += _left_out(done)
     was = present.test.checksum if present else record.get("test")
     stale = (dataset.corrupted_folder / "labels.npy").is_file() and was != dataset.test.checksum
     return Prepared(folder, dataset, origin.kind, changed=True, stale_corruptions=stale, notes=tuple(notes))
@@ -112,37 +125,44 @@ def _prepare_corrupted(
 
 
 def _recognise(
-    name: str, folder: Path, source: Path | None, resize: bool, progress: Progress, note: sources.Note
+    name: str,
+    folder: Path,
+    source: Path | None,
+    resize: bool,
+    damaged: list[str] | None,
+    progress: Progress,
+    note: Note,
 ) -> _Source:
     """Tell what the source is from its content, the default source of `name` if None."""
     if name == "shapes":
         if source is not None:
             raise UserError("shapes is drawn and takes no --source: choose another name for your images")
         return _Source("drawn shapes", f"shapes-{shapes.VERSION}", _draw)
-    official = sources.official_name(source) if source else name if name in sources.OFFICIAL else None
+    official = cifar.official_name(source) if source else name if name in cifar.OFFICIAL else None
     if official:
-        if name in sources.OFFICIAL and name != official:
+        if name in cifar.OFFICIAL and name != official:
             raise UserError(f"{source} is {official}, not {name}: prepare it with --dataset {official}")
 
         def read_official(limit: int | None) -> tuple[Arrays, Arrays]:
-            train, test = sources.read_cifar(official, source, folder / "download", progress)
+            train, test = cifar.read_cifar(official, source, folder / "download", progress)
             return train.limited(limit), test.limited(limit)
 
         # The official files are verified when read, so wherever they come from they are the same.
         return _Source(f"official {official}", official, read_official)
     if source is None:
-        near = nearest(name, (*sources.OFFICIAL, "shapes"))
+        near = nearest(name, (*cifar.OFFICIAL, "shapes"))
         hint = f"did you mean '{near}'? Else " if near else ""
         raise UserError(f"data set {name!r} needs a source: {hint}give --source PATH, {_ACCEPTED}")
-    if sources.is_image_tree(source):
+    if image_tree.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",
-            sources.tree_fingerprint(source, resize=resize),
-            lambda limit: sources.read_image_tree(
-                source, limit=limit, resize=resize, progress=progress, note=note
+            image_tree.tree_fingerprint(source, resize=resize),
+            lambda limit: image_tree.read_image_tree(
+                source, limit=limit, resize=resize, damaged=damaged, progress=progress, note=note
             ),
         )
-    raise UserError(f"{source} is not a source of images: give {_ACCEPTED}")
+    held = image_tree.what_it_holds(source) if source.is_dir() else ""
+    raise UserError(f"{source} is not a source of images: {held or f'give {_ACCEPTED}'}")
 
 
 def _draw(limit: int | None) -> tuple[Arrays, Arrays]:
@@ -171,6 +191,16 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {}
     kind = record.get("kind")  # which is shown
     return record if isinstance(kind, str) and kind.isprintable() else {}
+
+
+def _left_out(record: dict[str, Any]) -> list[str]:
+    """The note on images that were left out, if there are any."""
+    count = record.get("damaged")
+    examples = record.get("damaged_examples")
+    if not isinstance(count, int) or not 0 < count <= MAX_IMAGES:
+        return []
+    example = one_line(examples[0], 300) if isinstance(examples, list) and examples else "one of unknown name"
+    return [f"left out: damaged images, {count} in all, e.g. {example}"]
 
 
 def _recorded_source(record: dict[str, Any]) -> Path | None:

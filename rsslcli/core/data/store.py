@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,21 @@ class Dataset:
     def corrupted_folder(self) -> Path:
         """Where the corrupted test set lives, if it is prepared."""
         return self.folder / "corrupted"
+
+
+class Arrays(NamedTuple):
+    """One split in memory, before it is prepared."""
+
+    images: Images  #: (N, 32, 32, 3)
+    labels: Labels  #: (N,)
+    classes: tuple[str, ...]
+
+    def limited(self, limit: int | None) -> "Arrays":
+        """A seeded, class-balanced subset of `limit` images; all of them if there are no more than that."""
+        if limit is None or limit >= len(self.labels):
+            return self
+        chosen = class_balanced_subset(self.labels, limit, seed=0)
+        return Arrays(self.images[chosen], self.labels[chosen], self.classes)
 
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:

@@ -15,8 +15,8 @@ import pytest
 from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted, write_blocks
 from rsslcli.core.data.corrupted_source import CorruptedSource, is_corrupted_set
+from rsslcli.core.data.image_tree import read_image_tree
 from rsslcli.core.data.importing import find_imported, import_corrupted
-from rsslcli.core.data.sources import read_image_tree
 from rsslcli.core.data.store import Images, Labels, Split, make_split
 from rsslcli.core.errors import RsslError, UserError
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsslcli.core.data import cifar, shapes
 from rsslcli.core.data import prepare as module
-from rsslcli.core.data import shapes, sources
 from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
 from rsslcli.core.data.prepare import Prepared, prepare
-from rsslcli.core.data.sources import Arrays
-from rsslcli.core.data.store import load_dataset, prepared_datasets
+from rsslcli.core.data.store import Arrays, load_dataset, prepared_datasets
 from rsslcli.core.errors import UserError
 
 
@@ -185,7 +184,7 @@ def test_official_data_sets(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
         arrays = Arrays(np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10, tuple("abcdefghij"))
         return arrays, arrays
 
-    monkeypatch.setattr(sources, "read_cifar", read_cifar)
+    monkeypatch.setattr(cifar, "read_cifar", read_cifar)
     batches = tmp_path / "cifar-10-batches-py"
     batches.mkdir()
     assert prepare("cifar10", data).kind == "official cifar10"

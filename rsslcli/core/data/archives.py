@@ -1,0 +1,188 @@
+"""The members of tar and zip archives, in stored order: bounded, and never written to disk."""
+
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+from rsslcli.core.data.decoding import shown
+from rsslcli.core.errors import RsslError, UserError
+
+MAX_HEADER_BYTES = 2**20
+MAX_MEMBERS = 2_000_000  # of an archive, folders and other files included
+MAX_NAME_BYTES = 2**29  # of all names and link targets together
+MAX_TARGET_BYTES = 4096  # of a link
+MAX_UNPACKED_BYTES = 16 * 2**30  # of an archive's members together
+#: What damaged archives and files raise when they are read.
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    IndexError,  # zipfile raises these two for malformed names and lengths
+    ValueError,
+)
+
+#: The parts of a path inside a tree of files.
+Parts = tuple[str, ...]
+Opener = Callable[[], IO[bytes]]
+
+
+class Member(NamedTuple):
+    """A member of an archive."""
+
+    name: str  #: its path, with "/" between the parts
+    kind: Literal["file", "folder", "symlink", "hardlink", "special"]
+    open: Opener  #: opens a file; for the other kinds it has no meaning
+    target: str | None = None  #: where a link leads; None where that is no plausible path
+
+    @property
+    def parts(self) -> Parts | None:
+        """The parts of its path, which are none for the archive's own folder; None if it leads elsewhere."""
+        parts = split_path(self.name)
+        return None if self.name.startswith("/") or ".." in parts else parts
+
+
+def split_path(path: str) -> Parts:
+    """The parts of a path, without empty ones and "."."""
+    return tuple(part for part in path.split("/") if part not in ("", "."))
+
+
+def is_archive(source: Path) -> bool:
+    """Whether the file `source` is a zip archive or a tar archive, plain or compressed."""
+    return zipfile.is_zipfile(source) or is_tar(source)
+
+
+def is_tar(source: Path) -> bool:
+    """Whether `source` is a tar archive; unlike `tarfile.is_tarfile`, does not trust the first header."""
+    try:
+        with open_tar(source):
+            return True
+    except tarfile.TarError:
+        return False
+
+
+def open_tar(source: Path) -> tarfile.TarFile:
+    """Open a tar archive, plain or compressed, whose headers are bounded."""
+    return tarfile.open(source, tarinfo=_Header)
+
+
+def archive_members(source: Path) -> Iterator[Member]:
+    """Iterate over the members of an archive in stored order.
+
+    Raises:
+        UserError: it has more or larger members than any data set needs.
+        Exception: one of `READ_ERRORS`, or what zipfile raises for encrypted archives; see `one_line_errors`.
+    """
+    names = 0
+    for member in (_zip_members if zipfile.is_zipfile(source) else _tar_members)(source):
+        names += len(member.name) + len(member.target or "")
+        if names > MAX_NAME_BYTES:
+            raise UserError(
+                f"{source} has more than {MAX_NAME_BYTES >> 20} MiB of names: prepare a part of it"
+            )
+        yield member
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header that refuses to be followed by an endless name, which tarfile would read into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        extensions = (b"L", b"K", b"x", b"g", b"X")  # of GNU, of POSIX and of Solaris
+        if header.type in extensions and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"header of {header.size} bytes")
+        return header
+
+
+def _check_extent(source: Path, count: int, size: int) -> None:
+    """Refuse an archive that goes on without end: a small one may stand for a huge one."""
+    if count > MAX_MEMBERS or size > MAX_UNPACKED_BYTES:
+        limits = f"{MAX_MEMBERS:,} members or {MAX_UNPACKED_BYTES / 2**30:g} GiB"
+        raise UserError(f"{source} unpacks to more than {limits}: prepare a part of it")
+
+
+def _tar_members(source: Path) -> Iterator[Member]:
+    with open_tar(source) as archive:
+        count = 0
+        while member := archive.next():
+            archive.members = []  # type: ignore[attr-defined]  # or it remembers them all
+            count += 1
+            _check_extent(source, count, archive.offset)
+            if archive.offset <= member.offset:  # a size below 0, which would lead in circles
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
+            opener = partial(_extract, archive, member)
+            if member.isdir():
+                yield Member(member.name, "folder", opener)
+            elif member.isreg():
+                yield Member(member.name, "file", opener)
+            elif member.issym() or member.islnk():
+                target = member.linkname if len(member.linkname) <= MAX_TARGET_BYTES else None
+                yield Member(member.name, "symlink" if member.issym() else "hardlink", opener, target)
+            else:
+                yield Member(member.name, "special", opener)
+        # At a damaged header tarfile stops as if the archive ended there.
+        file = archive.fileobj
+        if file is not None:
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError("damaged header")
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = archive.extractfile(member)
+    assert file is not None  # it is a regular file
+    return file
+
+
+def _zip_members(source: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(source) as archive:
+        members = archive.infolist()
+        _check_extent(source, len(members), sum(member.file_size for member in members))
+        slashes = any("/" in member.filename for member in members)
+        for member in members:
+            name = member.filename
+            # Some Windows programs separate folders by "\". In an archive from elsewhere that has folders,
+            # it is a character like any other.
+            if "/" not in name and (member.create_system == 0 or not slashes):
+                name = name.replace("\\", "/")
+            opener = partial(archive.open, member)
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if name.endswith("/"):
+                yield Member(name, "folder", opener)
+            elif kind in (0, stat.S_IFREG):
+                yield Member(name, "file", opener)
+            elif kind == stat.S_IFLNK:
+                with opener() as file:
+                    target = file.read(MAX_TARGET_BYTES + 1)
+                plausible = len(target) <= MAX_TARGET_BYTES
+                text = target.decode(errors="surrogateescape") if plausible else None
+                yield Member(name, "symlink", opener, text)
+            else:
+                yield Member(name, "special", opener)
+
+
+@contextmanager
+def one_line_errors(source: Path) -> Iterator[None]:
+    """Turn what archives and file systems raise into a UserError that names `source`."""
+    try:
+        yield
+    except RsslError:
+        raise
+    except PermissionError as error:
+        raise UserError(
+            f"cannot read {error.filename or source} ({error.strerror}): make it readable"
+        ) from error
+    except READ_ERRORS as error:
+        raise UserError(f"cannot read {source} ({shown(str(error))}): it is damaged or incomplete") from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
+        raise UserError(f"cannot read {source} ({shown(str(error))}): pack it in a plain archive") from error

@@ -1,0 +1,133 @@
+"""The official CIFAR-10 and CIFAR-100: downloaded, or read from their archive or folder."""
+
+import hashlib
+import http.client
+import tarfile
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from rsslcli.core.data.archives import is_tar, one_line_errors, open_tar
+from rsslcli.core.data.decoding import shown
+from rsslcli.core.data.store import Arrays
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import replacing
+from rsslcli.core.progress import Progress, silent
+
+#: The folder and the archive in which the official data sets come, and the archive's md5.
+OFFICIAL = {
+    "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
+    "cifar100": ("cifar-100-python", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
+}
+_SITE = "https://www.cs.toronto.edu/~kriz/"
+
+
+def official_name(source: Path) -> str | None:
+    """Which official CIFAR data set `source` looks like: its folder, the folder's parent, or its archive."""
+    for name, (folder, archive, _) in OFFICIAL.items():
+        if source.is_dir():
+            if source.name == folder or (source / folder).is_dir() or (source / archive).is_file():
+                return name
+        else:
+            with one_line_errors(source):
+                if is_tar(source):
+                    with open_tar(source) as opened:
+                        first = opened.next()
+                        if first and first.name.split("/")[0] == folder:
+                            return name
+    return None
+
+
+def read_cifar(
+    name: str, source: Path | None, download_folder: Path, progress: Progress = silent
+) -> tuple[Arrays, Arrays]:
+    """Read an official CIFAR data set, `name` being cifar10 or cifar100.
+
+    `source` is its folder, the parent of that, or its archive; None downloads the archive into
+    `download_folder`, unless it is there already. Every file is checked against its published md5 before it
+    is unpickled.
+
+    Raises:
+        UserError: `source` is not the official data set, or damaged.
+        RsslError: the download failed.
+    """
+    folder, archive_name, md5 = OFFICIAL[name]
+    if source and source.name == folder:
+        source = source.parent
+    if source and (source / folder).is_dir():
+        return _load_cifar(name, source)
+    if source is None:
+        archive = download_folder / archive_name
+        if not archive.is_file() or _md5(archive) != md5:
+            download(_SITE + archive_name, archive, md5, progress)
+    else:
+        archive = source / archive_name if source.is_dir() else source
+        if _md5(archive) != md5:
+            raise UserError(f"{archive} is not the official {archive_name}, or damaged: its md5 is not {md5}")
+    try:
+        download_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=download_folder) as scratch:
+            with tarfile.open(archive) as opened:
+                opened.extractall(scratch, filter="data")
+            return _load_cifar(name, Path(scratch))
+    except OSError as error:
+        raise RsslError(
+            f"cannot unpack {archive} below {download_folder}: {error.strerror or error}"
+        ) from error
+
+
+def _load_cifar(name: str, root: Path) -> tuple[Arrays, Arrays]:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    try:
+        # The constructor compares all files with their md5 before it unpickles any.
+        splits = [
+            {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](root, train=train) for train in (True, False)
+        ]
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"{root / OFFICIAL[name][0]} is damaged or incomplete: get the official archive again"
+        ) from error
+    train, test = (
+        Arrays(split.data, np.array(split.targets, np.int64), tuple(split.classes)) for split in splits
+    )
+    return train, test
+
+
+def download(url: str, path: Path, md5: str, progress: Progress) -> None:
+    """Fetch `url` into the file `path`, which appears only when complete and of the right `md5`.
+
+    Raises:
+        RsslError: no connection, a broken one, another file than expected, or no space.
+    """
+    advice = "check the connection, or get it elsewhere and give it with --source"
+    digest = hashlib.md5(usedforsecurity=False)
+    with replacing(path) as file:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                total = int(response.headers.get("Content-Length") or 0)
+                done = 0
+                while chunk := response.read(1 << 20):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    done += len(chunk)
+                    progress(f"downloading {path.name}", done, max(total, done))
+        except (OSError, http.client.HTTPException) as error:
+            raise RsslError(f"cannot download {url} ({shown(str(error))}): {advice}") from error
+        if digest.hexdigest() != md5:
+            raise RsslError(
+                f"{url} gave another file than the official one (md5 {digest.hexdigest()}): {advice}"
+            )
+
+
+def _md5(path: Path) -> str:
+    try:
+        digest = hashlib.md5(usedforsecurity=False)
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,270 @@
+"""Trees of files, in a folder or in an archive, walked by the same rules.
+
+Links are followed: on disk wherever they lead, in an archive as far as they stay inside it.
+"""
+
+import os
+import zipfile
+from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, Protocol
+
+from rsslcli.core.data.archives import MAX_MEMBERS, Member, Opener, Parts, archive_members, split_path
+from rsslcli.core.errors import UserError
+
+MAX_DEPTH = 32  # folders inside folders
+_MAX_STEPS = 256  # from folder to folder until a link is followed to its end
+# Why an entry is lost, as a count of such entries names them.
+LOST_LINKS = "links that lead nowhere, in circles or out of an archive"
+SPECIAL_FILES = "devices, pipes or other special files"
+DEEP_FOLDERS = f"folders inside more than {MAX_DEPTH} others"
+
+#: What names the content of a file: its path on disk, or its number in the archive.
+Key = str | int
+#: What a tree calls a folder.
+Place = Any
+
+
+class Listed(NamedTuple):
+    """A name in a folder, with one of the others: what it stands for."""
+
+    name: str
+    key: Key | None = None  #: a file
+    place: Place = None  #: a folder
+    reason: str = ""  #: neither, but one of LOST_LINKS and SPECIAL_FILES
+
+
+class Entry(NamedTuple):
+    """A file or folder that `walk` meets."""
+
+    parts: Parts
+    kind: Literal["file", "folder", "lost"]
+    key: Key = ""  #: of a file
+    reason: str = ""  #: why it is lost: LOST_LINKS, SPECIAL_FILES or DEEP_FOLDERS
+
+
+@dataclass
+class Tally:
+    """How many there are, and the name of the first as an example."""
+
+    count: int = 0
+    example: str = ""
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Count `count` more, one of them called `name`."""
+        self.example = self.example if self.count else name
+        self.count += count
+
+
+class Tree(Protocol):
+    """The files below a folder or in an archive."""
+
+    source: Path
+    top: Place
+    strays: Tally  #: members of an archive whose names lead out of it
+    independent: bool  #: whether the other files can be read where one cannot
+
+    def entries(self, place: Place) -> Iterator[Listed]:
+        """List a folder in any order, links followed."""
+        ...
+
+    def identity(self, place: Place) -> Hashable:
+        """A value that is the same for two places only if they are one folder."""
+        ...
+
+    def contents(self, keys: Collection[Key]) -> Iterator[tuple[Key, Opener]]:
+        """Iterate over the files of these keys; each must be opened before the next is asked for."""
+        ...
+
+
+def open_tree(source: Path) -> Tree:
+    """The tree in the folder or archive `source`; see `archives.one_line_errors` for what it may raise."""
+    return FolderTree(source) if source.is_dir() else ArchiveTree(source)
+
+
+def visible(tree: Tree, place: Place) -> list[Listed]:
+    """List a folder, sorted by name, without hidden entries and the resource forks that macOS packs."""
+    shown = (listed for listed in tree.entries(place) if listed.name[0] != "." and listed.name != "__MACOSX")
+    return sorted(shown, key=lambda listed: listed.name)
+
+
+def walk(tree: Tree, place: Place, parts: Parts = ()) -> Iterator[Entry]:
+    """Walk the folder `place`, whose path is `parts`, and all folders inside it, without what is hidden.
+
+    Files come before the folders beside them, and both are sorted by name.
+
+    Links that lead from inside a folder back to it are lost, and so are folders deeper than `MAX_DEPTH`.
+
+    Raises:
+        UserError: there are more than `MAX_MEMBERS` entries.
+    """
+    count = 0
+    pending: list[tuple[Parts, Place, tuple[Hashable, ...]]] = [(parts, place, ())]
+    while pending:
+        parts, place, above = pending.pop()
+        identity = tree.identity(place)
+        if identity in above or len(parts) > MAX_DEPTH:
+            yield Entry(parts, "lost", reason=LOST_LINKS if identity in above else DEEP_FOLDERS)
+            continue
+        yield Entry(parts, "folder")
+        inner: list[tuple[Parts, Place, tuple[Hashable, ...]]] = []
+        for listed in visible(tree, place):
+            count += 1
+            if count > MAX_MEMBERS:
+                raise UserError(
+                    f"{tree.source} holds more than {MAX_MEMBERS:,} files and folders: prepare a part of it"
+                )
+            path = (*parts, listed.name)
+            if listed.reason:
+                yield Entry(path, "lost", reason=listed.reason)
+            elif listed.key is not None:
+                yield Entry(path, "file", listed.key)
+            else:
+                inner.append((path, listed.place, (*above, identity)))
+        pending += reversed(inner)
+
+
+class FolderTree:
+    """A folder on disk. Places are paths."""
+
+    independent = True
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.top = str(source)
+        self.strays = Tally()
+
+    def entries(self, place: str) -> Iterator[Listed]:
+        """List a folder."""
+        with os.scandir(place) as entries:
+            for entry in entries:
+                yield _listed(entry)
+
+    def identity(self, place: str) -> Hashable:
+        """The device and the inode of a folder."""
+        status = Path(place).stat()
+        return status.st_dev, status.st_ino
+
+    def contents(self, keys: Collection[Key]) -> Iterator[tuple[Key, Opener]]:
+        """Iterate over these files in the order given."""
+        for key in keys:
+            yield key, partial(_open, str(key))
+
+
+def _listed(entry: os.DirEntry[str]) -> Listed:
+    try:
+        if entry.is_file():
+            return Listed(entry.name, key=entry.path)
+        if entry.is_dir():
+            return Listed(entry.name, place=entry.path)
+    except OSError:  # a link to itself
+        return Listed(entry.name, reason=LOST_LINKS)
+    return Listed(entry.name, reason=LOST_LINKS if entry.is_symlink() else SPECIAL_FILES)
+
+
+def _open(path: str) -> IO[bytes]:
+    return Path(path).open("rb")
+
+
+#: A folder in an archive, by name: numbers of files, folders, targets of symbolic links; None: special files.
+_Folder = dict[str, "int | _Folder | Parts | None"]
+_NOWHERE: Parts = ("..",) * (MAX_DEPTH + 2)  # a target out of any archive
+
+
+class ArchiveTree:
+    """The tree that an archive would unpack to.
+
+    A place is a folder after those around it, from the top down, by which links to ".." find their way.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.independent = zipfile.is_zipfile(source)
+        self.strays = Tally()
+        self._root: _Folder = {}
+        self.top = (self._root,)
+        for number, member in enumerate(archive_members(source)):
+            self._add(number, member)
+
+    def entries(self, place: tuple[_Folder, ...]) -> Iterator[Listed]:
+        """List a folder."""
+        for name, node in place[-1].items():
+            found = self._follow(place, (name,))
+            if isinstance(found, int):
+                yield Listed(name, key=found)
+            elif found is not None:
+                yield Listed(name, place=found)
+            else:
+                yield Listed(name, reason=SPECIAL_FILES if node is None else LOST_LINKS)
+
+    def identity(self, place: tuple[_Folder, ...]) -> Hashable:
+        """The identity of a folder in memory."""
+        return id(place[-1])
+
+    def contents(self, keys: Collection[Key]) -> Iterator[tuple[Key, Opener]]:
+        """Iterate over these files in stored order."""
+        for number, member in enumerate(archive_members(self.source)):
+            if number in keys:
+                yield number, member.open
+
+    def _add(self, number: int, member: Member) -> None:
+        """Put a member where unpacking would put it, in the place of an earlier one of its name."""
+        parts = member.parts
+        if parts is None:
+            self.strays.add(member.name)
+        if not parts:
+            return
+        folder = self._root
+        for part in parts[: min(len(parts) - 1, MAX_DEPTH + 1)]:
+            folder = _folder_in(folder, part)
+        name = parts[-1]
+        if len(parts) > MAX_DEPTH + 1:
+            return
+        if member.kind == "folder":
+            _folder_in(folder, name)
+        elif member.kind == "file":
+            folder[name] = number
+        elif member.kind == "special":
+            folder[name] = None
+        elif not member.target or member.target.startswith("/"):
+            folder[name] = _NOWHERE
+        elif member.kind == "symlink":
+            folder[name] = split_path(member.target)
+        else:
+            folder[name] = self._linked(split_path(member.target))
+
+    def _linked(self, target: Parts) -> int | Parts:
+        """What a hard link shares with `target`, which must be an earlier file or symbolic link."""
+        folder = self._follow(self.top, target[:-1])
+        node = folder[-1].get(target[-1]) if isinstance(folder, tuple) and target else None
+        return node if isinstance(node, int | tuple) else _NOWHERE
+
+    def _follow(self, place: tuple[_Folder, ...], path: Parts) -> int | tuple[_Folder, ...] | None:
+        """What `path` leads to from `place`; None if that is nothing, or out of the archive."""
+        ahead = list(reversed(path))
+        for _ in range(_MAX_STEPS):
+            if not ahead:
+                return place
+            part = ahead.pop()
+            node = place[-1].get(part)
+            if part == "..":
+                place = place[:-1]
+                if not place:
+                    return None
+            elif isinstance(node, dict):
+                place = (*place, node)
+            elif isinstance(node, tuple):
+                ahead.extend(reversed(node))
+            else:
+                return None if ahead else node
+        return None
+
+
+def _folder_in(folder: _Folder, name: str) -> _Folder:
+    """The folder `name` in `folder`, made if there is none."""
+    found = folder.get(name)
+    if not isinstance(found, dict):
+        found = folder[name] = {}
+    return found

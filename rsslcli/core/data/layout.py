@@ -1,0 +1,301 @@
+"""Where the splits and the classes are in a tree of image files."""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from rsslcli.core.data.archives import Parts
+from rsslcli.core.data.decoding import shown
+from rsslcli.core.data.file_tree import Key, Tally, Tree
+from rsslcli.core.data.listing import Folder, Listing, in_words, list_files, subfolders, told
+from rsslcli.core.errors import UserError
+
+SPLITS = ("train", "test")
+#: What the folders of the splits are called, in lower case.
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+#: What others call a split that is not one of ours.
+VALIDATION = ("val", "valid", "validation")
+#: Of every class without a test split, one image in so many becomes one of the test set.
+HOLD_OUT = 5
+#: What a tree of images looks like.
+LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
+#: Endings of files that may say which images belong to which class.
+_LISTS = (".txt", ".csv", ".tsv", ".json", ".xml")
+
+
+class TreeImage(NamedTuple):
+    """An image of a tree. Images are sorted by their names."""
+
+    name: Parts  #: its class, and its path in the class folder, in Unicode's composed form (NFC)
+    parts: Parts  #: its path in the tree
+    key: Key  #: its content
+
+
+#: Images by class.
+Classes = dict[str, list[TreeImage]]
+
+
+class Layout(NamedTuple):
+    """What `find_layout` finds."""
+
+    files: dict[str, Classes]  #: by split; both have the same classes
+    classes: tuple[str, ...]  #: sorted
+    notes: tuple[str, ...]  #: what was held out, and what is not used
+
+
+def find_layout(tree: Tree) -> Layout:
+    """Find the classes and the splits of a tree, or make the splits. Reads no image.
+
+    Raises:
+        UserError: there are no classes, or several choices of them; they differ between the splits; one has
+            no images; or there are too many images.
+    """
+    notes: list[str] = []
+    splits = _find_splits(tree)
+    listing = list_files(tree, splits.values() or [((), tree.top)])
+    if splits:
+        branches = {split: parts for split, (parts, _) in splits.items()}
+        files = {split: _classes(branch, listing) for split, branch in branches.items()}
+        beside = _beside(tree, branches)
+        _check_labels(tree, listing, files, beside)
+        if beside:
+            unused = in_words(parts[-1] for parts, _ in beside)
+            notes.append(f"not used: folders beside train/ and test/, {len(beside)} in all: {unused}")
+    else:
+        branch, lacking = _find_classes(tree, listing)
+        branches = dict.fromkeys(SPLITS, branch)
+        classes = _classes(branch, listing)
+        files = _hold_out(tree, listing, branch, classes)
+        held, total = (sum(map(len, part.values())) for part in (files["test"], classes))
+        notes.append(
+            f"no {' and '.join(f'{split}/' for split in lacking)} in {tree.source}: "
+            f"{held} of the {total} images, a fifth of each class, are the test set"
+        )
+    names = _check_classes(tree, listing, branches, files)
+    notes += _notes(tree, listing, {*branches.values()}, files)
+    return Layout(files, tuple(names), tuple(notes))
+
+
+def _find_splits(tree: Tree) -> dict[str, Folder]:
+    """The folders of both splits, in the tree or in a folder directly in it; none if there are not both."""
+    top: Folder = ((), tree.top)
+    for level in ([top], subfolders(tree, top)):
+        found: list[dict[str, list[Folder]]] = []
+        for folder in level:
+            named: dict[str, list[Folder]] = {}
+            for inner in subfolders(tree, folder):
+                if split := SPLIT_NAMES.get(inner[0][-1].lower()):
+                    named.setdefault(split, []).append(inner)
+            if len(named) == len(SPLITS):
+                found.append(named)
+        if len(found) > 1:
+            roots = _paths(named["train"][0][0][:-1] for named in found)
+            several = f"several trees of train/ and test/, in {roots}"
+            raise UserError(f"{tree.source} holds {several}: prepare one of them alone")
+        for named in found:
+            for split, folders in named.items():
+                if len(folders) > 1:
+                    names = _paths(parts for parts, _ in folders)
+                    raise UserError(
+                        f"{tree.source} has several folders for {split}/, {names}: put all its images in one"
+                    )
+            return {split: named[split][0] for split in SPLITS}
+    return {}
+
+
+def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]:
+    """The folder of the class folders in a tree without both splits, and the splits that are lacking."""
+    lone: set[Parts] = set()  # the folder of one split
+    for parts in listing.images:
+        for depth in (1, 2):
+            if len(parts) > depth + 1 and parts[depth - 1].lower() in SPLIT_NAMES:
+                lone.add(parts[:depth])
+                break
+    # Without one, a cover picture beside class folders does not make a class of the folder around them.
+    above, below = ({parts[:-1] for parts in listing.images if len(parts) == depth} for depth in (2, 3))
+    branches = lone or {folder[:-1] for folder in (below if below and len(above) < 2 else above)}
+    if not branches:
+        raise _no_folders(tree, listing)
+    if len(branches) > 1:
+        raise UserError(
+            f"{tree.source} holds several trees of classes, in {_paths(branches)}: if they are the splits, "
+            "rename them to train and test, side by side; if they are the classes, move them into a folder "
+            "train; else prepare one of them alone"
+        )
+    (branch,) = branches
+    classes = _classes(branch, listing)
+    if {name.lower() for name in classes} <= {*SPLIT_NAMES, *VALIDATION}:  # splits without classes
+        names = ", ".join(map(shown, sorted(classes)))
+        raise UserError(f"the images of {tree.source} lie in {names} without a class: expected {LAYOUT}")
+    if not lone:
+        return branch, SPLITS
+    (lacking,) = {*SPLITS} - {SPLIT_NAMES[branch[-1].lower()]}
+    for folder in sorted(listing.folders):
+        if folder and folder[:-1] == branch[:-1] and folder[-1].lower() in VALIDATION:
+            name = folder[-1]
+            advice = _advice(listing, folder, classes, lacking)
+            raise UserError(
+                f"{tree.source} has {name}/ but no {lacking}/: {advice}; "
+                f"or move {name}/ out of it, and a fifth of {branch[-1]}/ is the test set"
+            )
+    return branch, (lacking,)
+
+
+def _advice(listing: Listing, folder: Parts, classes: Collection[str], lacking: str) -> str:
+    """What to do with a folder of validation images where a split is lacking."""
+    if any(images for name, images in _classes(folder, listing).items() if name in classes):
+        return f"rename {folder[-1]}/ to {lacking}/"
+    lists = [
+        tally.example
+        for (place, ending), tally in sorted(listing.others.items())
+        if place[: len(folder)] == folder and ending.lower() in _LISTS
+    ]
+    by = f" by {shown(lists[0])}, which is not read" if lists else ""
+    return f"sort the images of {folder[-1]}/ into {lacking}/<class>/{by}"
+
+
+def _beside(tree: Tree, branches: dict[str, Parts]) -> list[Folder]:
+    """The folders beside those of the splits, and beside the one that holds them."""
+    inner = subfolders(tree, ((), tree.top))
+    root = branches["train"][:-1]
+    if root:
+        outer = [folder for folder in inner if folder[0] != root]
+        inner = [*outer, *subfolders(tree, next(folder for folder in inner if folder[0] == root))]
+    return [folder for folder in inner if folder[0] not in branches.values()]
+
+
+def _classes(branch: Parts, listing: Listing) -> Classes:
+    """The images of the class folders in the folder `branch`, with those in their subfolders."""
+    depth = len(branch)
+    found: Classes = {
+        _composed(folder[depth:])[0]: []
+        for folder in listing.folders
+        if len(folder) == depth + 1 and folder[:depth] == branch
+    }
+    for parts, key in listing.images.items():
+        if len(parts) > depth + 1 and parts[:depth] == branch:
+            name = _composed(parts[depth:])
+            found[name[0]].append(TreeImage(name, parts, key))
+    return found
+
+
+def _composed(parts: Parts) -> Parts:
+    """The same names in Unicode's composed form, whatever the system that they come from."""
+    return tuple(part if part.isascii() else unicodedata.normalize("NFC", part) for part in parts)
+
+
+def _hold_out(tree: Tree, listing: Listing, branch: Parts, classes: Classes) -> dict[str, Classes]:
+    """Split the images of each class: a fifth of them, at least one, for the test.
+
+    The hashes of class and name choose, so that the choice depends on nothing else, and images that are added
+    later hardly change it.
+    """
+    files: dict[str, Classes] = {split: {} for split in SPLITS}
+    for name, images in classes.items():
+        if len(images) < 2:
+            count = "only one image" if images else "no images"
+            instead = _instead(listing, (*branch, name))
+            raise UserError(
+                f"{count} of class {shown(name)} in {tree.source}{instead}: add some, or remove the folder"
+            )
+        ranked = sorted(images, key=lambda image: (_hash(image), image))
+        held = max(1, round(len(images) / HOLD_OUT))
+        files["test"][name] = ranked[:held]
+        files["train"][name] = ranked[held:]
+    return files
+
+
+def _hash(image: TreeImage) -> bytes:
+    return hashlib.sha256("/".join(image.name).encode(errors="surrogatepass")).digest()
+
+
+def _check_labels(tree: Tree, listing: Listing, files: dict[str, Classes], beside: list[Folder]) -> None:
+    """Refuse splits that have no class in common; most often the images for the test have no labels."""
+    train, test = ({name for name, images in files[split].items() if images} for split in SPLITS)
+    if not train and not test:
+        raise _no_folders(tree, listing)
+    if train & test:
+        return
+    advice = "a fifth of train/ is held out"
+    for parts, place in beside:
+        if parts[-1].lower() in VALIDATION:
+            advice = _advice(list_files(tree, [(parts, place)]), parts, train, "test")
+    raise UserError(
+        f"train/ and test/ of {tree.source} have no class in common ({in_words(train) or 'none'} in train/, "
+        f"{in_words(test) or 'none'} in test/): name their class folders alike; "
+        f"if the images of test/ have no labels, rename it to unlabeled/, and {advice}"
+    )
+
+
+def _check_classes(
+    tree: Tree, listing: Listing, branches: dict[str, Parts], files: dict[str, Classes]
+) -> list[str]:
+    """The classes, sorted. Refuses those that cannot be shown, are alone, or have no images in a split."""
+    classes = sorted(set().union(*files.values()))
+    for name in classes:
+        if not name.isprintable():
+            raise UserError(
+                f"{tree.source} has a class named {shown(name)}: rename it to printable characters"
+            )
+    lacking: list[str] = []
+    for split in SPLITS:
+        empty = [name for name in classes if not files[split].get(name)]
+        if empty:
+            many = f"{len(empty)} classes ({in_words(empty)})"
+            which = f"class {shown(empty[0])}" if len(empty) == 1 else many
+            instead = _instead(listing, (*branches[split], empty[0]))
+            lacking.append(f"of {which} in {split}/ of {tree.source}{instead}")
+    if lacking:
+        raise UserError(f"no images {', and none '.join(lacking)}: add some to both splits")
+    if len(classes) < 2:
+        raise UserError(f"{tree.source} has only one class, {shown(classes[0])}: a classifier needs two")
+    return classes
+
+
+def _notes(
+    tree: Tree, listing: Listing, branches: Collection[Parts], files: dict[str, Classes]
+) -> Iterator[str]:
+    """Tell what was taken that one might not expect, and what is not used."""
+    for branch in branches:
+        folders = (folder for folder in listing.folders if folder and folder[:-1] == branch)
+        forms = Counter(_composed(folder)[-1] for folder in folders)
+        for name in sorted(name for name, count in forms.items() if count > 1):
+            yield f"class {shown(name)} has {forms[name]} folders: their names differ in Unicode form alone"
+    images = [image for classes in files.values() for members in classes.values() for image in members]
+    inner = Tally()
+    for image in sorted(image for image in images if len(image.name) > 2):
+        inner.add("/".join(image.parts))
+    if inner.count:
+        yield told("images in subfolders of their class folders", inner)
+    outer = Tally()
+    for parts in sorted(listing.images.keys() - {image.parts for image in images}):
+        outer.add("/".join(parts))
+    if outer.count:
+        yield told("not used: images outside the class folders", outer)
+    if tree.strays.count:
+        yield told("not used: members whose names lead out of the archive", tree.strays)
+    yield from listing.notes(branches)
+
+
+def _instead(listing: Listing, folder: Parts) -> str:
+    """What a class folder holds in place of images, in brackets."""
+    found, advice = listing.instead(folder)
+    return f" ({found}{advice and ': '}{advice})" if found else ""
+
+
+def _no_folders(tree: Tree, listing: Listing) -> UserError:
+    """The error for a tree without class folders."""
+    found, advice = listing.instead()
+    if listing.images:
+        found = f"found images such as {shown('/'.join(min(listing.images)))}"
+        advice = ""
+    return UserError(
+        f"no folders of images in {tree.source}: {found}{found and ': '}{advice or f'expected {LAYOUT}'}"
+    )
+
+
+def _paths(folders: Iterable[Parts]) -> str:
+    """The first few of some folders, by their paths."""
+    return in_words("/".join(folder) for folder in folders)
