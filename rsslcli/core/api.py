@@ -143,6 +143,10 @@ def evaluate(
     Raises:
         UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, or the
             model does not give scores of the data set's classes.
+
+    Warns:
+        UserWarning: the clean accuracy is near chance, of a model that rssl did not train. The result's
+            `notes` hold the text.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
     if wrong or not severities:
@@ -156,13 +160,14 @@ def evaluate(
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
     target = torch.device(device) if device is not None else tensor.device if tensor is not None else _CPU
     tuned = model.excluded if isinstance(model, Classifier) else ()
+    foreign = not (isinstance(model, Classifier) and model.classes)
     with _evaluating(model):
         scores = _scores_of_one(model.to(target), target)
         if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 1:
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise UserError(f"the model must give scores (N, classes); for one image it gave {shape}")
         evaluation.check_classes(scores.shape[1], data)
-        return evaluation.evaluate(
+        result = evaluation.evaluate(
             model,
             data.test,
             corrupted,
@@ -173,8 +178,12 @@ def evaluate(
             severities=severities,
             precision=precision,
             about={"dataset": dataset},
+            foreign=foreign,
             progress=progress,
         )
+    for text in result.notes:
+        warnings.warn(text, stacklevel=2)
+    return result
 
 
 _CPU = torch.device("cpu")
