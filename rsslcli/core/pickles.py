@@ -81,7 +81,7 @@ def check_pickle(file: IO[bytes]) -> None:
 class _Machine:
     """The stack machine of torch's restricted unpickler on stand-ins: a method for each of its opcodes.
 
-    Tuples, lists, strings, numbers and None stand for themselves.
+    Tuples, lists, strings, bytes, numbers and None stand for themselves.
     """
 
     def __init__(self) -> None:
@@ -235,11 +235,11 @@ class _Machine:
             case _Global("torch.Size"), (tuple(sizes),):
                 self.spend(len(sizes))
                 result = _PLAIN if _are_integers(sizes) else None
-            case (_Global("_codecs.encode"), (str(text), "latin1")) | (
-                _Global("builtins.bytearray"),
-                (str(text), "latin-1"),
-            ):
+            case _Global("_codecs.encode"), (str(text), "latin1"):
                 self.spend(len(text))
+                result = text.encode("latin1")
+            case _Global("builtins.bytearray"), (bytes(data),) | (str(data), "latin-1"):
+                self.spend(len(data))
                 result = _PLAIN
             case (
                 (_Global("builtins.bytearray"), ())
