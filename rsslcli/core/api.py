@@ -47,7 +47,7 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
     """The classifier in a run directory, a checkpoint, or a public file with a WideResNet state dict.
 
     Args:
-        path: the directory or file. Nothing in it is run.
+        path: the directory or file, of torch.save or safetensors. Nothing in it is run.
         normalization: how the input of weights from elsewhere is normalised: "half" (x·2 − 1), "cifar10",
             "none", or means and standard deviations as "R,G,B/R,G,B". By default what the file says, or else
             "half".
@@ -59,7 +59,8 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         UserError: no such file, a file of another kind, or a damaged one.
 
     Warns:
-        UserWarning: parts of the file are not used, or it does not say how the input is normalised.
+        UserWarning: parts of the file are not used, it does not say how the input is normalised, or its
+            weights are of another architecture with the same names.
     """
     network, found = checkpoint.load_classifier(
         Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)

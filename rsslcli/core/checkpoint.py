@@ -91,7 +91,7 @@ def load_classifier(
     The state dict is taken as public files hold it: see `find_weights`.
 
     Args:
-        path: the file, or the run directory that holds it.
+        path: the file, of torch.save or safetensors, or the run directory that holds it.
         normalization: how a state dict's input is normalised: a name of `NORMALIZATIONS`, or means and
             standard deviations as "R,G,B/R,G,B". By default what the file says, or else "half".
         note: told, a line each, what a person should know: what was not used, how the input is normalised.
