@@ -177,6 +177,8 @@ def eval_c(
             about={"checkpoint": str(checkpoint), "dataset": name}
             | ({"step": trained.step} if trained else {})
             | {"weights": fingerprint_weights(network)},
+            notes=notes,
+            foreign=not trained,
             progress=progress,
             ranks=ranks,
         )
@@ -184,7 +186,7 @@ def eval_c(
         return
     if protocol == "robustbench":
         result = with_robustbench(result)
-    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %")
+    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", result.notes[len(notes) :])
     if protocol == "robustbench":
         if trained and trained.config.automl and trained.config.validation_corruptions == "all":
             note("λ was tuned on these corruptions, on other images: say so beside published numbers")
@@ -266,9 +268,11 @@ def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
     return list(STANDARD)
 
 
-def _print(result: Evaluation, title: str) -> None:
+def _print(result: Evaluation, title: str, notes: Sequence[str]) -> None:
     out.print(_table(result, title))
     out.print(_summary(result), soft_wrap=True)
+    for text in notes:
+        note(text)
     if "robustbench" in result.about:
         out.print(_robustbench_summary(result), soft_wrap=True)
 
