@@ -27,9 +27,10 @@ from rsslcli.commands.console import (
     parse_severities,
     percent,
     progress_bar,
-    say_next,
+    waiting,
 )
-from rsslcli.core.config import PRECISIONS
+from rsslcli.commands.hints import suggest_evaluation, suggest_report
+from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.evaluation_files import WHOLE, evaluation_path, save_whole
@@ -37,6 +38,7 @@ from rsslcli.core.files import checkpoint_path
 from rsslcli.core.normalization import parse_normalization
 
 if TYPE_CHECKING:
+    from rsslcli.core.checkpoint import Checkpoint as Trained
     from rsslcli.core.data.corrupted import CorruptedSet
     from rsslcli.core.evaluation import Evaluation
 
@@ -118,13 +120,15 @@ def eval_c(
     _check_options(protocol, precision, normalization, limit, output)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
-    from rsslcli.core.checkpoint import load_checkpoint, load_classifier
-    from rsslcli.core.class_names import match_classes
-    from rsslcli.core.data.loading import load, load_corrupted
-    from rsslcli.core.evaluation import evaluate, fingerprint_weights, with_robustbench
-    from rsslcli.core.ranks import join_ranks
-    from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
-    from rsslcli.core.training import validation_source
+
+    with waiting():
+        from rsslcli.core.checkpoint import load_checkpoint, load_classifier
+        from rsslcli.core.class_names import match_classes
+        from rsslcli.core.data.loading import load, load_corrupted
+        from rsslcli.core.evaluation import evaluate, fingerprint_weights, with_robustbench
+        from rsslcli.core.ranks import join_ranks
+        from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
+        from rsslcli.core.training import validation_source
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
@@ -184,16 +188,16 @@ def eval_c(
         )
     if not ranks.first:
         return
+    cautions: list[str] = []
     if protocol == "robustbench":
         result = with_robustbench(result)
-    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", result.notes[len(notes) :])
-    if protocol == "robustbench":
-        if trained and trained.config.automl and trained.config.validation_corruptions == "all":
-            note("λ was tuned on these corruptions, on other images: say so beside published numbers")
-        if result.about["corrupted_origin"] == "generated":
-            note(f"{corrupted.folder} was generated here: it is close to the published set, not the same")
-    if path is not None:
-        _save(result, path, None if output else checkpoint, part)
+        cautions = _cautions(result, corrupted, trained)
+    saved, remarks = _save(result, path, beside=output is None and part is None)
+    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
+    for text in [*result.notes[len(notes) :], *cautions, *remarks]:
+        note(text)
+    if saved and trained and output is None:
+        _suggest(saved, part, checkpoint, trained.config, data_dir)
 
 
 _WRITERS = (".json", ".csv", ".md")
@@ -221,25 +225,27 @@ def _is_whole(
     )
 
 
-def _save(result: Evaluation, path: Path, checkpoint: Path | None, part: str | None) -> None:
-    """Write the result where the user wants it or, beside the `checkpoint`, where it replaces none better."""
-    notes: list[str] = []
-    if checkpoint is None or part:
+def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path | None, list[str]]:
+    """Write the result to `path`; `beside` its checkpoint it replaces none better.
+
+    Returns:
+        Where it is, and notes on what was there.
+    """
+    if path is not None and beside:
+        return save_whole(result, path)
+    if path is not None:
         result.save(path)
-    else:
-        path, notes = save_whole(result, path)
-    out.print(f"written to {path}", soft_wrap=True)
-    for text in notes:
-        note(text)
-    if checkpoint is None:
-        return
+    return path, []
+
+
+def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
+    """Say what to do next with a run whose evaluation is saved beside it."""
     if part:
         note(f"this is a part of the whole evaluation, {WHOLE}, which reports read")
-    if (path.parent / WHOLE).is_file():
-        folder = path.parent.parent  # where other runs may lie, to compare with
-        say_next("report", path.parent if folder == Path() else folder)
-    elif part:
-        say_next("eval-c", checkpoint)
+    if saved.with_name(WHOLE).is_file():
+        suggest_report(saved.parent)
+    else:
+        suggest_evaluation(checkpoint, config, data_dir)
 
 
 def _check_options(
@@ -268,13 +274,25 @@ def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
     return list(STANDARD)
 
 
-def _print(result: Evaluation, title: str, notes: Sequence[str]) -> None:
+def _print(result: Evaluation, title: str, saved: Path | None) -> None:
     out.print(_table(result, title))
     out.print(_summary(result), soft_wrap=True)
-    for text in notes:
-        note(text)
     if "robustbench" in result.about:
         out.print(_robustbench_summary(result), soft_wrap=True)
+    if saved is not None:
+        out.print(f"written to {saved}", soft_wrap=True)
+
+
+def _cautions(result: Evaluation, corrupted: CorruptedSet, trained: Trained | None) -> list[str]:
+    """What to say beside a result that is compared with RobustBench's leaderboard."""
+    cautions = []
+    if trained and trained.config.automl and trained.config.validation_corruptions == "all":
+        cautions.append("λ was tuned on these corruptions, on other images: say so beside published numbers")
+    if result.about["corrupted_origin"] == "generated":
+        cautions.append(
+            f"{corrupted.folder} was generated here: it is close to the published set, not the same"
+        )
+    return cautions
 
 
 def _table(result: Evaluation, title: str) -> Table:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsslcli.commands import completion
-from rsslcli.commands.console import err, note, out
+from rsslcli.commands.console import err, note, out, waiting
 
 if TYPE_CHECKING:
     from rsslcli.core.page import Table as Content
@@ -39,7 +39,8 @@ def report(
     from rsslcli.core.report import table_1, write_report
 
     folder = output or (runs[0] if len(runs) == 1 else Path()) / "report"
-    result = write_report(runs, folder)
+    with waiting("drawing the report"):
+        result = write_report(runs, folder)
     for study in result.studies:
         for warning in study.warnings:
             note(warning)

@@ -33,8 +33,9 @@ from rsslcli.commands.console import (
     out,
     split_names,
     stop_on_signal,
+    waiting,
 )
-from rsslcli.commands.prepare_data import Corruptions, prepare_data
+from rsslcli.commands.prepare_data import Corruptions, bring_in_place
 from rsslcli.commands.training_run import ConfigFile, TaskFile
 from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.study import (
@@ -142,7 +143,9 @@ def reproduce(
         raise UserError(f"--jobs {jobs}: expected at least 1")
     for cell in chosen:
         cell.check_can_run()  # refuses a folder of another study, and unknown tasks, before anything is run
-    import torch
+
+    with waiting():
+        import torch
 
     gpus = torch.cuda.device_count()
     jobs = jobs or max(gpus, 1)
@@ -171,7 +174,7 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
         size = PRESETS[preset]
         downloads = size.corruptions == "download" and dataset == size.dataset
         if source is not None or not downloads:
-            prepare_data(
+            bring_in_place(
                 dataset,
                 source,
                 data_dir,
@@ -179,7 +182,7 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
                 limit=None if downloads else size.corrupted_images,
             )
         if downloads:
-            prepare_data(dataset, None, data_dir, corruptions=Corruptions.download)
+            bring_in_place(dataset, None, data_dir, corruptions=Corruptions.download)
         data = load_dataset(data_dir, dataset)
     return len(data.train.labels)
 

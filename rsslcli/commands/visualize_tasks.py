@@ -20,9 +20,10 @@ from rsslcli.commands.console import (
     note,
     out,
     progress_bar,
-    say_next,
     split_names,
+    waiting,
 )
+from rsslcli.commands.hints import suggest_evaluation, suggest_training
 from rsslcli.core.errors import UserError
 from rsslcli.core.tasks import check_task_names
 
@@ -72,10 +73,12 @@ def visualize_tasks(
     check_task_names(columns)
     check_checkpoints(checkpoint)
     check_dataset(dataset, data_dir)
-    from rsslcli.core.checkpoint import load_checkpoint
-    from rsslcli.core.data.loading import load
-    from rsslcli.core.data.store import EMBEDDED, prepared_datasets
-    from rsslcli.core.figures import draw_tasks, save_png
+
+    with waiting():
+        from rsslcli.core.checkpoint import load_checkpoint
+        from rsslcli.core.data.loading import load
+        from rsslcli.core.data.store import EMBEDDED, prepared_datasets
+        from rsslcli.core.figures import draw_tasks, save_png
 
     trained = None if checkpoint is None else load_checkpoint(checkpoint)
     if dataset is None and trained is not None:
@@ -102,8 +105,7 @@ def visualize_tasks(
     )
     save_png(picture, output)
     out.print(f"written to {output}", soft_wrap=True)
-    if checkpoint is not None:
-        say_next("eval-c", checkpoint, data_dir=data_dir)
+    if checkpoint is not None and trained is not None:
+        suggest_evaluation(checkpoint, trained.config, data_dir)
     else:
-        which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
-        say_next("train-automl", *which, data_dir=data_dir)
+        suggest_training(data, data_dir)

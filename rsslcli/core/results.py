@@ -28,6 +28,7 @@ from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, coverage
 from rsslcli.core.errors import UserError, one_line
 from rsslcli.core.evaluation_files import other_evaluations
+from rsslcli.core.files import other_runs
 from rsslcli.core.tasks import BEST_TASKS, TASKS
 
 Floats = npt.NDArray[np.float64]
@@ -291,7 +292,10 @@ def _find(folders: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: expected a run directory or a folder of them")
+            hint = other_runs(folder)
+            raise UserError(
+                f"{folder}: expected a run directory or a folder of them" + (f": {hint}" if hint else "")
+            )
         for directory in list(_below(folder)) or [folder]:
             found.setdefault(directory.resolve(), directory)
     return list(found.values())

@@ -343,8 +343,7 @@ class _Run:
         """Leave the run, which is saved, to be resumed."""
         self.note(f"stopped at step {self.step}")
         raise InterruptedTrainingError(
-            f"stopped at step {self.step} of {self.trainer.steps}, all saved: "
-            f"go on with --resume --output {self.directory}"
+            f"stopped at step {self.step} of {self.trainer.steps}, all saved in {self.directory}"
         )
 
     def result(self) -> TrainingResult:

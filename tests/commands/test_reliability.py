@@ -179,9 +179,10 @@ def test_a_signal_finishes_the_step_and_saves(ready: Path, number: signal.Signal
     message = one_line(process)
     assert process.returncode == code
     found = re.search(
-        r"stopped at step (\d+) of 500, all saved: go on with --resume --output signal", message
+        r"stopped at step (\d+) of 500, all saved in signal\d+; go on with: (rssl .*)$", message
     )
     assert found, message
+    assert found[2] == f"rssl train-automl --resume --output {run.name}"
     assert load_checkpoint(run).step == int(found[1]) == records(run)[-1]["step"]
 
 

@@ -148,7 +148,7 @@ def test_resume_is_exact(
             left[0] -= 1
             return left[0] == 0
 
-        with pytest.raises(InterruptedTrainingError, match=f"step {stop} of 12.*--resume"):
+        with pytest.raises(InterruptedTrainingError, match=f"step {stop} of 12, all saved in"):
             train(CONFIG, directory, dataset, corrupted, resume=done > 0, should_stop=should_stop)
         done = load_checkpoint(directory).step
         assert done == stop
