@@ -181,6 +181,8 @@ def eval_c(
             about={"checkpoint": str(checkpoint), "dataset": name}
             | ({"step": trained.step} if trained else {})
             | {"weights": fingerprint_weights(network)},
+            notes=notes,
+            foreign=not trained,
             progress=progress,
             ranks=ranks,
         )
@@ -192,7 +194,7 @@ def eval_c(
         cautions = _cautions(result, corrupted, trained)
     saved, remarks = _save(result, path, beside=output is None and part is None)
     _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
-    for text in cautions + remarks:
+    for text in [*result.notes[len(notes) :], *cautions, *remarks]:
         note(text)
     if saved and trained and output is None:
         _suggest(saved, part, checkpoint, trained.config, data_dir)

@@ -353,9 +353,18 @@ def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
 
 
 def _duration(low: float, high: float) -> str:
-    """A range of seconds, rounded up: "20–35 min", "3.1–4.0 h"; one number where both ends are the same."""
-    unit, seconds, digits = ("min", 60, 0)
-    if high > 3 * 3600:
-        unit, seconds, digits = ("h", 3600, 1) if high < 48 * 3600 else ("days", 86_400, 1)
-    ends = (math.ceil(end / seconds * 10**digits) / 10**digits for end in (low, high))
-    return f"{'–'.join(dict.fromkeys(f'{end:.{digits}f}' for end in ends))} {unit}"
+    """A range of seconds, rounded up: "20–35 min", "17 min–2.5 h", or "20 min" where both are."""
+    (start, unit), (end, last) = _in_unit(low), _in_unit(high)
+    if unit != last:
+        return f"{start} {unit}–{end} {last}"
+    return f"{start} {unit}" if start == end else f"{start}–{end} {unit}"
+
+
+def _in_unit(seconds: float) -> tuple[str, str]:
+    """A time in the unit that suits it: the number, rounded up, and the unit."""
+    minutes = math.ceil(seconds / 60)
+    if minutes <= 60:
+        return str(minutes), "min"
+    hours = seconds / 3600
+    number, unit = (hours, "h") if hours < 48 else (hours / 24, "days")
+    return f"{math.ceil(10 * number) / 10:.1f}", unit

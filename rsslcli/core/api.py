@@ -61,7 +61,7 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
     """The classifier in a run directory, a checkpoint, or a public file with a WideResNet state dict.
 
     Args:
-        path: the directory or file. Nothing in it is run.
+        path: the directory or file, of torch.save or safetensors. Nothing in it is run.
         normalization: how the input of weights from elsewhere is normalised: "half" (x·2 − 1), "cifar10",
             "none", or means and standard deviations as "R,G,B/R,G,B". By default what the file says, or else
             "half".
@@ -73,7 +73,8 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         UserError: no such file, a file of another kind, or a damaged one.
 
     Warns:
-        UserWarning: parts of the file are not used, or it does not say how the input is normalised.
+        UserWarning: parts of the file are not used, it does not say how the input is normalised, or its
+            weights are of another architecture with the same names.
     """
     network, _ = checkpoint.load_classifier(
         Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
@@ -170,6 +171,10 @@ def evaluate(
             model fails on an image or on that device (what it raised is the cause), does not give scores, or
             gives those of other classes or of classes that have no names.
         DivergedError: scores are NaN or infinite.
+
+    Warns:
+        UserWarning: the clean accuracy is near chance, of a model that rssl did not train. The result's
+            `notes` hold the text.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
     if wrong or not severities:
@@ -193,7 +198,7 @@ def evaluate(
             dataset,
             by_position=classes_by_position,
         )
-        return evaluation.evaluate(
+        result = evaluation.evaluate(
             model,
             data.test,
             corrupted,
@@ -205,8 +210,12 @@ def evaluate(
             severities=severities,
             precision=precision,
             about={"dataset": dataset},
+            foreign=not any(network.classes for network in ours),
             progress=progress,
         )
+    for text in result.notes:
+        warnings.warn(text, stacklevel=2)
+    return result
 
 
 def _carried_classes(networks: Sequence[WideResNet]) -> tuple[str, ...]:

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-import pickletools
-import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsslcli.core.config import Config
 from rsslcli.core.errors import RsslError, UserError, one_line, quoted
-from rsslcli.core.files import checkpoint_path, quietly, replacing
+from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks import WideResNet
 from rsslcli.core.normalization import HALF, parse_normalization
-from rsslcli.core.state_dicts import find_weights
+from rsslcli.core.state_dicts import find_weights, note_on_variant
+from rsslcli.core.tensor_files import copied, read_tensors
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
 
-_DAMAGED = "is damaged or of another program"
-#: What a pickle may name: the parts of tensors and of state dicts, none of which does anything by itself.
-_HARMLESS = re.compile(
-    r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
-)
-_MAX_DEPTH = 20  # of what a checkpoint nests; ours has four levels
 _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
@@ -92,7 +83,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: no such file, a file of another kind, or a damaged one.
     """
     path = checkpoint_path(path)
-    content = _read(path)
+    content = read_tensors(path)
     if not _is_ours(content):
         raise UserError(f"{path} holds weights, but is no checkpoint of rssl: only eval-c takes it")
     return _checkpoint(path, content)[0]
@@ -106,7 +97,7 @@ def load_classifier(
     The state dict is taken as public files hold it: see `find_weights`.
 
     Args:
-        path: the file, or the run directory that holds it.
+        path: the file, of torch.save or safetensors, or the run directory that holds it.
         normalization: how a state dict's input is normalised: a name of `NORMALIZATIONS`, or means and
             standard deviations as "R,G,B/R,G,B". By default what the file says, or else "half".
         note: told, a line each, what a person should know: what was not used, how the input is normalised.
@@ -120,7 +111,7 @@ def load_classifier(
     """
     wanted = None if normalization is None else parse_normalization(normalization)
     path = checkpoint_path(path)
-    content = _read(path)
+    content = read_tensors(path)
     if _is_ours(content):
         if wanted not in (None, HALF):
             raise UserError(f"{path} is a checkpoint of rssl, whose normalisation is known: leave it out")
@@ -130,110 +121,28 @@ def load_classifier(
         found = find_weights(content)
     except UserError as error:
         raise UserError(f"{path}: {one_line(error, 400)}") from None
-    state = _copied(path, found.state if found else content.get("state_dict", content))
+    state = copied(path, found.state if found else content.get("state_dict", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     network = _classifier(path, {str(name): value for name, value in state.items()})
+    variant = note_on_variant(network.state_dict())
     own = found.normalization if found else None
     if wanted and own and not torch.allclose(torch.tensor(wanted), torch.tensor(own), atol=1e-3):
         raise UserError(f"{path} says how its input is normalised, which is otherwise: leave it out")
-    for text in found.notes if found else ():
+    for text in (*(found.notes if found else ()), *([variant] if variant else [])):
         note(f"{path}: {text}")
     if own:
         shown = " / ".join(", ".join(f"{number:.4g}" for number in numbers) for numbers in own)
         note(f"{path}: its input is normalised as the file says, by mean / standard deviation {shown}")
     elif wanted is None:
         note(
-            f"{path} does not say how its input is normalised: taken as x·2 - 1; with another normalisation "
-            "the numbers would be too low (--normalization)"
+            f"{path} does not say how its input is normalised: taken as x·2 - 1; if it was trained with "
+            "another normalization, name that one, or the accuracy comes out too low"
         )
     mean, std = own or wanted or HALF
     if (mean, std) != HALF:
         network.set_normalization(mean, std)
     return network, None
-
-
-def _read(path: Path) -> dict[Any, Any]:
-    """The dictionary in a file of torch.save, without running any code that the file holds."""
-    try:
-        with quietly():
-            # An archive is mapped, so that a tensor cannot reach beyond the file, nor be larger.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
-    except PermissionError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # torch raises almost anything on damaged and foreign files
-        harmful = isinstance(error, _HarmfulError)
-        reason = "it holds objects other than tensors" if harmful else f"it {_DAMAGED}"
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
-    return dict(dict.items(content))  # as in _copied
-
-
-class _HarmfulError(Exception):
-    """A pickle names something other than the parts of tensors."""
-
-
-def _is_archive(path: Path) -> bool:
-    """Whether the file is of the newer of torch's two formats, an archive; checked before torch reads it.
-
-    torch trusts an archive's claims and looks at no checksum. Its restricted unpickler runs no code, but
-    calls functions that make gigabytes of a few bytes, such as bytearray().
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            file.seek(0)
-            for _ in range(5):  # the format's mark, its version, the system, the content, the storages' names
-                _check_pickle(file)
-            return False
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            names = [member.filename.lower() for member in members]
-            # As torch.save writes it: nothing compressed, nothing twice, nothing ahead of the archive.
-            if (
-                any(member.compress_type != zipfile.ZIP_STORED for member in members)
-                or sum(member.file_size for member in members) > path.stat().st_size
-                or min(member.header_offset for member in members) > 0
-                or len(set(names)) < len(names)
-                or archive.testzip() is not None
-            ):
-                raise zipfile.BadZipFile
-            for member, name in zip(members, names, strict=True):
-                if name.endswith(".pkl"):
-                    _check_pickle(io.BytesIO(archive.read(member)))
-    return True
-
-
-def _check_pickle(file: IO[bytes]) -> None:
-    """Read over a pickle, raising _HarmfulError where it names anything but the parts of tensors."""
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument)):
-            raise _HarmfulError
-
-
-def _copied(path: Path, content: Any) -> Any:
-    """A copy of what a file holds, in plain dictionaries and tensors that share nothing.
-
-    A pickle can share and nest its parts, and repeat one number over a tensor of any shape, so that a small
-    file stands for a content of any size. Written out, it may not be larger than the file.
-    """
-    room = path.stat().st_size
-
-    def copied(value: Any, depth: int) -> Any:
-        nonlocal room
-        room -= value.numel() * value.element_size() if isinstance(value, Tensor) else 1
-        if room < 0 or depth > _MAX_DEPTH:
-            raise UserError(f"{path} {_DAMAGED}: it claims more than it can hold")
-        if isinstance(value, Tensor):
-            return value.detach().clone()
-        if isinstance(value, dict):  # an OrderedDict's own methods may be replaced by the file
-            return {key: copied(item, depth + 1) for key, item in dict.items(value)}
-        if isinstance(value, list | tuple):
-            items = [copied(item, depth + 1) for item in value]
-            return items if isinstance(value, list) else tuple(items)
-        return value
-
-    return copied(content, 0)
 
 
 def _is_ours(content: Mapping[str, Any]) -> bool:
@@ -243,7 +152,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, WideResNet]:
     """The checkpoint that `content`, read from `path`, describes, checked part by part; its classifier."""
-    content = _copied(path, content)
+    content = copied(path, content)
     version = content.get("version")
     if not isinstance(version, int) or version != VERSION:
         raise UserError(
@@ -292,7 +201,9 @@ def _classifier(path: Path, state: Mapping[str, Tensor]) -> WideResNet:
         raise UserError(f"{path}: {one_line(error, 400)}") from None
     for name, value in network.state_dict().items():
         given = state.get(name, value)  # the oldest files count no batches
-        if given.is_floating_point() != value.is_floating_point():
+        # Averaging a state dict (EMA) makes floats of the counts of batches, which nothing here uses.
+        counts = name.endswith("num_batches_tracked")
+        if not counts and given.is_floating_point() != value.is_floating_point():
             raise UserError(f"{path}: the weights '{name}' are numbers of another kind, {given.dtype}")
         _check_finite(path, name, value)
     return network

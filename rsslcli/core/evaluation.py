@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -47,6 +48,7 @@ class Evaluation:
         images: source images evaluated in each cell of `accuracy`.
         excluded: indices of the source images left out: those that tuned λ, here or in a run to compare with.
         about: what was evaluated on what: names and fingerprints.
+        notes: what a person should know beside the numbers, a line each.
     """
 
     clean_accuracy: float
@@ -55,6 +57,7 @@ class Evaluation:
     images: int
     excluded: tuple[int, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def mean_accuracy(self) -> float | None:
@@ -121,6 +124,7 @@ class Evaluation:
             "clean_images": self.clean_images,
             "excluded": list(self.excluded),
             **self.about,
+            "notes": list(self.notes),
         }
         return json.dumps(content, indent=2) + "\n"
 
@@ -149,6 +153,7 @@ class Evaluation:
         )
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
+        lines += [f"- note: {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path | str) -> None:
@@ -207,6 +212,36 @@ def model_dtype(classifier: nn.Module) -> torch.dtype:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+#: An accuracy within this share of the way from guessing to 1 is near chance, and so is one that so many
+#: standard errors do not tell from guessing (one-sided, 99.5 %).
+_NEAR_CHANCE = 0.1
+_STANDARD_ERRORS = 2.576
+
+
+def note_on_chance(result: Evaluation, test: Split) -> str | None:
+    """A note where the clean accuracy is near chance, which says what is usually wrong; None elsewhere.
+
+    Chance is the share of the most frequent class of `test`. An accuracy is near it if it is at most a tenth
+    of the way from there to 1, or, of few images, not significantly higher. It is also significantly below
+    half of the way: a handful of images says nothing.
+    """
+    chance = float(np.bincount(test.labels).max()) / len(test.labels)
+    halfway = (1 + chance) / 2
+
+    def margin(accuracy: float) -> float:
+        return _STANDARD_ERRORS * math.sqrt(accuracy * (1 - accuracy) / result.clean_images)
+
+    near = min(chance + max(_NEAR_CHANCE * (1 - chance), margin(chance)), halfway - margin(halfway))
+    if result.clean_accuracy > near:
+        return None
+    return (
+        f"the clean accuracy, {result.clean_accuracy:.2%}, is near that of guessing, {chance:.2%}. If the "
+        "weights are good, they do not fit this evaluation: check how the input is normalized, the order of "
+        "the classes, and the architecture, since some variants have the names and shapes of this WideResNet "
+        "but compute something else (FixMatch's PyTorch code: LeakyReLU, shortcuts without activation)"
+    )
 
 
 @torch.inference_mode()
@@ -279,6 +314,8 @@ def evaluate(
     partial: Path | None = None,
     precision: str = "float32",
     about: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    foreign: bool = False,
     progress: Progress = silent,
     ranks: Ranks | None = None,
 ) -> Evaluation:
@@ -299,6 +336,8 @@ def evaluate(
             cells are not evaluated again; it is removed in the end.
         precision: as for `count_correct`.
         about: what the result shall say of its origin, such as the checkpoint's name.
+        notes: what was noted on the classifier before; the result's notes begin with them.
+        foreign: whether it was trained elsewhere: then a clean accuracy near chance is noted too.
         progress: told after every cell.
         ranks: the processes that evaluate together, a cell each at a time. Each gets the result; the first
             one writes `partial`.
@@ -373,7 +412,7 @@ def evaluate(
         ]
         for name in names
     }
-    return Evaluation(
+    result = Evaluation(
         clean_accuracy=counts.known[_key(*_CLEAN)] / len(clean),
         clean_images=len(clean),
         accuracy=accuracy,
@@ -386,7 +425,10 @@ def evaluate(
             "corrupted_data": corrupted.identity,
             "corrupted_origin": corrupted_origin(corrupted),
         },
+        notes=tuple(notes),
     )
+    suspicion = note_on_chance(result, test) if foreign else None
+    return dataclasses.replace(result, notes=(*notes, suspicion)) if suspicion else result
 
 
 class _Counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,10 @@ def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
     part, prefix, notes = chosen.part, chosen.prefix, []
     if len(networks) > 1:
         places = ", ".join(network.place for network in networks[:_MAX_NAMED])
-        notes.append(f"it holds several networks, at {places}: the one at {chosen.place} is taken")
+        notes.append(
+            f"it holds several networks, at {places}: the one at {chosen.place} is taken; to take another, "
+            "save it as a file of its own"
+        )
     pair = next((pair for pair in map(_pair, part) if pair and _are_three(part, pair)), ())
     normalization = None
     if pair:
@@ -66,6 +70,31 @@ def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
         more = f" and {len(unused) - _MAX_NAMED} more" if len(unused) > _MAX_NAMED else ""
         notes.append(f"not part of the WideResNet, and not used: {', '.join(unused[:_MAX_NAMED])}{more}")
     return FoundWeights(state, normalization, tuple(notes))
+
+
+def note_on_variant(state: Mapping[str, Tensor]) -> str | None:
+    """A note on weights that only look like a WideResNet's; None where nothing tells.
+
+    Some code uses the same names for another forward pass: its widening blocks give their input to the first
+    convolution as it is, so that their first normalization is computed but not used. No gradient reaches
+    it, and alone among the trained layers it keeps equal weights and zero biases.
+
+    Args:
+        state: of our own WideResNet.
+    """
+    layers = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
+    untrained = [layer for layer in layers if _is_untrained(state[f"{layer}.weight"], state[f"{layer}.bias"])]
+    if not untrained or not all(re.fullmatch(r"block\d\.layer\.0\.bn1", layer) for layer in untrained):
+        return None
+    return (
+        f"{' and '.join(map(quoted, untrained))} took no part in the training: these weights are of another "
+        "architecture with the same names, such as that of FixMatch's and MixMatch's PyTorch code, which is "
+        "not supported, and the scores will be wrong"
+    )
+
+
+def _is_untrained(weight: Tensor, bias: Tensor) -> bool:
+    return not bias.any() and bool((weight == weight[:1]).all())
 
 
 @dataclass(frozen=True)

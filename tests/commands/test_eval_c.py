@@ -199,6 +199,26 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     assert json.loads((home / "fog.json").read_text())["accuracy"]["fog"] == first["accuracy"]["fog"]
 
 
+def test_weights_near_chance_are_noted_in_the_result(home: Path) -> None:
+    """Beside what was noted on the file; a run of our own may be as bad as it likes."""
+    network = WideResNet(10, 1)
+    torch.nn.init.zeros_(network.fc.weight)
+    torch.save(network.state_dict(), home / "w.pt")
+    options = "--dataset mine --corruptions fog --severity 1 --output w.json"
+    public = rssl(f"eval-c w.pt {options}", cwd=home)
+    assert public.returncode == 0, public.stderr
+    notes = json.loads((home / "w.json").read_text())["notes"]
+    assert ["does not say how its input is norm" in notes[0], "is near that of guessing" in notes[1]] == [
+        True
+    ] * 2
+    assert [line for line in public.stderr.splitlines() if line.startswith("note: ")] == [
+        f"note: {note}" for note in notes
+    ]
+    save_run(home / "bad", CONFIG, network=network)
+    assert "guessing" not in rssl("eval-c bad --corruptions fog --severity 1", cwd=home).stderr
+    assert json.loads((home / "bad" / "eval-c.json").read_text())["notes"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import dataclasses
 import io
 import os
 import pickle
+import re
+import subprocess
+import sys
 import time
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +24,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rsslcli.core.checkpoint import (
@@ -151,6 +157,145 @@ def test_plain_state_dicts(under: str, prefix: str, legacy: bool, tmp_path: Path
     assert not loaded.training
     assert torch.equal(loaded(images.float()), network(images.float()))
     assert "no checkpoint of rssl" in refusal(lambda: load_checkpoint(tmp_path / "w.pt"))
+
+
+BESIDE: dict[str, Any] = {
+    "size": torch.Size([3, 32, 32]), "dtype": torch.bfloat16, "device": torch.device("cuda", 1),
+    "cpu": torch.device("cpu"), "layout": torch.strided, "set": {"a", 2, (1, 2)}, "counter": Counter("abca"),
+    "ordered": OrderedDict(a=1), "complex": 1 - 2j, "bytes": b"\xff\x00abc",
+    "bytearray": bytearray(b"\xffab"),
+    "empty": bytearray(), "none": [None, True, False, (), {}, 2**70, -(2**40), 1e300],
+    "dtypes": {torch.float32: 1, (torch.int8, "x"): 2}, "wide": torch.tensor([1, 2], dtype=torch.uint16),
+    "parameter": torch.nn.Parameter(torch.ones(2)), "bool": torch.tensor([True]), "text": "x" * 5000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_torch_reads_without_running_code_may_stand_beside_the_weights(
+    name: str, legacy: bool, tmp_path: Path
+) -> None:
+    if (name, legacy) == ("wide", True):
+        pytest.skip("torch does not read its own file")
+    state, path, notes = WideResNet(10, 1, 3).state_dict(), tmp_path / "w.pt", list[str]()
+    content = {"state_dict": state, name: BESIDE[name], "again": [BESIDE[name]] * 2}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    torch.load(path, weights_only=True)  # as torch itself does
+    network, _ = load_classifier(path, note=notes.append)
+    assert_same(dict(network.state_dict()), dict(state))
+    assert f"not used: '{name}', 'again'" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+        (np.float64(0.5), r"numpy\._?core\.multiarray\.scalar"),
+        (np.ones(2), r"numpy\._?core\.multiarray\._reconstruct"),
+        (defaultdict(int), "collections.defaultdict"),
+        (frozenset([1]), "builtins.frozenset"),
+        (Path("x"), r"pathlib\.\w+"),
+        (WideResNet(10, 1), "rsslcli.core.*WideResNet"),
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_is_refused_is_named_with_a_way_out(value: Any, name: str, legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    content = {"state_dict": WideResNet(10, 1, 3).state_dict(), "beside": value}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    message = refusal(lambda: load_classifier(path))
+    assert re.search(
+        f"it holds objects other than tensors and plain values: {name}. Where the model", message
+    )
+    line = 'torch.save({"state_dict": model.state_dict()}, "weights.pt")'
+    assert message.endswith(line)
+    names = {"torch": torch, "model": WideResNet(10, 1, 3)}
+    exec(line.replace("weights.pt", str(path)), names)
+    assert load_classifier(path)[0].fc.out_features == 3
+
+
+def test_archives_without_checksums(tmp_path: Path) -> None:
+    """torch can be told to write none; where there are some, they still count."""
+    state, path = WideResNet(10, 1, 3).state_dict(), tmp_path / "w.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is not None
+    assert_same(dict(load_classifier(path)[0].state_dict()), dict(state))
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"state_dict": state, "x": Malicious(tmp_path / "pwned")}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert "mkdir" in refusal(lambda: load_classifier(path))
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_another_precision_and_averaged_counts(dtype: torch.dtype, tmp_path: Path) -> None:
+    """An average of state dicts, as of EMA weights, has fractions of batches too; nothing uses them."""
+    state = WideResNet(10, 1, 3).state_dict()
+    torch.save({name: value.to(dtype) for name, value in state.items()}, tmp_path / "w.pt")
+    loaded = load_classifier(tmp_path / "w.pt")[0].state_dict()
+    for name, value in state.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name], value.to(dtype).to(value.dtype))
+
+
+# --- safetensors ----------------------------------------------------------------------------------------
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    state = {f"module.{name}": value for name, value in WideResNet(10, 1, 3).state_dict().items()}
+    for name in ("w.safetensors", "w.pt"):  # whatever it is called
+        save_file(state, tmp_path / name, metadata={"format": "pt"})
+        loaded = load_classifier(tmp_path / name)[0].state_dict()
+        assert_same({f"module.{name}": value for name, value in loaded.items()}, state)
+    assert "no checkpoint of rssl" in refusal(lambda: load_checkpoint(tmp_path / "w.pt"))
+
+
+def test_damaged_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(dict(WideResNet(10, 1, 3).state_dict()), path)
+    data = path.read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    for spoilt in (
+        data[:-1],
+        data + b"x",
+        data[: 8 + header],
+        data[:8] + b"{" * header + data[8 + header :],
+        data[:8] + data[8:].replace(b'"F32"', b'"F31"', 1),
+        data[:8] + data[8:].replace(b'"shape":[3]', b'"shape":[9]', 1),
+        (2**62).to_bytes(8, "little") + data[8:],
+    ):
+        assert spoilt != data
+        path.write_bytes(spoilt)
+        assert "cannot be read as a checkpoint" in both_refuse(path)
+
+
+def test_safetensors_where_the_package_is_not_installed(tmp_path: Path) -> None:
+    save_file(dict(WideResNet(10, 1, 3).state_dict()), tmp_path / "w.safetensors")
+    code = (
+        "import sys; sys.modules['safetensors'] = None\n"
+        "from pathlib import Path; from rsslcli.core.checkpoint import load_classifier\n"
+        "load_classifier(Path('w.safetensors'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr.splitlines()[-1].endswith(
+        "w.safetensors is a safetensors file, and reading it needs the package safetensors: "
+        "pip install 'rsslcli[safetensors]'"
+    )
 
 
 def test_saving_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -581,6 +726,78 @@ def test_harmless_code_that_fills_the_memory(
     """torch's restricted unpickler would make the gigabyte: such a file must not reach it."""
     path = tmp_path / "c.pt"
     path.write_bytes(data)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    assert "cannot be read as a checkpoint" in both_refuse(path)
+
+
+class Called:
+    """A call with any arguments, once it is read."""
+
+    def __init__(self, function: Callable[..., object], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+class Filled:
+    """An OrderedDict, once it is read, with attributes and keys that no OrderedDict could be given here."""
+
+    def __init__(self, state: Any, *keys: Any) -> None:
+        self.state, self.keys = state, keys
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, (), self.state, None, iter([(key, 1) for key in self.keys])
+
+
+def tuples(levels: int) -> tuple[Any, ...]:
+    """Tuples that take 2 ** levels steps to hash."""
+    value: tuple[Any, ...] = ()
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+EXPANDED = torch.ones(1).expand(10**9)
+SHARED = list(range(4000))
+KEYS = {f"key{number}": 0 for number in SHARED}
+ONES, TEXT = (1,) * 4000, "x" * 100_000
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [
+        Called(OrderedDict, EXPANDED),
+        Called(Counter, EXPANDED),
+        Called(set, EXPANDED),
+        Called(torch.Size, EXPANDED),
+        Called(bytearray, 10**9),
+        Called(bytearray, EXPANDED),
+        Called(torch.Tensor, 10**5, 10**5),
+        Called(torch.FloatStorage, 10**9),
+        Called(torch.UntypedStorage, 10**9),
+        Called(codecs.encode, "a" * 9, "punycode"),
+        Called(OrderedDict, [[tuples(60), 1]]),
+        Called(set, [tuples(60)]),
+        Filled(None, tuples(60)),
+        Filled(EXPANDED),
+        Filled([EXPANDED]),
+        [Called(set, SHARED) for _ in range(3000)],
+        [Called(Counter, KEYS) for _ in range(3000)],
+        [Called(torch.Size, ONES) for _ in range(3000)],
+        [Called(bytearray, TEXT, "latin-1") for _ in range(3000)],
+        [Filled(KEYS) for _ in range(3000)],
+        [Filled(None, ONES) for _ in range(3000)],
+    ],
+    ids=range(21),
+)
+def test_calls_that_make_much_of_little_never_reach_torch(
+    value: Any, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's restricted unpickler would fill the memory, or hash for years."""
+    path = tmp_path / "w.pt"
+    torch.save({"a": value}, path, _use_new_zipfile_serialization=not legacy)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
     assert "cannot be read as a checkpoint" in both_refuse(path)
 

@@ -98,6 +98,33 @@ def test_waiting_for_a_processor_is_no_work(monkeypatch: pytest.MonkeyPatch) -> 
     assert speed.mean < 1000 / 0.03
 
 
+def test_threads_that_wait_for_each_other_are_not_taken_for_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine one thread may be the best measure of what several could do."""
+    timed: list[int] = []
+    of_two: list[Speed] = []
+
+    def time_it(call: object, operations: float, device: object) -> Speed:
+        timed.append(torch.get_num_threads())
+        return Speed(9.0, 4.0) if timed[-1] == 1 else of_two[0]
+
+    monkeypatch.setattr("rsslcli.core.estimate._time", time_it)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for found, expected, measured in (
+            (Speed(5.0, 1.0), Speed(9.0, 1.0), [2, 1]),
+            (Speed(12.0, 1.0), Speed(12.0, 1.0), [2, 1]),
+            (Speed(5.0, 4.8), Speed(5.0, 4.8), [2]),
+        ):
+            timed.clear()
+            of_two[:] = [found]
+            assert _measure(lambda: None, 1.0, torch.device("cpu")) == expected
+            assert timed == measured
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_what_takes_too_long_is_estimated_by_what_is_like_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.errors import DivergedError, UserError
-from rsslcli.core.evaluation import Evaluation, evaluate
+from rsslcli.core.evaluation import Evaluation, evaluate, note_on_chance
 from rsslcli.core.networks import WideResNet
 
 CPU = torch.device("cpu")
@@ -200,6 +200,56 @@ def test_a_mean_over_fewer_corruptions_says_which(tmp_path: Path, names: Sequenc
     assert result.means()[f"mean of {covers}"] == 0.25
     assert result.mean_at(3, names) == 0.25
     assert (result.mean_at(3) is None) == (len(names) < 19)
+
+
+@pytest.mark.parametrize(
+    ("correct", "labels", "is_noted"),
+    [
+        (1030, [1000] * 10, True),  # FixMatch's weights in this WideResNet: 10.3 %
+        (1900, [1000] * 10, True),
+        (1910, [1000] * 10, False),
+        (0, [1000] * 10, True),
+        (109, [10] * 100, True),
+        (110, [10] * 100, False),
+        (549, [500] * 2, True),
+        (560, [500] * 2, False),
+        (3, [2] * 10, True),  # few images, which chance could give, and good weights would not
+        (9, [2] * 10, False),
+        (0, [1] * 2, False),  # too few to say anything
+        (1, [1] * 2, False),
+        (910, [900, 100], True),  # hardly better than naming the most frequent class
+        (940, [900, 100], False),
+    ],
+)
+def test_a_clean_accuracy_near_chance_is_noted(correct: int, labels: list[int], is_noted: bool) -> None:
+    count = sum(labels)
+    split = make_split(
+        np.zeros((count, 32, 32, 3), np.uint8),
+        np.repeat(np.arange(len(labels)), labels),
+        [f"class {i}" for i in range(len(labels))],
+    )
+    note = note_on_chance(Evaluation(correct / count, count, {}, count, ()), split)
+    assert (note is not None) == is_noted
+    if note:
+        assert (
+            f"the clean accuracy, {correct / count:.2%}, is near that of guessing, {max(labels) / count:.2%}"
+            in note
+        )
+        assert all(cause in note for cause in ("normalized", "order of the classes", "architecture"))
+
+
+def test_notes_are_part_of_the_result(network: WideResNet, test_split: Split, tmp_path: Path) -> None:
+    """Only weights that were trained elsewhere are expected to be good."""
+    with torch.no_grad():
+        network.fc.weight.zero_()  # it names one class for every image
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    ours = evaluate(network, test_split, corrupted, device=CPU, notes=["one"])
+    assert ours.notes == ("one",)
+    theirs = evaluate(network, test_split, corrupted, device=CPU, notes=["one"], foreign=True)
+    assert theirs.notes == ("one", note_on_chance(ours, test_split))
+    assert "near that of guessing" in theirs.notes[1]
+    assert json.loads(theirs.to_json())["notes"] == list(theirs.notes)
+    assert [f"- note: {note}" in theirs.to_markdown().splitlines() for note in theirs.notes] == [True, True]
 
 
 def test_an_interrupted_evaluation_goes_on(

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.checkpoint import load_classifier
 from rsslcli.core.errors import UserError
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.networks import BasicBlock, WideResNet
 from rsslcli.core.normalization import NORMALIZATIONS
 from rsslcli.core.state_dicts import find_weights
 
@@ -87,6 +88,14 @@ FILES: dict[str, tuple[Any, str, bool]] = {
         {"model": {"state_dict": OrderedDict(STATE), "args": {"lr": 0.1}}, 5: "five", "acc": 0.9},
         LOST + "5, 'acc', 'args'", False,
     ),
+    # PyTorch Lightning; torch.optim.swa_utils.AveragedModel
+    "Lightning": (
+        {"epoch": 3, "state_dict": prefixed(STATE, "model.") | {"criterion.weight": torch.ones(7)},
+         "loops": {"fit_loop": {"state_dict": {}}}, "optimizer_states": [SGD]},
+        LOST + "'criterion', 'epoch', 'loops', 'optimizer_states'", False,
+    ),
+    "Lightning net, compiled": ({"state_dict": prefixed(STATE, "net._orig_mod.")}, "", False),
+    "averaged": (prefixed(STATE, "module.") | {"n_averaged": torch.tensor(9)}, LOST + "'n_averaged'", False),
     "half precision": ({k: v.half() if v.is_floating_point() else v for k, v in STATE.items()}, "", False),
 }  # fmt: skip
 
@@ -114,14 +123,74 @@ def test_several_networks_in_a_file(tmp_path: Path) -> None:
     for content, place, places in (
         ({"last": STATE, "best": other, "epoch": 3}, "'last'", "'last', 'best'"),
         ({"ema": other, "state_dict": STATE}, "'state_dict'", "'ema', 'state_dict'"),
+        ({"ema_state_dict": other, "state_dict": STATE}, "'state_dict'", "'ema_state_dict', 'state_dict'"),
+        ({"state_dict": STATE, "state_dict_ema": other}, "'state_dict'", "'state_dict', 'state_dict_ema'"),
+        ({"model": STATE, "ema": {"module": other}}, "'model'", "'model', 'ema' 'module'"),
         (prefixed(STATE, "student.") | prefixed(other, "teacher."), "'student.'", "'student.', 'teacher.'"),
     ):
         notes: list[str] = []
         torch.save(content, tmp_path / "w.pt")
         loaded, _ = load_classifier(tmp_path / "w.pt", note=notes.append)
         assert torch.equal(loaded.fc.weight, STATE["fc.weight"])
-        assert f"it holds several networks, at {places}: the one at {place} is taken" in notes[0]
+        assert (
+            f"it holds several networks, at {places}: the one at {place} is taken; to take another"
+            in notes[0]
+        )
         assert "not used: " in notes[1]
+
+
+class OtherBlock(BasicBlock):
+    """As in FixMatch's PyTorch code: only the first stage's widening block activates its input."""
+
+    activates = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.leaky_relu(self.bn1(x), 0.1)
+        if self.convShortcut is not None:
+            x = activated if self.activates else x
+            activated = x
+        out = self.conv2(F.leaky_relu(self.bn2(self.conv1(activated)), 0.1))
+        return out + (x if self.convShortcut is None else self.convShortcut(x))
+
+
+def trained(block: type[BasicBlock], width: int) -> WideResNet:
+    """A WideResNet of such blocks after a few steps."""
+    torch.manual_seed(0)
+    network = WideResNet(10, width, 7).train()
+    for module in network.modules():
+        if isinstance(module, BasicBlock):
+            module.__class__ = block
+    network.block1.layer[0].activates = True
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(network(torch.rand(8, 3, 32, 32)), torch.arange(8) % 7).backward()
+        optimizer.step()
+    return network.eval()
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+@pytest.mark.parametrize("width", [1, 2])
+def test_weights_of_another_architecture_with_the_same_names_are_noted(
+    width: int, decay: float, tmp_path: Path
+) -> None:
+    """Its widening blocks leave their first normalization untrained; MixMatch's code decays even that one."""
+    for block, is_noted in ((OtherBlock, True), (BasicBlock, False)):
+        notes: list[str] = []
+        network = trained(block, width)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(decay)
+        torch.save(network.state_dict(), tmp_path / "w.pt")
+        images = torch.rand(2, 3, 32, 32)
+        loaded = load_classifier(tmp_path / "w.pt", normalization="half", note=notes.append)[0]
+        assert torch.equal(loaded(images), network(images)) == (not is_noted)
+        assert len(notes) == is_noted
+        if is_noted:
+            assert "'block2.layer.0.bn1' and 'block3.layer.0.bn1' took no part in the training" in notes[0]
+            assert "FixMatch" in notes[0]
+    torch.save(WideResNet(10, width).state_dict(), tmp_path / "new.pt")  # nothing in it is trained
+    load_classifier(tmp_path / "new.pt", normalization="half", note=pytest.fail)
 
 
 def test_what_would_change_the_network_is_refused(tmp_path: Path) -> None:
