@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import IO
@@ -25,7 +26,6 @@ from rsslcli.core.data.importing import (
     chunks,
     image_bytes,
 )
-from rsslcli.core.data.published import Archive
 from rsslcli.core.errors import RsslError
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress
@@ -49,6 +49,20 @@ _CHUNK = 2**18
 
 
 ELSEWHERE = "or get the archive elsewhere and give it with --source"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive, a plain tar."""
+
+    url: str
+    size: int
+    md5: str
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called."""
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 class _BrokenError(Exception):
