@@ -11,6 +11,7 @@ so far.
 from __future__ import annotations
 
 import argparse
+import codecs
 import faulthandler
 import hashlib
 import io
@@ -26,7 +27,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,23 +42,25 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from PIL import Image, features
+from safetensors.torch import save as safetensors_of
 
-from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
 from rsslcli.core.config import Config, make_config
 from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data import cifar
 from rsslcli.core.data.cifar import official_name, read_cifar
 from rsslcli.core.data.corrupted import open_corrupted
-from rsslcli.core.data.download import download_corrupted
 from rsslcli.core.data.image_tree import is_image_tree, read_image_tree
+from rsslcli.core.data.importing import find_imported, import_corrupted
 from rsslcli.core.data.prepare import prepare
+from rsslcli.core.data.published import download_corrupted
 from rsslcli.core.data.store import load_split, make_split, save_split
 from rsslcli.core.errors import RsslError
-from rsslcli.core.evaluation import evaluate
-from rsslcli.core.metrics import Metrics
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.evaluation.accuracy import evaluate
+from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.progress import silent
 from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.training.metrics import Metrics
+from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
 
 DEADLINE = 5.0  #: seconds for one input
 MEMORY = 2 << 30  #: bytes of address space beyond what the libraries take
@@ -167,11 +170,11 @@ def nested(depth: int) -> list[Any]:
     return value
 
 
-def doubling(depth: int) -> list[Any]:
-    """A few lists that stand for 2 ** depth of them."""
-    value: list[Any] = []
+def doubling(depth: int, kind: type[list[Any]] | type[tuple[Any, ...]] = list) -> Any:
+    """A few lists or tuples that stand for 2 ** depth of them."""
+    value = kind()
     for _ in range(depth):
-        value = [value, value]
+        value = kind((value, value))
     return value
 
 
@@ -285,6 +288,26 @@ class Poisoned:
         return OrderedDict, (), {self.method: 5}
 
 
+class Called:
+    """A call with any arguments, once read."""
+
+    def __init__(self, function: Callable[..., object], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+class Filled:
+    """An OrderedDict, once read, with any attributes and keys."""
+
+    def __init__(self, state: Any, *keys: Any) -> None:
+        self.state, self.keys = state, keys
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, (), self.state, None, iter([(key, 1) for key in self.keys])
+
+
 class Evil:
     """Runs code where it is unpickled carelessly."""
 
@@ -303,11 +326,33 @@ TENSORS = (
     torch.zeros(1600, 0, 3, 3), torch.zeros(16, 16, 3, 3),
 )  # fmt: skip
 
+#: What a checkpoint may name, called with anything.
+FUNCTIONS = (
+    OrderedDict, Counter, set, bytearray, complex, codecs.encode, torch.Size, torch.device, torch.Tensor,
+    torch.FloatStorage, torch.UntypedStorage, torch._utils._rebuild_tensor, torch._utils._rebuild_tensor_v2,
+    torch._utils._rebuild_parameter, torch.serialization._get_layout,
+)  # fmt: skip
+PLAIN = (
+    bytearray(b"\xff"), {1, "a", (1, 2)}, 1j, b"x\xff", (), {}, [], Counter("aab"), OrderedDict(a=1),
+    torch.Size([2, 3]), torch.bfloat16, torch.device("cuda", 0), torch.strided, frozenset([1]), np.float64(1),
+    argparse.Namespace(a=1), {torch.int8: 1, (1, "a"): 2}, "latin1", "latin-1", "punycode", "a" * 90_000,
+)  # fmt: skip
+
 tensors = st.integers(0, len(TENSORS) - 1).map(TENSORS.__getitem__)
+arguments = (
+    tensors
+    | scalars
+    | st.sampled_from(PLAIN)
+    | st.integers(1, 60).map(lambda depth: doubling(depth, tuple))
+    | st.lists(st.integers(1, 60).map(lambda depth: doubling(depth, tuple)) | tensors, max_size=2)
+)
 objects = (
     tensors
     | scalars
-    | st.sampled_from([Evil(), bytearray(9), {1}, 1j, b"x", (), {}, []])
+    | st.sampled_from([Evil(), *PLAIN])
+    | st.builds(Called, st.sampled_from(FUNCTIONS), arguments)
+    | st.builds(Called, st.sampled_from(FUNCTIONS), arguments, arguments)
+    | st.builds(Filled, arguments, arguments)
     | st.sampled_from([30, 300]).map(nested)
     | st.integers(1, 60).map(doubling)
     | st.sampled_from(["get", "items", "keys", "values", "__class__"]).map(Poisoned)
@@ -373,6 +418,35 @@ def state_dict_reader() -> Reader:
         {"weights.pt": files[0]},
         lambda folder: load_classifier(folder / "weights.pt"),
         checkpoint_inputs("weights.pt", content, *files),
+    )
+
+
+def safetensors_reader() -> Reader:
+    state = {f"module.{name}": value for name, value in WideResNet(10, 1, 3).state_dict().items()}
+    data = safetensors_of(state, {"format": "pt"})
+    length = 8 + int.from_bytes(data[:8], "little")
+    header, tensors = json.loads(data[8:length]), data[length:]
+
+    def with_header(header: bytes, size: int = 0) -> bytes:
+        """A file with any header, whose length is right but for `size`."""
+        return (max(0, len(header) + size)).to_bytes(8, "little") + header + tensors
+
+    kinds = st.sampled_from(["F32", "BF16", "F8_E4M3", "I64", "BOOL", "C64", "U16", "F4"])
+    lists = st.lists(st.sampled_from([0, 1, 3, 64, 3 * 64 * 4, len(tensors), *NUMBERS]), max_size=4)
+    headers = swapped(header, json_values | kinds | lists).map(as_json)
+    return Reader(
+        "safetensors",
+        {"weights.safetensors": data},
+        lambda folder: load_classifier(folder / "weights.safetensors"),
+        named(
+            "weights.safetensors",
+            *[headers.map(with_header)] * 3,
+            st.builds(with_header, headers, st.sampled_from(NUMBERS[:10])),
+            damaged(data),
+            damaged(data[:length]),
+            st.sampled_from([b"{" * 99_999, b'{"a":' * 50_000, b"{}", b"{"]).map(with_header),
+            st.binary(max_size=60).map(lambda junk: junk[:8].ljust(8, b"\0") + b"{" + junk),
+        ),
     )
 
 
@@ -860,19 +934,15 @@ def downloaded_reader() -> Reader:
     tar = as_tar([(name, content, 0) for name, content in corrupted_files().items()])
 
     def read(folder: Path) -> None:
-        source, record = folder / "c.tar", folder / name
-        os.utime(source, (1, 1))
-        origin = f"{source.resolve()} {len(tar)} {10**9}"  # by which the record knows the archive
-        record.write_bytes(record.read_bytes().replace(b"@origin", origin.encode()))
-        download_corrupted("cifar10", folder / "corrupted", test=TEST, source=source)
+        find_imported(folder / "corrupted", "origin", None, test=TEST)
+        import_corrupted(folder / "c.tar", folder / "corrupted", test=TEST, origin="origin")
 
     def build(folder: Path) -> None:
         (folder / "c.tar").write_bytes(tar)
-        download_corrupted("cifar10", folder / "corrupted", test=TEST, source=folder / "c.tar")
+        import_corrupted(folder / "c.tar", folder / "corrupted", test=TEST, origin="origin")
 
     name = "corrupted/downloaded.json"
     files = made(build)
-    files[name] = json.dumps(json.loads(files[name]) | {"origin": "@origin"}).encode()
     return Reader("downloaded.json", files, read, json_inputs(name, files[name]), writes=True)
 
 
@@ -943,9 +1013,9 @@ def metrics_reader() -> Reader:
 
 
 READERS: tuple[Callable[[], Reader], ...] = (
-    checkpoint_reader, state_dict_reader, config_reader, image_reader, tar_reader, zip_reader, cifar_reader,
-    split_reader, corrupted_reader, cifar_c_reader, generated_reader, downloaded_reader, prepared_reader,
-    counts_reader, metrics_reader,
+    checkpoint_reader, state_dict_reader, safetensors_reader, config_reader, image_reader, tar_reader,
+    zip_reader, cifar_reader, split_reader, corrupted_reader, cifar_c_reader, generated_reader,
+    downloaded_reader, prepared_reader, counts_reader, metrics_reader,
 )  # fmt: skip
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from rsslcli import __version__
-from rsslcli.commands.console import SPEAKS
+from rsslcli.commands.console import SPEAKS, err, out, spell_options
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
 from rsslcli.commands.prepare_data import prepare_data
 from rsslcli.commands.report import report
 from rsslcli.commands.reproduce import reproduce
+from rsslcli.commands.terminal import lost_output, replace_unprintable
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
 from rsslcli.commands.visualize_tasks import visualize_tasks
@@ -47,11 +50,18 @@ rssl train-automl --dataset mine --epochs 30
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "color": out.color_system is not None,
+    },
 )
 for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(cls=Command, rich_help_panel=panel)(command)
+
+#: The exit code after Ctrl-C.
+_INTERRUPTED = 130
 
 # Typer exports this class only by way of its child.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -59,7 +69,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"rssl {__version__}")
+        out.print(f"rssl {__version__}")
         raise typer.Exit
 
 
@@ -75,12 +85,23 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
+    replace_unprintable(sys.stdout, sys.stderr)
+    arguments = sys.argv[1:] or ["--help"]
+    if arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="rssl", standalone_mode=False) or 0)
+        code = app(arguments, prog_name="rssl", standalone_mode=False) or 0
+        if code == _INTERRUPTED:  # typer has caught it
+            raise KeyboardInterrupt
+        if failure := lost_output() or out.failure:
+            _fail(f"cannot write to stdout: {failure.strerror or failure}; all files are saved", 1)
+        sys.exit(code)
     except RsslError as error:
         if not SPEAKS and isinstance(error, UserError | InterruptedTrainingError | LostRankError):
             sys.exit(error.exit_code)  # the first rank says the same
-        _fail(str(error), error.exit_code)
+        message = spell_options(str(error))
+        about_option = isinstance(error, UserError) and message.startswith("--")
+        _fail(f"{message} (see rssl {arguments[0]} --help)" if about_option else message, error.exit_code)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "rssl"
@@ -91,10 +112,13 @@ def main() -> None:
     except BrokenPipeError:
         _fail("the reader of the output went away", 1)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
+        stdout = "cannot write to stdout: " if lost_output() else ""
+        place = f"{error.filename}: " if error.filename else stdout
         _fail(f"{place}{error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        if not SPEAKS:
+            sys.exit(_INTERRUPTED)
+        _fail(f"stopped; to go on: {shlex.join(['rssl', *arguments])}", _INTERRUPTED)
 
 
 def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
@@ -104,8 +128,14 @@ def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
     return f"unknown option {quoted(name)}" + (f": did you mean '{names[near]}'?" if near else "")
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     # One line, and no control characters that a file name may hold reach the terminal.
-    line = "".join(c if c.isprintable() else " " for c in message)
-    print(f"rssl: error: {' '.join(line.split())}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else " " for c in message).strip()
+    begin = "rssl: error:"
+    if err.color_system:
+        begin = typer.style(begin, fg="red", bold=True)
+    with suppress(OSError):  # where stderr cannot be written, the exit code is left
+        print(begin, line, file=sys.stderr, flush=True)
+    with suppress(OSError):
+        lost_output()
     sys.exit(code)

@@ -12,7 +12,7 @@ import numpy as np
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS
-from rsslcli.core.evaluation import Evaluation
+from rsslcli.core.evaluation.result import Evaluation
 
 FOUR = ("rotation", "bir", "color", "ir")
 #: Points of corrupted accuracy that tasks shall add in the invented studies.
@@ -25,6 +25,7 @@ def make_run(
     mean: float | None = None,
     steps_per_epoch: int = 30,
     excluded: int = 10,
+    origin: str | None = "published",
     **settings: Any,
 ) -> Path:
     """A finished, evaluated run.
@@ -34,6 +35,7 @@ def make_run(
         mean: the mean accuracy over the corruptions, exactly; by default invented from the tasks.
         steps_per_epoch: steps in an epoch.
         excluded: how many images are left out of the evaluation, drawn by the seed alone.
+        origin: where the corrupted set is from; None as in the evaluations of old versions.
         settings: options of the configuration, beside a small size.
     """
     size = {"epochs": 8, "depth": 16, "width": 1, "train_size": 5000, "warmup_epochs": 2}
@@ -51,13 +53,14 @@ def make_run(
     cells = difficulty + random.normal(0, 0.01, difficulty.shape)
     cells += mean - cells.mean()
     source = np.random.default_rng([config.seed, 1]).choice(1000, excluded, replace=False)
+    about = {"dataset": config.dataset, "test_data": "a" * 64, "corrupted_data": "b" * 64}
     Evaluation(
         clean_accuracy=0.63,
         clean_images=1000 - excluded,
         accuracy={name: row.tolist() for name, row in zip(CORRUPTIONS, cells, strict=True)},
         images=1000 - excluded,
         excluded=tuple(sorted(int(index) for index in source)),
-        about={"dataset": config.dataset, "test_data": "a" * 64, "corrupted_data": "b" * 64},
+        about=about if origin is None else about | {"corrupted_origin": origin},
     ).save(directory / "eval-c.json")
     return directory
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import rsslcli
-from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.data import loading, shapes
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -70,8 +70,9 @@ def test_the_blocks_of_the_readme_run(documented: dict[str, Any], place: Path) -
     """On the embedded data set, and with a network and a number of epochs that suit a test."""
     names = {"images": torch.rand(2, 3, 32, 32), "my_model": WideResNet(10, 1)}
     for block in README_BLOCKS:
-        small = block.replace('"cifar10"', '"shapes"').replace(
-            "automl=True", "automl=True, depth=10, width=1, epochs=1"
+        small = block.replace('"cifar10")', '"shapes", classes_by_position=True)')
+        small = small.replace('"cifar10"', '"shapes"').replace(
+            "automl=True", "automl=True, depth=10, width=1, epochs=1, warmup_epochs=0"
         )
         exec(compile(small, "README.md", "exec"), names)
     assert len(README_BLOCKS) == 3
@@ -129,7 +130,15 @@ class Odd(nn.Module):
     [
         (Odd(lambda x: (x.flatten(1)[:, :10], x)), {}, "must give scores (N, classes); for one image it"),
         (Odd(lambda x: x.mean(1)), {}, "for one image it gave (1, 32, 32)"),
-        (Odd(lambda x: x.flatten(1)[:, :100]), {}, "tells 100 classes apart, 'shapes' has 10"),
+        (Odd(lambda x: {"logits": x.flatten(1)[:, :10]}), {}, "for one image it gave a dict: wrap it"),
+        (Odd(lambda x: x.flatten(1)[:, :10].repeat(2, 1)), {}, "for one image it gave (2, 10), float32"),
+        (Odd(lambda x: x.flatten(1)[:, :10].long()), {}, "for one image it gave (1, 10), int64"),
+        (Odd(lambda x: x.flatten(1)[:, :99] @ torch.ones(7, 10)), {}, "fails on one image (1, 3, 32, 32)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {}, "in evaluation mode on meta: "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {"device": "cpu"}, "mode on cpu: "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), {"device": "gpu"}, "on gpu: RuntimeError: "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).half(), {"precision": "bfloat16"}, "is float16: "),
+        (Odd(lambda x: x.flatten(1)[:, :100]), {}, "gives 100 scores, 'shapes' has 10 classes: they cannot"),
         (None, {"severities": [0, 5]}, "severities: expected some of 1 to 5, got [0, 5]"),
         (None, {"severities": []}, "severities: expected some of 1 to 5, got []"),
         (None, {"corruptions": ["fogg"]}, "unknown corruption 'fogg': did you mean 'fog'?"),
@@ -142,16 +151,32 @@ def test_evaluate_refuses(
 ) -> None:
     model = model or Odd(lambda x: x.flatten(1)[:, :10])
     with pytest.raises(rsslcli.UserError, match=re.escape(message)):
-        rsslcli.evaluate(model, "shapes", **options)
+        rsslcli.evaluate(model, "shapes", classes_by_position=True, **options)
+
+
+def test_what_a_failing_model_raised_is_the_cause(place: Path) -> None:
+    with pytest.raises(rsslcli.UserError, match="RuntimeError: mat1 and mat2") as caught:
+        rsslcli.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3, 10)), "shapes")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_evaluate_takes_a_model_in_its_own_dtype(place: Path, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)).to(dtype)
+    options: dict[str, Any] = {"corruptions": ["fog"], "severities": [5], "classes_by_position": True}
+    found = rsslcli.evaluate(model, "shapes", **options)
+    assert found.about["precision"] == str(dtype).removeprefix("torch.")
+    assert next(model.parameters()).dtype is dtype
 
 
 def test_evaluate_leaves_the_model_in_its_modes(place: Path) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
-    assert first == rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
-    rounded = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5], precision="bfloat16")
+    options: dict[str, Any] = {"corruptions": ["fog"], "severities": [5], "classes_by_position": True}
+    first = rsslcli.evaluate(model, "shapes", **options)
+    assert first == rsslcli.evaluate(model, "shapes", **options)
+    rounded = rsslcli.evaluate(model, "shapes", precision="bfloat16", **options)
     assert (first.about["precision"], rounded.about["precision"]) == ("float32", "bfloat16")
     assert [module.training for module in model] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -164,6 +189,20 @@ def test_notes_on_public_weights_are_warnings(place: Path) -> None:
     assert len(caught) == 2
     assert {os.path.basename(warning.filename) for warning in caught} == {Path(__file__).name}  # noqa: PTH119
     assert (classifier.classes, classifier.excluded, classifier.training) == ((), (), False)
+
+
+def test_a_model_near_chance_is_a_warning_and_a_note(place: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    nn.init.zeros_(model[1].weight)
+    with pytest.warns(UserWarning, match="is near that of guessing") as caught:
+        found = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
+    assert [str(warning.message) for warning in caught] == list(found.notes)
+    assert Path(caught[0].filename).name == Path(__file__).name
+    state = WideResNet(10, 1).state_dict()
+    torch.save(state | {"fc.weight": torch.zeros(10, 64)}, place / "w.pt")
+    public = rsslcli.load_classifier("w.pt", normalization="half")
+    with pytest.warns(UserWarning, match="is near that of guessing"):
+        rsslcli.evaluate(public, "shapes", corruptions=["fog"], severities=[5])
 
 
 def test_train_without_data(place: Path) -> None:

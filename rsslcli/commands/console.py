@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from rsslcli.commands import completion
+from rsslcli.commands.terminal import Bar, TextConsole
 from rsslcli.core.config import DEVICES, PRECISIONS
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
@@ -26,26 +29,9 @@ from rsslcli.core.progress import Progress as ProgressCallback
 #: Whether this process speaks: of those that `torchrun` starts, only the first one does.
 SPEAKS = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
-
-def _console(stderr: bool = False) -> Console:
-    """A console that prints text as it is: brackets and colons in names of files are no markup."""
-    console = Console(
-        stderr=stderr,
-        quiet=not SPEAKS,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        # Without colour, also without bold: then nothing but text is printed.
-        color_system=None if os.environ.get("NO_COLOR") else "auto",
-    )
-    if not console.is_terminal:
-        console.width = 10_000  # nothing is folded or cut on its way to a file or another program
-    return console
-
-
 #: Results go to stdout, all that accompanies them to stderr.
-out = _console()
-err = _console(stderr=True)
+out = TextConsole(quiet=not SPEAKS)
+err = TextConsole(stderr=True, quiet=not SPEAKS)
 
 DEFAULT_DATA_DIR = default_data_dir()
 
@@ -104,37 +90,78 @@ Normalization = Annotated[
     ),
 ]
 
+ClassesByPosition = Annotated[
+    bool,
+    typer.Option(
+        "--classes-by-position",
+        help="Take score i for class i of the data set, whatever the names of the classes.",
+    ),
+]
+
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback]:
     """A progress bar on stderr, and the callback that moves it. Shows nothing where stderr is no terminal."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_interactive,
-    ) as bar:
-        task = bar.add_task("", total=None)
+    bar = Bar(err, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    task = bar.add_task("", total=None)
 
-        def advance(description: str, done: int, total: int) -> None:
-            bar.update(task, description=description, completed=done, total=total)
+    def advance(description: str, done: int, total: int) -> None:
+        bar.update(task, description=description, completed=done, total=total)
 
+    with bar, _gone_at_interrupt(bar):
         yield advance
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Within this context, the first SIGINT or SIGTERM is noted in the list; a second one acts at once."""
+def _gone_at_interrupt(bar: Bar) -> Iterator[None]:
+    """Within this context, Ctrl-C removes the bar at once, though it may take a while to stop the work."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        Thread(target=bar.stop).start()  # this thread may hold a lock that the bar waits for
+        signal.default_int_handler(number, frame)
+
+    previous = signal.getsignal(signal.SIGINT)
+    if bar.disable or previous is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def waiting(text: str = "loading PyTorch") -> Iterator[None]:
+    """A spinner on stderr with a few words, gone in the end. Shows nothing where stderr is no terminal."""
+    if not err.is_interactive:
+        yield
+        return
+    with err.status(text, spinner="dots" if err.encoding.startswith("utf") else "line"):
+        yield
+
+
+@contextmanager
+def stop_on_signal(bar: Bar | None = None) -> Iterator[list[int]]:
+    """Within this context, the first SIGINT or SIGTERM is noted in the list; a second one acts at once.
+
+    Args:
+        bar: what the first one removes from the terminal.
+    """
     received: list[int] = []
+    threads: list[Thread] = []
+
+    def tell() -> None:
+        if bar is not None:
+            bar.stop()
+        err.print("stopping after this step; once more to stop at once")
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for each in previous:
             signal.signal(each, signal.SIG_DFL)
-        err.print("stopping after this step; once more to stop at once")
+        threads.append(Thread(target=tell))  # this thread may hold a lock that the bar waits for
+        threads[-1].start()
 
     previous = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -142,6 +169,8 @@ def stop_on_signal() -> Iterator[list[int]]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+        for thread in threads:
+            thread.join()
 
 
 def split_names(value: str) -> list[str]:
@@ -195,17 +224,30 @@ def check_checkpoints(*paths: Path | None) -> None:
 
 def note(text: str) -> None:
     """Say, in a line, what a person should know beside the result."""
-    err.print(f"note: {text}", soft_wrap=True)
+    err.print(Text.assemble(("note:", "note"), " ", spell_options(text)), soft_wrap=True)
 
 
-def say_next(*words: str | Path, data_dir: Path | None = None) -> None:
-    """The last line of a command: what to type next, ready to be pasted.
+def spell_options(text: str) -> str:
+    """A message of the engine in the words of the command line: `meta_lr` becomes --meta-lr."""
+    return re.sub(r"`([a-z_]+)`", lambda found: "--" + found[1].replace("_", "-"), text)
+
+
+def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int = 1) -> str:
+    """A command that can be pasted into a shell.
 
     Args:
         words: the arguments of `rssl`.
-        data_dir: where this command found its data, which the next one has to be told unless it knows.
+        data_dir: where the data is, which the command has to be told unless it looks there by itself.
+        ranks: how many processes shall share the work.
     """
-    command = ["rssl", *map(str, words)]
+    command = ["rssl"] if ranks == 1 else ["torchrun", "--nproc-per-node", str(ranks), "-m", "rsslcli"]
+    command += map(str, words)
     if data_dir is not None and data_dir != default_data_dir():
         command += ["--data-dir", str(data_dir)]
-    err.print(f"next: {shlex.join(command)}", soft_wrap=True)
+    return shlex.join(command)
+
+
+def say_next(*words: str | Path, data_dir: Path | None = None) -> None:
+    """The last line of a command: what to type next. For the arguments see `shell_command`."""
+    line = shell_command(*words, data_dir=data_dir)
+    err.print(Text.assemble(("next:", "next"), " ", line), soft_wrap=True)

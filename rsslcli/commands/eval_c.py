@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from rsslcli.commands import completion
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
     Checkpoint,
+    ClassesByPosition,
     DataDir,
     DatasetName,
     Device,
@@ -25,16 +27,20 @@ from rsslcli.commands.console import (
     parse_severities,
     percent,
     progress_bar,
-    say_next,
+    waiting,
 )
-from rsslcli.core.config import PRECISIONS
+from rsslcli.commands.hints import suggest_evaluation, suggest_report
+from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.evaluation.files import WHOLE, evaluation_path, save_whole
 from rsslcli.core.files import checkpoint_path
-from rsslcli.core.normalization import parse_normalization
+from rsslcli.core.networks.normalization import parse_normalization
 
 if TYPE_CHECKING:
-    from rsslcli.core.evaluation import Evaluation
+    from rsslcli.core.data.corrupted import CorruptedSet
+    from rsslcli.core.evaluation.result import Evaluation
+    from rsslcli.core.weights.checkpoint import Checkpoint as Trained
 
 
 def eval_c(
@@ -67,6 +73,7 @@ def eval_c(
         ),
     ] = "paper",
     normalization: Normalization = None,
+    classes_by_position: ClassesByPosition = False,
     same_images_as: Annotated[
         Path | None,
         typer.Option(
@@ -85,7 +92,10 @@ def eval_c(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run."),
+        typer.Option(
+            help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run, and "
+            "eval-c-partial.json for a part."
+        ),
     ] = None,
     device: Device = None,
     precision: Precision = None,
@@ -110,13 +120,16 @@ def eval_c(
     _check_options(protocol, precision, normalization, limit, output)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
-    from rsslcli.core.checkpoint import load_checkpoint, load_classifier
-    from rsslcli.core.corruptions.generate import RECORD
-    from rsslcli.core.data.loading import load, load_corrupted
-    from rsslcli.core.evaluation import check_classes, evaluate, with_robustbench
-    from rsslcli.core.ranks import join_ranks
-    from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
-    from rsslcli.core.training import validation_source
+
+    with waiting():
+        from rsslcli.core.data.loading import load, load_corrupted
+        from rsslcli.core.data.validation import validation_source
+        from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
+        from rsslcli.core.evaluation.class_names import match_classes
+        from rsslcli.core.evaluation.result import with_robustbench
+        from rsslcli.core.ranks import join_ranks
+        from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
+        from rsslcli.core.weights.checkpoint import load_checkpoint, load_classifier
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
@@ -131,12 +144,18 @@ def eval_c(
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
-    path = output or (checkpoint_path(checkpoint).with_name("eval-c.json") if trained else None)
     with join_ranks(target) as ranks, progress_bar() as progress:
         with ranks.first_alone():
             data = load(name, data_dir, progress)
             corrupted = load_corrupted(data, progress)
-        check_classes(network.fc.out_features, data)
+        score_of = match_classes(
+            network.classes,
+            network.fc.out_features,
+            data.test.classes,
+            name,
+            by_position=classes_by_position,
+            note=notes.append,
+        )
         if leave_out_validation and trained and not trained.config.automl:
             excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
         if trained and trained.excluded and trained.validation_data != corrupted.identity:
@@ -146,11 +165,14 @@ def eval_c(
             )
         for text in notes:
             note(text)
+        part = None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol]
+        path = output or _default_path(checkpoint, trained.config.dataset if trained else None, name, part)
         result = evaluate(
             network,
             data.test,
             corrupted,
             device=target,
+            score_of=score_of,
             excluded=sorted(excluded),
             limit=limit,
             corruptions=names,
@@ -158,34 +180,73 @@ def eval_c(
             partial=path.with_name(path.name + ".partial") if path else None,
             precision=precision,
             about={"checkpoint": str(checkpoint), "dataset": name}
-            | ({"step": trained.step} if trained else {}),
+            | ({"step": trained.step} if trained else {})
+            | {"weights": fingerprint_weights(network)},
+            notes=notes,
+            foreign=not trained,
             progress=progress,
             ranks=ranks,
         )
     if not ranks.first:
         return
+    cautions: list[str] = []
     if protocol == "robustbench":
         result = with_robustbench(result)
-    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %")
-    if protocol == "robustbench":
-        if trained and trained.config.automl and trained.config.validation_corruptions == "all":
-            note("λ was tuned on these corruptions, on other images: say so beside published numbers")
-        if (corrupted.folder / RECORD).exists():
-            note(f"{corrupted.folder} was generated here: it is close to the published set, not the same")
-    if path is not None:
-        _save(result, path, in_run=output is None)
+        cautions = _cautions(result, corrupted, trained)
+    saved, remarks = _save(result, path, beside=output is None and part is None)
+    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
+    for text in [*result.notes[len(notes) :], *cautions, *remarks]:
+        note(text)
+    if saved and trained and output is None:
+        _suggest(saved, part, checkpoint, trained.config, data_dir)
 
 
 _WRITERS = (".json", ".csv", ".md")
-PROTOCOLS = ("paper", "robustbench")
+#: What a part of the whole evaluation is called, by the protocol.
+_PARTS = {"paper": "partial", "robustbench": "robustbench"}
+PROTOCOLS = tuple(_PARTS)
 
 
-def _save(result: Evaluation, path: Path, in_run: bool) -> None:
-    result.save(path)
-    out.print(f"written to {path}", soft_wrap=True)
-    if in_run:
-        folder = path.parent.parent  # where other runs may lie, to compare with
-        say_next("report", path.parent if folder == Path() else folder)
+def _default_path(checkpoint: Path, trained_on: str | None, dataset: str, part: str | None) -> Path | None:
+    """Where the result goes unless the user says where: beside the checkpoint, if it is of a run."""
+    if trained_on is None:
+        return None
+    other = dataset if dataset != trained_on else None
+    return evaluation_path(checkpoint_path(checkpoint), dataset=other, part=part)
+
+
+def _is_whole(
+    corrupted: CorruptedSet, names: Sequence[str] | None, severities: Sequence[int], limit: int | None
+) -> bool:
+    """Whether every cell and image is evaluated, but for the images that are left out on purpose."""
+    return (
+        (names is None or set(names) >= set(corrupted.names))
+        and set(severities) >= set(SEVERITIES)
+        and (limit is None or limit >= corrupted.images_per_cell)
+    )
+
+
+def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path | None, list[str]]:
+    """Write the result to `path`; `beside` its checkpoint it replaces none better.
+
+    Returns:
+        Where it is, and notes on what was there.
+    """
+    if path is not None and beside:
+        return save_whole(result, path)
+    if path is not None:
+        result.save(path)
+    return path, []
+
+
+def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
+    """Say what to do next with a run whose evaluation is saved beside it."""
+    if part:
+        note(f"this is a part of the whole evaluation, {WHOLE}, which reports read")
+    if saved.with_name(WHOLE).is_file():
+        suggest_report(saved.parent)
+    else:
+        suggest_evaluation(checkpoint, config, data_dir)
 
 
 def _check_options(
@@ -214,43 +275,59 @@ def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
     return list(STANDARD)
 
 
-def _print(result: Evaluation, title: str) -> None:
+def _print(result: Evaluation, title: str, saved: Path | None) -> None:
     out.print(_table(result, title))
     out.print(_summary(result), soft_wrap=True)
     if "robustbench" in result.about:
         out.print(_robustbench_summary(result), soft_wrap=True)
+    if saved is not None:
+        out.print(f"written to {saved}", soft_wrap=True)
+
+
+def _cautions(result: Evaluation, corrupted: CorruptedSet, trained: Trained | None) -> list[str]:
+    """What to say beside a result that is compared with RobustBench's leaderboard."""
+    cautions = []
+    if trained and trained.config.automl and trained.config.validation_corruptions == "all":
+        cautions.append("λ was tuned on these corruptions, on other images: say so beside published numbers")
+    if result.about["corrupted_origin"] == "generated":
+        cautions.append(
+            f"{corrupted.folder} was generated here: it is close to the published set, not the same"
+        )
+    return cautions
 
 
 def _table(result: Evaluation, title: str) -> Table:
-    """The table of an evaluation: a row per corruption, a column per severity, and means."""
+    """The table: clean and a row per corruption, a column per severity, means and drops from clean."""
     table = Table(title=title, title_justify="left")
     table.add_column("corruption")
     for severity in SEVERITIES:
         table.add_column(str(severity), justify="right")
     table.add_column("mean", justify="right", style="bold")
-    for name, values in result.accuracy.items():
-        table.add_row(name, *map(percent, values), percent(result.mean([name])))
-    table.add_section()
-    means = [*(result.mean_at(severity) for severity in SEVERITIES), result.mean(list(result.accuracy))]
-    table.add_row("mean", *map(percent, means))
+    table.add_column("drop", justify="right")
+    (clean, *rows, mean) = result.rows()
+    for group in ([clean], rows, [mean]):
+        for name, values in group:
+            table.add_row(name, *map(percent, values))
+        table.add_section()
     return table
 
 
 def _summary(result: Evaluation) -> str:
-    parts = [f"clean {percent(result.clean_accuracy)}%"]
-    if result.mean_accuracy is not None:
-        parts.append(f"mean over the 19 corruptions {percent(result.mean_accuracy)}%")
-    if result.mean_accuracy_15 is not None:
-        parts.append(f"over the usual 15 {percent(result.mean_accuracy_15)}%")
+    means = result.means().items()
+    parts = [
+        f"no {name}: not every severity was evaluated" if mean is None else f"{name} {percent(mean)}%"
+        for name, mean in means
+    ]
+    clean = f", {result.clean_images} clean ones" if result.clean_images != result.images else ""
     left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
     precision = result.about["precision"]
     computed = "" if precision == "float32" else f", computed in {precision}"
-    return f"{' · '.join(parts)}  ({result.images} images per cell{left_out}{computed})"
+    return f"{' · '.join(parts)}  ({result.images} images per cell{clean}{left_out}{computed})"
 
 
 def _robustbench_summary(result: Evaluation) -> str:
     """What RobustBench's corruption leaderboard would say, and what would be different there."""
-    from rsslcli.core.evaluation import ROBUSTBENCH_IMAGES
+    from rsslcli.core.evaluation.result import ROBUSTBENCH_IMAGES
 
     terms = result.about["robustbench"]
     differs = ""

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands.console import Checkpoint, Normalization, check_checkpoints, err, note, out
+from rsslcli.commands.console import Checkpoint, Normalization, check_checkpoints, err, note, out, waiting
 from rsslcli.core.errors import UserError
-from rsslcli.core.normalization import parse_normalization
+from rsslcli.core.networks.normalization import parse_normalization
 
 
 def export(
@@ -32,11 +32,13 @@ def export(
     if normalization is not None:
         parse_normalization(normalization)
     check_checkpoints(checkpoint)
-    from rsslcli import __version__
-    from rsslcli.core.checkpoint import load_classifier
-    from rsslcli.core.export import check_export, export_classifier
 
-    check_export(output)
+    with waiting():
+        from rsslcli import __version__
+        from rsslcli.core.weights.checkpoint import load_classifier
+        from rsslcli.core.weights.export import check_export, export_classifier
+
+        check_export(output)
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
     about = {"rssl": __version__} | ({"dataset": trained.config.dataset} if trained else {})

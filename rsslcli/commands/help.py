@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
+from rsslcli.commands.console import out
 from rsslcli.core.errors import unknown
 
 #: Names of options and commands up to this long have their explanation beside them, longer ones below.
@@ -17,7 +21,16 @@ _PAGE = 16
 Rows = list[tuple[str, str]]
 
 
-class Command(TyperCommand):
+class _Page:
+    """A help page in characters that stdout can show: typer writes UTF-8 whatever its encoding is."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help page."""
+        text: str = super().get_help(ctx)  # type: ignore[misc]
+        return out.as_shown(text)
+
+
+class Command(_Page, TyperCommand):
     """A command whose help shows many options by their `rich_help_panel`, without the cost of rich.
 
     Lines of its docstring that begin with `rssl`, `torchrun` or `#` are its examples, and come last.
@@ -29,7 +42,7 @@ class Command(TyperCommand):
         _write_help(self.help or "", _option_sections(self.get_params(ctx), ctx), formatter)
 
 
-class Group(TyperGroup):
+class Group(_Page, TyperGroup):
     """The same for the program itself, whose commands are shown by their `rich_help_panel`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -73,16 +86,44 @@ def _option_sections(parameters: Sequence[Any], ctx: Any) -> dict[str, Rows]:
 def _write_help(text: str, sections: dict[str, Rows], formatter: Any) -> None:
     lines = text.splitlines()
     examples = [line for line in lines if line.startswith(("rssl ", "torchrun ", "# "))]
-    formatter.write_paragraph()
-    with formatter.indentation():
-        formatter.write_text("\n".join(line for line in lines if line not in examples).strip())
-    names = [name for rows in sections.values() for name, _ in rows]
-    width = min(_COLUMN, max(map(len, names)))
+    rest = "\n".join(line for line in lines if line not in examples).strip()
+    for paragraph in rest.split("\n\n"):
+        formatter.write(f"\n{_fold(paragraph, formatter.width, '  ')}\n")
+    # One column for all sections.
+    width = min(_COLUMN, max(len(name) for rows in sections.values() for name, _ in rows))
+    column = " " * (2 + width + 2)
     for heading, rows in sections.items():
-        with formatter.section(heading):
-            # One column for all sections: each would measure its own.
-            formatter.write_dl([(name.ljust(width), words) for name, words in rows], col_max=width)
+        formatter.write(_heading(heading))
+        for name, explanation in rows:
+            gap = column[2 + len(name) :] if len(name) <= width else "\n" + column
+            explained = _fold(explanation, formatter.width, column).lstrip()
+            formatter.write(f"  {typer.style(name, fg='cyan')}{gap}{explained}\n")
     if examples:
-        with formatter.section("Examples"):
-            for example in examples:
-                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+        formatter.write(_heading("Examples"))
+        for example in examples:
+            formatter.write(f"{_example(example, formatter.width)}\n")
+
+
+def _heading(text: str) -> str:
+    return "\n" + typer.style(f"{text}:", bold=True) + "\n"
+
+
+def _example(line: str, width: int) -> str:
+    """An example or a comment on one, folded; a folded command can still be pasted."""
+    if line.startswith("# "):
+        return typer.style(_fold(line, width, "  ", "  # "), dim=True)
+    # An option keeps its value beside it; two columns are for the backslash, which says that more follows.
+    joined = re.sub(r"( --\S+) (?!-)", "\\1\xa0", line)
+    return _fold(joined, width - 2, "  ", "      ").replace("\xa0", " ").replace("\n", " \\\n")
+
+
+def _fold(text: str, width: int, first: str, following: str | None = None) -> str:
+    """A paragraph, indented and folded between words, never within one."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=first if following is None else following,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,9 +20,14 @@ from rsslcli.commands.console import (
     parse_severities,
     progress_bar,
     say_next,
+    waiting,
 )
-from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.commands.hints import suggest_training
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rsslcli.core.data.prepare import Prepared
 
 
 class Corruptions(str, Enum):
@@ -45,7 +51,7 @@ def prepare_data(
         str | None,
         typer.Option(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
-            "official CIFAR archive; a CIFAR-10-C folder; with --corruptions download, its archive or URL.  "
+            "official CIFAR archive; a folder or archive of CIFAR-10-C; with --corruptions download, a URL.  "
             "[default: download]",
         ),
     ] = None,
@@ -97,61 +103,87 @@ def prepare_data(
     # images of your own: a folder of class folders
     rssl prepare-data --dataset mine --source path/to/images --corruptions generate
     """
-    names = parse_corruptions(only) or CORRUPTIONS
-    levels = parse_severities(severity)
-    from rsslcli.core.data.decoding import ImageError
-    from rsslcli.core.data.loading import generate_corruptions
-    from rsslcli.core.data.prepare import prepare
-    from rsslcli.core.data.store import EMBEDDED, dataset_folder
-    from rsslcli.core.locks import locked
+    prepared, usable = bring_in_place(
+        dataset,
+        source,
+        data_dir,
+        resize=resize,
+        skip_damaged=skip_damaged,
+        limit=limit,
+        corruptions=corruptions,
+        names=parse_corruptions(only),
+        severities=parse_severities(severity) if severity is not None else None,
+        keep_archive=keep_archive,
+    )
+    if usable:
+        suggest_training(prepared.dataset, data_dir)
+    else:
+        how = _ANOTHER_SET if _is_imported(prepared) else _GENERATE
+        say_next("prepare-data", "--dataset", dataset, *how, data_dir=data_dir)
+
+
+#: What makes a corrupted test set, or brings one again that is not ours.
+_GENERATE, _ANOTHER_SET = ("--corruptions", "generate"), ("--source", "PATH")
+
+
+def bring_in_place(
+    dataset: str,
+    source: str | None,
+    data_dir: Path,
+    *,
+    corruptions: Corruptions | None,
+    limit: int | None = None,
+    resize: bool = True,
+    skip_damaged: bool = False,
+    names: Sequence[str] | None = None,
+    severities: Sequence[int] | None = None,
+    keep_archive: bool = False,
+) -> tuple[Prepared, bool]:
+    """Prepare a data set and its corrupted test set as the options of `prepare-data` say.
+
+    Returns:
+        The data set, and whether its corrupted test set can be used.
+    """
+    with waiting():
+        from rsslcli.core.data.corrupted_source import is_corrupted_set
+        from rsslcli.core.data.loading import generate_corruptions
+        from rsslcli.core.data.store import EMBEDDED, dataset_folder
+        from rsslcli.core.locks import locked
 
     downloads = corruptions is Corruptions.download
+    imports = source is not None and not downloads and is_corrupted_set(Path(source))
     if corruptions is None:
-        corruptions = Corruptions.generate if dataset == EMBEDDED else Corruptions.none
-    if (only is not None or severity is not None) and corruptions is not Corruptions.generate:
+        corruptions = Corruptions.generate if dataset == EMBEDDED and not imports else Corruptions.none
+    generates = corruptions is Corruptions.generate
+    if not (names is None and severities is None) and not generates:
         raise UserError("--only and --severity choose what to generate: add --corruptions generate")
-    with locked(dataset_folder(data_dir, dataset), wait=True):
-        with progress_bar() as progress:
-            # --source names the archive of corrupted images if those are to be downloaded, else the data set.
-            try:
-                prepared = prepare(
-                    dataset,
-                    data_dir,
-                    source=Path(source) if source is not None and not downloads else None,
-                    limit=limit if not (downloads or corruptions is Corruptions.generate) else None,
-                    resize=resize,
-                    skip_damaged=skip_damaged,
-                    progress=progress,
-                )
-            except ImageError as error:
-                hint = "or go on without with `rssl prepare-data --skip-damaged`"
-                raise UserError(f"{error}, {hint}") from error
-        done = "prepared" if prepared.changed else "already prepared"
-        data = prepared.dataset
-        out.print(
-            f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(data.train.labels)} training and "
-            f"{len(data.test.labels)} test images of {len(data.train.classes)} classes",
-            soft_wrap=True,
+    if imports and generates:
+        raise UserError(
+            f"{source} is a corrupted test set, which takes the place of a generated one: "
+            "leave out --corruptions generate, or give the images with --source"
         )
-        for text in prepared.notes:
-            note(text)
-        if prepared.stale_corruptions:
-            err.print(
-                f"the corrupted images in {data.corrupted_folder} are of other test images: "
-                "prepare them again with --corruptions generate",
-                soft_wrap=True,
-            )
-        if corruptions is Corruptions.generate:
+    with locked(dataset_folder(data_dir, dataset), wait=True):
+        # --source names the archive of corrupted images if those are to be downloaded, else the data set.
+        prepared = _prepare(
+            dataset,
+            data_dir,
+            source=Path(source) if source is not None and not downloads else None,
+            limit=None if downloads or generates else limit,
+            resize=resize,
+            skip_damaged=skip_damaged,
+        )
+        data, corrupted = prepared.dataset, prepared.corrupted
+        if generates:
             with progress_bar() as progress:
                 corrupted = generate_corruptions(
                     data,
                     limit=limit,
-                    names=names,
-                    severities=levels,
+                    names=names or CORRUPTIONS,
+                    severities=severities or SEVERITIES,
                     progress=progress,
                 )
         elif downloads:
-            from rsslcli.core.data.download import download_corrupted
+            from rsslcli.core.data.published import download_corrupted
 
             with progress_bar() as progress:
                 corrupted = download_corrupted(
@@ -162,20 +194,52 @@ def prepare_data(
                     keep_archive=keep_archive,
                     limit=limit,
                     progress=progress,
+                    note=note,
                 )
-        else:
-            corrupted = None
     if corrupted is not None:
         out.print(
             f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
             f"in {corrupted.folder}",
             soft_wrap=True,
         )
-    elif corruptions is Corruptions.generate:
+    elif generates:
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
     in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
-    if corrupted is None and not in_place:
-        say_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
-    else:
-        which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
-        say_next("train-automl", *which, data_dir=data_dir)
+    return prepared, corrupted is not None or (in_place and not generates)
+
+
+def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
+    """Prepare both splits, and say what was done with them. For the options see the engine's `prepare`."""
+    from rsslcli.core.data.decoding import ImageError
+    from rsslcli.core.data.prepare import prepare
+
+    try:
+        with progress_bar() as progress:
+            prepared = prepare(dataset, data_dir, progress=progress, **options)
+    except ImageError as error:
+        hint = "or go on without with `rssl prepare-data --skip-damaged`"
+        raise UserError(f"{error}, {hint}") from error
+    done = "prepared" if prepared.changed else "already prepared"
+    train, test = prepared.dataset.train, prepared.dataset.test
+    out.print(
+        f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(train.labels)} training and "
+        f"{len(test.labels)} test images of {len(train.classes)} classes",
+        soft_wrap=True,
+    )
+    for text in prepared.notes:
+        note(text)
+    if prepared.stale_corruptions:
+        again = " ".join(_ANOTHER_SET if _is_imported(prepared) else _GENERATE)
+        err.print(
+            f"the corrupted images in {prepared.dataset.corrupted_folder} are of other test images: "
+            f"prepare them again with {again}",
+            soft_wrap=True,
+        )
+    return prepared
+
+
+def _is_imported(prepared: Prepared) -> bool:
+    """Whether the corrupted images that are of other test images come from elsewhere."""
+    from rsslcli.core.data.corrupted import GENERATED
+
+    return prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()

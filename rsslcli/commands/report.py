@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rsslcli.commands import completion
-from rsslcli.commands.console import err, note, out
+from rsslcli.commands.console import err, note, out, waiting
 
 if TYPE_CHECKING:
-    from rsslcli.core.page import Table as Content
+    from rsslcli.core.report.page import Table as Content
 
 
 def report(
@@ -36,14 +36,15 @@ def report(
     # two of them side by side
     rssl report runs/first runs/second --output comparison
     """
-    from rsslcli.core.report import table_1, write_report
+    from rsslcli.core.report.write import table_1, write_report
 
     folder = output or (runs[0] if len(runs) == 1 else Path()) / "report"
-    result = write_report(runs, folder)
+    with waiting("drawing the report"):
+        result = write_report(runs, folder)
     for study in result.studies:
-        out.print(_table(table_1(study), study.title))
         for warning in study.warnings:
             note(warning)
+        out.print(_table(table_1(study), study.title))
     for entry in result.left_out:
         err.print(f"left out: {entry.directory.name}: {entry.reason}", soft_wrap=True)
     out.print(f"open {result.page}", soft_wrap=True)

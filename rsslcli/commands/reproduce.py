@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.box import SIMPLE
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from rsslcli.commands import completion
 from rsslcli.commands.console import (
@@ -17,28 +29,22 @@ from rsslcli.commands.console import (
     DataDir,
     DatasetName,
     err,
+    note,
     out,
     split_names,
     stop_on_signal,
+    waiting,
 )
-from rsslcli.commands.prepare_data import Corruptions, prepare_data
+from rsslcli.commands.prepare_data import Corruptions, bring_in_place
 from rsslcli.commands.training_run import ConfigFile, TaskFile
 from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
-from rsslcli.core.study import (
-    PAPER_METHODS,
-    PRESETS,
-    Cell,
-    CellEvent,
-    Runner,
-    choose,
-    plan,
-    shell_line,
-    threads_each,
-)
+from rsslcli.core.study.cell import Cell, shell_line
+from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_plan
+from rsslcli.core.study.runner import CellEvent, Runner, threads_each
 
 if TYPE_CHECKING:
-    from rsslcli.core.estimate import Sizes
-
+    from rsslcli.core.report.comparison import Study
+    from rsslcli.core.study.estimate import Sizes
 
 #: What the options of the grid stand under in the help.
 STUDY = "Study"
@@ -122,39 +128,44 @@ def reproduce(
         task_files=task_file or (),
         config=config,
     )
-    chosen = choose(cells, split_names(only) if only is not None else [])
+    wanted = [cell for cell in cells if seeds is None or cell.config.seed < seeds]
+    chosen = choose(wanted, split_names(only) if only is not None else [])
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: expected at least 1")
-    import torch
+    for cell in chosen:
+        cell.check_can_run()  # refuses a folder of another study, and unknown tasks, before anything is run
+
+    with waiting():
+        import torch
 
     gpus = torch.cuda.device_count()
     jobs = jobs or max(gpus, 1)
     options = ["--data-dir", str(data_dir)]
     if dry_run:
-        _list_cells(chosen, options, jobs, data_dir)
+        _list_cells(chosen, options, jobs, _sizes(preset, chosen[0], data_dir))
         return
-    for cell in chosen:
-        cell.status()  # refuses a folder of another study before anything is run
-    _prepare(preset, chosen[0].config.dataset, source, data_dir)
+    images = _prepare(preset, chosen[0].config.dataset, source, data_dir)
+    save_plan(cells)
     with _View() as view, stop_on_signal() as received:
-        counts = Runner(jobs, gpus, options, view, lambda: bool(received)).run(chosen, retry=retry)
+        runner = Runner(jobs, gpus, images, options, view, lambda: bool(received))
+        counts = runner.run(chosen, retry=retry)
     out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number), soft_wrap=True)
     _finish(cells, counts, received)
 
 
-def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> None:
-    """Bring the data set and its corrupted versions in place, unless they are."""
-    from rsslcli.core.data.corrupted import open_corrupted
+def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> int:
+    """Bring the data set and its corrupted versions in place, unless they are; return its training images."""
+    from rsslcli.core.data.loading import load_corrupted
     from rsslcli.core.data.store import load_dataset
 
     try:
         data = load_dataset(data_dir, dataset)
-        open_corrupted(data.corrupted_folder, dataset)
+        load_corrupted(data)
     except UserError:
         size = PRESETS[preset]
         downloads = size.corruptions == "download" and dataset == size.dataset
         if source is not None or not downloads:
-            prepare_data(
+            bring_in_place(
                 dataset,
                 source,
                 data_dir,
@@ -162,17 +173,20 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> N
                 limit=None if downloads else size.corrupted_images,
             )
         if downloads:
-            prepare_data(dataset, None, data_dir, corruptions=Corruptions.download)
+            bring_in_place(dataset, None, data_dir, corruptions=Corruptions.download)
+        data = load_dataset(data_dir, dataset)
+    return len(data.train.labels)
 
 
 def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> None:
-    """Write the report on what there is, and say how to go on."""
-    from rsslcli.core.report import write_report
+    """Write the report on what there is, print its Table 1, and say how to go on."""
+    from rsslcli.core.report.write import write_report
 
     finished = [cell.directory for cell in cells if cell.status() == "done"]
     study = cells[0].directory.parent
     if finished:
-        write_report(finished, study / "report")
+        for found in write_report(finished, study / "report").studies:
+            _print_table_1(found)
         out.print(
             f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}", soft_wrap=True
         )
@@ -185,18 +199,50 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
         raise RsslError(f"{counts['failed']} cells failed, see above: once mended, {again} --retry")
 
 
+#: Columns of Table 1 that its short form on the terminal leaves to the report.
+_REPORT_ONLY = ("seeds", "the usual 15", "clean")
+
+
+def _print_table_1(study: Study) -> None:
+    """Table 1 within 80 columns: accuracies, and their differences to the baseline."""
+    from rsslcli.core.report.write import table_1
+
+    content = table_1(study)
+    title = Text(f"{study.title}\n{content.caption}")
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    kept: list[Sequence[str]] = []
+    for column in zip(content.columns, *content.rows, strict=True):
+        if column[0].startswith("paper"):  # without its own differences to its baseline
+            kept.append([cell.partition(" (")[0] for cell in column])
+        elif column[0] not in _REPORT_ONLY:
+            kept.append(column)
+    for index, (name, *_) in enumerate(kept, 1):
+        justify: Literal["left", "right"] = "left" if name in content.words else "right"
+        # Only the words of the last column, the verdicts, may take a second line.
+        table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=index < len(kept))
+    for row in zip(*(cells for _, *cells in kept), strict=True):
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+#: Of which a bar is made up.
+_PARTS = 100_000
+
+
 class _View:
     """Shows a study: a bar per running cell on a terminal, and a line for each that starts or ends."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, tuple[str, TaskID]] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=24),
             TaskProgressColumn(),
+            TimeRemainingColumn(),
             console=err,
             transient=True,
             disable=not err.is_interactive,
+            speed_estimate_period=300,
         )
 
     def __enter__(self) -> _View:
@@ -210,63 +256,106 @@ class _View:
         """Show what the engine tells."""
         cell = event.cell
         if event.kind == "running":
-            self._bar.update(self._tasks[cell.name], completed=100 * event.progress)
+            self._move(event)
             return
-        if event.kind == "started":
-            self._tasks[cell.name] = self._bar.add_task(cell.name, total=100)
-        elif cell.name in self._tasks:
-            self._bar.remove_task(self._tasks.pop(cell.name))
+        self._remove(cell.name)
         line = f"cell {cell.number} {cell.name}: {event.kind}"
         err.print(f"{line}: {event.text}" if event.text else line, soft_wrap=True)
 
+    def _move(self, event: CellEvent) -> None:
+        """Move the bar of a cell. Its training and its evaluation have one each, with the time that is left.
 
-def _list_cells(cells: list[Cell], options: list[str], jobs: int, data_dir: Path) -> None:
+        A bar begins where the work does: what was done before says nothing about the time that is left.
+        """
+        name, done = event.cell.name, int(_PARTS * event.progress)
+        phase, task = self._tasks.get(name, ("", None))
+        if task is None or phase != event.text:
+            self._remove(name)
+            task = self._bar.add_task(f"{name} {event.text}", total=_PARTS, completed=done)
+            self._tasks[name] = (event.text, task)
+        self._bar.update(task, completed=done)
+
+    def _remove(self, name: str) -> None:
+        if name in self._tasks:
+            self._bar.remove_task(self._tasks.pop(name)[1])
+
+
+def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) -> None:
     """The table of `--dry-run`, and the commands of every cell that is not done."""
-    from rsslcli.core.estimate import estimate
+    from rsslcli.core.study.estimate import estimate
 
-    estimates = estimate(cells, _sizes(cells[0], data_dir), threads=threads_each(jobs))
-    statuses = {cell.name: cell.status() for cell in cells}
+    # What this command has taken until here is what the others take to begin.
+    estimates = estimate(cells, sizes, threads=threads_each(jobs), startup=time.process_time())
+    missing = [cell for cell in cells if cell.status() != "done"]
     table = Table(title="what each cell takes", title_justify="left")
     for column in ("cell", "name", "status"):
         table.add_column(column, no_wrap=True)
     for column in ("time", "disk"):
         table.add_column(column, justify="right", no_wrap=True)
-    missing = [cell for cell in cells if statuses[cell.name] != "done"]
     for cell in cells:
-        time, size = _duration(estimates[cell.name].seconds), f"{estimates[cell.name].bytes / 1e6:.0f} MB"
-        table.add_row(str(cell.number), cell.name, statuses[cell.name], time, size)
+        found = estimates.get(cell.name)
+        takes = [_duration(found.low, found.high), f"{found.bytes / 1e6:.0f} MB"] if found else ["–", "–"]
+        table.add_row(str(cell.number), cell.name, cell.status(), *takes)
     out.print(table)
     for cell in missing:
         commands = " && ".join(shell_line(command) for command in cell.commands(options))
         out.print(f"{cell.number}: {commands}", soft_wrap=True)
-    seconds = sum(estimates[cell.name].seconds for cell in missing)
+    low = sum(estimates[cell.name].low for cell in missing)
+    high = sum(estimates[cell.name].high for cell in missing)
     gigabytes = sum(estimates[cell.name].bytes for cell in missing) / 1e9
     at_once = f", {jobs} at once" if jobs > 1 else ""
     out.print(
-        f"{len(missing)} of {len(cells)} cells are left: about {_duration(seconds / jobs)} on this machine"
-        f"{at_once}, {gigabytes:.2f} GB (an estimate: operations counted, their speed measured)",
+        f"{len(missing)} of {len(cells)} cells are left: about {_duration(low / jobs, high / jobs)} on this "
+        f"machine{at_once}, {gigabytes:.2f} GB (an estimate: operations counted, their speed measured)",
         soft_wrap=True,
     )
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores + 1:
+        note(
+            f"this machine is busy (load {load:.0f}, {cores} cores): the shorter times are for an idle "
+            "machine, the longer ones for one that stays as busy as it is now"
+        )
 
 
-def _sizes(cell: Cell, data_dir: Path) -> Sizes:
-    """The numbers of images: of the data set as it is prepared, else of CIFAR-10 as it is published."""
+def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
+    """The numbers of images: as they are prepared, else as the study would prepare them.
+
+    A data set that is not prepared is taken to be as large as CIFAR-10.
+    """
     from rsslcli.core.data.corrupted import open_corrupted
-    from rsslcli.core.data.store import load_dataset
-    from rsslcli.core.estimate import Sizes
-    from rsslcli.core.training import validation_source
+    from rsslcli.core.data.loading import EMBEDDED_LIMIT
+    from rsslcli.core.data.shapes import TEST_SIZE, TRAIN_SIZE
+    from rsslcli.core.data.store import EMBEDDED, dataset_folder, load_dataset
+    from rsslcli.core.data.validation import validation_source
+    from rsslcli.core.study.estimate import Sizes
 
+    name, embedded = cell.config.dataset, cell.config.dataset == EMBEDDED
     try:
-        data = load_dataset(data_dir, cell.config.dataset)
-        source = open_corrupted(data.corrupted_folder, data.name).images_per_cell
+        data = load_dataset(data_dir, name)
+        train, test, classes = len(data.train.labels), len(data.test.labels), len(data.train.classes)
     except UserError:
-        return Sizes(50_000, 10_000, 9_900)
-    tested = source - len(validation_source(cell.config, source))
-    return Sizes(len(data.train.labels), len(data.test.labels), tested, len(data.train.classes))
+        train, test, classes = (TRAIN_SIZE, TEST_SIZE, 10) if embedded else (50_000, 10_000, 10)
+    try:
+        source = open_corrupted(dataset_folder(data_dir, name) / "corrupted", name).images_per_cell
+    except UserError:
+        limit = EMBEDDED_LIMIT if embedded else PRESETS[preset].corrupted_images
+        source = min(limit or test, test)
+    return Sizes(train, test, source - len(validation_source(cell.config, source)), classes)
 
 
-def _duration(seconds: float) -> str:
+def _duration(low: float, high: float) -> str:
+    """A range of seconds, rounded up: "20–35 min", "17 min–2.5 h", or "20 min" where both are."""
+    (start, unit), (end, last) = _in_unit(low), _in_unit(high)
+    if unit != last:
+        return f"{start} {unit}–{end} {last}"
+    return f"{start} {unit}" if start == end else f"{start}–{end} {unit}"
+
+
+def _in_unit(seconds: float) -> tuple[str, str]:
+    """A time in the unit that suits it: the number, rounded up, and the unit."""
     minutes = math.ceil(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
+    if minutes <= 60:
+        return str(minutes), "min"
+    hours = seconds / 3600
+    number, unit = (hours, "h") if hours < 48 else (hours / 24, "days")
+    return f"{math.ceil(10 * number) / 10:.1f}", unit

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from rsslcli.commands import completion
 from rsslcli.commands.console import (
@@ -21,23 +23,29 @@ from rsslcli.commands.console import (
     out,
     percent,
     progress_bar,
-    say_next,
+    shell_command,
     stop_on_signal,
+    waiting,
 )
+from rsslcli.commands.hints import suggest_evaluation
+from rsslcli.commands.terminal import Bar
 from rsslcli.core.config import (
     BATCH_NORM_MODES,
     PRESETS,
     VALIDATION_CORRUPTIONS,
     Config,
     Layers,
+    check_effective,
     config_layers,
     explain,
     merge,
 )
 from rsslcli.core.errors import InterruptedTrainingError, UserError
+from rsslcli.core.files import other_runs
 
 if TYPE_CHECKING:
-    from rsslcli.core.training import Event, TrainingResult
+    from rsslcli.core.training.events import Event
+    from rsslcli.core.training.loop import TrainingResult
 
 #: Headings of the options on the help pages.
 TASKS, _TRAINING, _RUN, _MACHINE = "Tasks", "Training", "Run", "Machine"
@@ -48,6 +56,8 @@ def _load_task_files(context: typer.Context, paths: list[Path] | None) -> list[P
     if paths and not context.resilient_parsing:  # which a shell asks for at every <TAB>
         from rsslcli.core.tasks.own import load_task_file
 
+        with waiting():
+            import rsslcli.core.tasks.base  # noqa: F401 (the files import it, and PyTorch with it)
         for path in paths:
             load_task_file(path)
     return paths or []
@@ -191,18 +201,23 @@ def run_training(
         raise UserError(f"{given['output']} is a run of {kind}")
     if single and len(config.tasks) > 1:
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
+    if not given["resume"]:
+        check_effective(config)
     if given["print_config"]:
         out.print(explain(layers), end="", soft_wrap=True)
         return
     if given["tensorboard"] and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
+    _note_without_effect(given, config)
     data_dir = given["data_dir"]
     check_dataset(config.dataset, data_dir)
-    from rsslcli.core.data.loading import load, load_corrupted
-    from rsslcli.core.ranks import join_ranks
-    from rsslcli.core.runtime import keep_freed_memory, resolve_device
-    from rsslcli.core.tensorboard import TensorBoardWriter
-    from rsslcli.core.training import train
+
+    with waiting():
+        from rsslcli.core.data.loading import load, load_corrupted
+        from rsslcli.core.ranks import join_ranks
+        from rsslcli.core.runtime import keep_freed_memory, resolve_device
+        from rsslcli.core.training.loop import train
+        from rsslcli.core.training.tensorboard import TensorBoardWriter
 
     keep_freed_memory()
     with ExitStack() as stack:
@@ -223,7 +238,7 @@ def run_training(
             for listener in listeners:
                 listener(event)
 
-        received = stack.enter_context(stop_on_signal())
+        received = stack.enter_context(stop_on_signal(view.bar))
         try:
             result = train(
                 config,
@@ -236,11 +251,14 @@ def run_training(
                 ranks=ranks,
             )
         except InterruptedTrainingError as stopped:
+            words = _resuming_words(given, directory, automl=automl, single=single)
+            command = shell_command(*words, data_dir=data_dir, ranks=ranks.count)
+            resumable = InterruptedTrainingError(f"{stopped}; go on with: {command}")
             # Another rank may be the one that was told to stop.
-            stopped.exit_code = 128 + (received[0] if received else signal.SIGTERM)
-            raise
+            resumable.exit_code = 128 + (received[0] if received else signal.SIGTERM)
+            raise resumable from None
     view.summary(result)
-    say_next("eval-c", directory, data_dir=data_dir)
+    suggest_evaluation(directory, config, data_dir)
 
 
 #: Options of the commands that are options of the configuration by the same name.
@@ -248,6 +266,15 @@ _CONFIG_OPTIONS = (
     "dataset", "epochs", "train_size", "depth", "width", "batch_size", "lr", "initial_lambda", "meta_lr",
     "warmup_epochs", "validation_corruptions", "batch_norm", "seed", "device", "precision", "compile",
 )  # fmt: skip
+
+#: Options that act only where another setting is given.
+_NEEDS = {
+    "meta_lr": "automl",
+    "warmup_epochs": "automl",
+    "validation_corruptions": "automl",
+    "initial_lambda": "tasks",
+    "batch_norm": "tasks",
+}
 
 
 def _layers(
@@ -264,13 +291,38 @@ def _layers(
     changed = [key for key, value in options.items() if value is not None and key != "device"]
     changed += [key for key in ("preset", "config") if given[key] is not None] + (["tasks"] if tasks else [])
     if changed:
-        names = ", ".join(
-            "--lambda" if key == "initial_lambda" else f"--{key.replace('_', '-')}" for key in changed
-        )
+        names = ", ".join(map(_option, changed))
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")
     if not (output / "config.yaml").is_file():
-        raise UserError(f"{output} holds no run to go on with: there is no config.yaml")
+        hint = other_runs(output) or "there is no config.yaml"
+        raise UserError(f"{output} holds no run to go on with: {hint}")
     return config_layers(file=output / "config.yaml", overrides={"device": options["device"]})
+
+
+def _option(key: str) -> str:
+    """The command-line option of a setting."""
+    return "--lambda" if key == "initial_lambda" else f"--{key.replace('_', '-')}"
+
+
+def _note_without_effect(given: Mapping[str, Any], config: Config) -> None:
+    """Say which options on the command line have no effect, because of what else is on it."""
+    for key, setting in _NEEDS.items():
+        if given.get(key) is not None and not getattr(config, setting):
+            why = "λ is fixed" if setting == "automl" else "there are no tasks"
+            note(f"{_option(key)} has no effect: {why}")
+
+
+def _resuming_words(
+    given: Mapping[str, Any], directory: Path, *, automl: bool, single: bool
+) -> list[str | Path]:
+    """The arguments of `rssl` that go on with a run."""
+    words: list[str | Path] = ["train-single" if single else "train-automl"]
+    if not automl and not single:
+        words.append("--fixed")
+    words += ["--resume", "--output", directory]
+    for file in given["task_file"] or ():
+        words += ["--task-file", file]
+    return words
 
 
 def _new_directory(config: Config) -> Path:
@@ -293,63 +345,75 @@ def _remove_empty(directory: Path) -> None:
         directory.rmdir()
 
 
+#: Columns of the bar, and fewer to which a narrow terminal may shorten it.
+_BAR, _SHORT_BAR = 24, 8
+
+
 class TrainingView:
     """Shows a run: a bar with the current losses and λ's on a terminal, and a line after every epoch."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self._latest: Mapping[str, Any] = {}
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[values]}"),
-            console=err,
-            transient=True,
-            disable=not err.is_interactive,
+        fixed = Column(no_wrap=True)  # so that a narrow terminal shortens the bar alone
+        self.bar = Bar(
+            err,
+            TextColumn("{task.description}", table_column=fixed),
+            BarColumn(bar_width=_BAR),
+            MofNCompleteColumn(table_column=fixed),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed),
+            TextColumn("{task.fields[values]}", table_column=fixed),
         )
 
     def __enter__(self) -> TrainingView:
-        self._bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self.bar.stop()
 
     def __call__(self, event: Event) -> None:
         """Show what the engine tells."""
-        from rsslcli.core.training import EpochDone, Noticed, Started
+        from rsslcli.core.training.events import EpochDone, Noticed, Started
 
         if isinstance(event, Started):
-            self._task = self._bar.add_task("", total=event.steps, completed=event.step, values="")
-            tuned = (
-                f", λ tuned on {event.validation_images} corrupted ones" if event.validation_images else ""
-            )
+            self._task = self.bar.add_task("", total=event.steps, completed=event.step, values="")
+            tunes = event.config.automl and not event.config.untuned
+            tuned = f", λ tuned on {event.validation_images} corrupted ones" if tunes else ""
             err.print(
                 f"{event.config.name}: {event.images} images of {event.config.dataset}{tuned}; "
-                f"WRN-{event.config.depth}-{event.config.width} on {event.device}; {event.directory}",
-                soft_wrap=True,
+                f"WRN-{event.config.depth}-{event.config.width} on {event.device}; {event.directory}"
             )
         elif isinstance(event, EpochDone):
-            err.print(self._epoch_line(event.record), soft_wrap=True)
+            err.print(self._epoch_line(event.record))
         elif isinstance(event, Noticed):
             note(event.text)
         else:
             self._latest = event.record
-            values = f"loss {event.record['loss/main']:.3f}  {self._lambdas()}"
-            self._bar.update(
+            description = f"epoch {event.record['epoch']}/{self.config.epochs}"
+            self.bar.update(
                 self._task,
                 completed=event.record["step"],
-                description=f"epoch {event.record['epoch']}/{self.config.epochs}",
-                values=values,
+                description=description,
+                values=self._values(len(description)),
             )
+
+    def _values(self, taken: int) -> str:
+        """The loss and the λ's, or as much of that as fits on the bar's line beside `taken` columns."""
+        count = len(str(self.bar.tasks[self._task].total))
+        room = self.bar.room - taken - (2 * count + 1) - len("0:00:00") - 4  # the spaces between columns
+        loss = f"loss {self._latest['loss/main']:.3f}"
+        both = f"{loss}  {self._lambdas()}"
+        if cell_len(err.as_shown(both)) <= room - _BAR:
+            return both
+        return loss if len(loss) <= room - _SHORT_BAR else ""
 
     def summary(self, result: TrainingResult) -> None:
         """What came out."""
         weights = "  ".join(f"{task} {value:.3f}" for task, value in result.lambdas.items())
         out.print(
-            f"clean accuracy {percent(result.clean_accuracy)}%" + (f"   λ: {weights}" if weights else ""),
+            f"clean accuracy {percent(result.clean_accuracy)}% on {result.clean_images} test images"
+            + (f"   λ: {weights}" if weights else ""),
             soft_wrap=True,
         )
 

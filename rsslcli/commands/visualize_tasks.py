@@ -11,16 +11,19 @@ from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
 from rsslcli.commands.console import (
     DEFAULT_DATA_DIR,
+    ClassesByPosition,
     DataDir,
     DatasetName,
     check_checkpoints,
     check_dataset,
     err,
+    note,
     out,
     progress_bar,
-    say_next,
     split_names,
+    waiting,
 )
+from rsslcli.commands.hints import suggest_evaluation, suggest_training
 from rsslcli.core.errors import UserError
 from rsslcli.core.tasks import check_task_names
 
@@ -39,6 +42,7 @@ def visualize_tasks(
             autocompletion=completion.runs,
         ),
     ] = None,
+    classes_by_position: ClassesByPosition = False,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -69,10 +73,12 @@ def visualize_tasks(
     check_task_names(columns)
     check_checkpoints(checkpoint)
     check_dataset(dataset, data_dir)
-    from rsslcli.core.checkpoint import load_checkpoint
-    from rsslcli.core.data.loading import load
-    from rsslcli.core.data.store import EMBEDDED, prepared_datasets
-    from rsslcli.core.figures import draw_tasks, save_png
+
+    with waiting():
+        from rsslcli.core.data.loading import load
+        from rsslcli.core.data.store import EMBEDDED, prepared_datasets
+        from rsslcli.core.task_pictures import draw_tasks, save_png
+        from rsslcli.core.weights.checkpoint import load_checkpoint
 
     trained = None if checkpoint is None else load_checkpoint(checkpoint)
     if dataset is None and trained is not None:
@@ -87,10 +93,19 @@ def visualize_tasks(
         data = load(dataset, data_dir, progress)
     # A network's answers mean something on images that it has not been trained on.
     split = data.test if trained else data.train
-    save_png(draw_tasks(split, columns, rows=images, seed=seed, checkpoint=trained), output)
+    picture = draw_tasks(
+        split,
+        columns,
+        rows=images,
+        seed=seed,
+        checkpoint=trained,
+        dataset=dataset,
+        classes_by_position=classes_by_position,
+        note=note,
+    )
+    save_png(picture, output)
     out.print(f"written to {output}", soft_wrap=True)
-    if checkpoint is not None:
-        say_next("eval-c", checkpoint, data_dir=data_dir)
+    if checkpoint is not None and trained is not None:
+        suggest_evaluation(checkpoint, trained.config, data_dir)
     else:
-        which = ("--preset", "quick") if dataset == EMBEDDED else ("--dataset", dataset)
-        say_next("train-automl", *which, data_dir=data_dir)
+        suggest_training(data, data_dir)

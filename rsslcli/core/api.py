@@ -10,16 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rsslcli.core import checkpoint, evaluation, training
-from rsslcli.core.config import Config
+from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.errors import UserError, quoted
-from rsslcli.core.evaluation import Evaluation
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.errors import UserError, one_line, quoted
+from rsslcli.core.evaluation import accuracy as evaluation
+from rsslcli.core.evaluation.class_names import match_classes
+from rsslcli.core.evaluation.result import Evaluation
+from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.progress import Progress, silent
-from rsslcli.core.training import Event, TrainingResult
+from rsslcli.core.runtime import autocast
+from rsslcli.core.training import loop as training
+from rsslcli.core.training.events import Event
+from rsslcli.core.training.loop import TrainingResult
+from rsslcli.core.weights import checkpoint
 
 
 class Classifier(nn.Module):
@@ -35,8 +40,20 @@ class Classifier(nn.Module):
         self, network: WideResNet, classes: Sequence[str] = (), excluded: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        self.network, self.classes, self.excluded = network, tuple(classes), tuple(excluded)
+        self.network = network
+        network.classes = tuple(classes) or network.classes
+        network.excluded = tuple(excluded) or network.excluded
         self.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the scores."""
+        return self.network.classes
+
+    @property
+    def excluded(self) -> tuple[int, ...]:
+        """Indices of the source images that tuned λ."""
+        return self.network.excluded
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.network(images)
@@ -47,7 +64,7 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
     """The classifier in a run directory, a checkpoint, or a public file with a WideResNet state dict.
 
     Args:
-        path: the directory or file. Nothing in it is run.
+        path: the directory or file, of torch.save or safetensors. Nothing in it is run.
         normalization: how the input of weights from elsewhere is normalised: "half" (x·2 − 1), "cifar10",
             "none", or means and standard deviations as "R,G,B/R,G,B". By default what the file says, or else
             "half".
@@ -59,12 +76,13 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         UserError: no such file, a file of another kind, or a damaged one.
 
     Warns:
-        UserWarning: parts of the file are not used, or it does not say how the input is normalised.
+        UserWarning: parts of the file are not used, it does not say how the input is normalised, or its
+            weights are of another architecture with the same names.
     """
-    network, found = checkpoint.load_classifier(
+    network, _ = checkpoint.load_classifier(
         Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
     )
-    return Classifier(network, found.classes if found else (), found.excluded if found else ())
+    return Classifier(network)
 
 
 def train(
@@ -92,12 +110,15 @@ def train(
         Where the run is, its clean accuracy and its λ.
 
     Raises:
-        UserError: the data set is not prepared, the directory holds a run already and `resume` is false, or
-            another process is writing it.
+        UserError: the data set is not prepared, the directory holds a run already and `resume` is false,
+            another process is writing it, or a new run would tune no λ although `config.automl` is true, or
+            have tasks without effect at a fixed λ of 0.
         InterruptedTrainingError: `should_stop` said so.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
         RsslError: a file cannot be written.
     """
+    if not resume:
+        check_effective(config)  # before data is loaded, which takes a while
     dataset = load(config.dataset, _folder(data_dir))
     corrupted = load_corrupted(dataset) if config.automl else None
     return training.train(
@@ -120,6 +141,8 @@ def evaluate(
     severities: Sequence[int] = SEVERITIES,
     limit: int | None = None,
     excluded: Sequence[int] = (),
+    classes: Sequence[str] | None = None,
+    classes_by_position: bool = False,
     device: str | torch.device | None = None,
     precision: str = "float32",
     progress: Progress = silent,
@@ -128,21 +151,33 @@ def evaluate(
 
     Args:
         model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalisation is its own
-            affair. It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
+            affair. The images have the dtype of its parameters: a model in half precision is evaluated in it.
+            It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
         dataset: a prepared data set with corrupted versions, such as "cifar10", or "shapes".
         data_dir: where prepared data sets live, as for `train`.
         corruptions: which ones, of `rsslcli.CORRUPTIONS`; all that there are by default.
         severities: which ones, of 1 to 5.
         limit: evaluate only so many source images.
-        excluded: indices of source images to leave out, beside those that tuned the λ of a `Classifier`.
-        device: where to compute; by default where the model is.
-        precision: "bfloat16" computes under autocast, "float32" as the model does; whether CUDA multiplies in
-            TF32 there is a setting of PyTorch (`torch.backends`).
+        excluded: indices of source images to leave out, beside those that tuned the λ of the networks of ours
+            that the model is or holds, such as a `Classifier` in a wrapper.
+        classes: names of the classes in the order of the model's scores, matched with those of the data set.
+            By default what a network of ours in the model carries; without any, CIFAR-10's on CIFAR-10.
+        classes_by_position: take score i for class i of the data set, whatever the names.
+        device: where to compute, any device of PyTorch's; by default where the model is.
+        precision: "bfloat16" computes a float32 model under autocast, "float32" any model as it is, and the
+            result names the dtype; whether CUDA multiplies in TF32 there is a setting of PyTorch
+            (`torch.backends`).
         progress: told of every cell: its name, how many are done, of how many.
 
     Raises:
-        UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, or the
-            model does not give scores of the data set's classes.
+        UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, the
+            model fails on an image or on that device (what it raised is the cause), does not give scores, or
+            gives those of other classes or of classes that have no names.
+        DivergedError: scores are NaN or infinite.
+
+    Warns:
+        UserWarning: the clean accuracy is near chance, of a model that rssl did not train. The result's
+            `notes` hold the text.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
     if wrong or not severities:
@@ -154,30 +189,42 @@ def evaluate(
     data = load(dataset, _folder(data_dir))
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
-    target = torch.device(device) if device is not None else tensor.device if tensor is not None else _CPU
-    tuned = model.excluded if isinstance(model, Classifier) else ()
+    place = device if device is not None else tensor.device if tensor is not None else "cpu"
+    ours = [module for module in model.modules() if isinstance(module, WideResNet)]
+    tuned = {index for network in ours for index in network.excluded}
     with _evaluating(model):
-        scores = _scores_of_one(model.to(target), target)
-        if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 1:
-            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise UserError(f"the model must give scores (N, classes); for one image it gave {shape}")
-        evaluation.check_classes(scores.shape[1], data)
-        return evaluation.evaluate(
+        target, scores = _scores_of_one(model, place, precision)
+        score_of = match_classes(
+            _carried_classes(ours) if classes is None else classes,
+            evaluation.check_scores(scores, 1).shape[1],
+            data.test.classes,
+            dataset,
+            by_position=classes_by_position,
+        )
+        result = evaluation.evaluate(
             model,
             data.test,
             corrupted,
             device=target,
+            score_of=score_of,
             excluded=sorted({*tuned, *excluded}),
             limit=limit,
             corruptions=corruptions,
             severities=severities,
             precision=precision,
             about={"dataset": dataset},
+            foreign=not any(network.classes for network in ours),
             progress=progress,
         )
+    for text in result.notes:
+        warnings.warn(text, stacklevel=2)
+    return result
 
 
-_CPU = torch.device("cpu")
+def _carried_classes(networks: Sequence[WideResNet]) -> tuple[str, ...]:
+    """The names of the classes that networks of ours in one model carry; none where they differ."""
+    carried = {network.classes for network in networks}
+    return carried.pop() if len(carried) == 1 else ()
 
 
 def _folder(data_dir: str | Path | None) -> Path:
@@ -185,9 +232,28 @@ def _folder(data_dir: str | Path | None) -> Path:
 
 
 @torch.inference_mode()
-def _scores_of_one(model: nn.Module, device: torch.device) -> object:
-    """What the model makes of one grey image."""
-    return model(torch.full((1, 3, 32, 32), 0.5, device=device))
+def _scores_of_one(
+    model: nn.Module, place: str | torch.device, precision: str
+) -> tuple[torch.device, object]:
+    """Move the model to a device, and return that with what the model gives for one gray image.
+
+    Raises:
+        UserError: it cannot be there, or fails; what it raised is the cause.
+    """
+    dtype = evaluation.model_dtype(model)
+    try:
+        device = torch.device(place)
+        image = torch.full((1, 3, 32, 32), 0.5, dtype=dtype, device=device)
+        with autocast(device, precision == "bfloat16" and dtype is torch.float32):
+            scores = model.to(device)(image)
+        if isinstance(scores, Tensor):
+            scores = scores.cpu()  # only now have errors of the device shown, and has a model without values
+    except Exception as error:  # whatever a model of the user's own raises
+        raise UserError(
+            f"the model fails on one image (1, 3, 32, 32) of {dtype} in evaluation mode on {place}: "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    return device, scores
 
 
 @contextlib.contextmanager

@@ -108,6 +108,19 @@ class Config:
             return f"automl-{joined}"
         return f"fixed-{joined}" if len(self.tasks) > 1 else joined
 
+    @property
+    def untuned(self) -> str:
+        """Why AutoML changes no λ in this run, in a line; empty where it does, or where `automl` is false."""
+        if not self.automl:
+            return ""
+        if self.warmup_epochs >= self.epochs:
+            return (
+                f"warmup_epochs: AutoML tunes nothing, since λ is fixed in {self.warmup_epochs} epochs of "
+                f"{self.epochs}: expected below {self.epochs}"
+            )
+        stuck = next((name for name in ("meta_lr", "lookahead_scale") if not getattr(self, name)), None)
+        return f"{stuck}: AutoML tunes nothing, since at 0 no λ moves: expected above 0" if stuck else ""
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `read_config_file` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
@@ -190,15 +203,35 @@ def config_layers(
     """What `make_config` merges, with the names by which `explain` tells where a value comes from."""
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    layers = [(f"preset {preset}", PRESETS[preset])]
+    layers = []
     if file is not None:
         layers.append((str(file), read_config_file(file)))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    return [*layers, ("command line", given)]
+    layers.append(("command line", given))
+    epochs = {name: value for _, layer in layers for name, value in layer.items()}.get("epochs")
+    return [(f"preset {preset}", PRESETS[preset]), *_shorter_warmup(preset, epochs), *layers]
 
 
-def merge(layers: Layers) -> Config:
+def _shorter_warmup(preset: str, epochs: object) -> Layers:
+    """The warm-up of a run with fewer epochs than its preset: the preset's share of the epochs, rounded.
+
+    It leaves at least one epoch in which λ is tuned. This layer lies right above the preset, so a warm-up
+    that is given wins. `epochs` is unchecked; `Config` refuses what is no number of epochs.
+    """
+    usual = Config(**PRESETS[preset])
+    if not isinstance(epochs, int) or not 0 < epochs < usual.epochs:
+        return []
+    share = math.floor(usual.warmup_epochs * epochs / usual.epochs + 0.5)
+    origin = f"preset {preset}, its share: {usual.warmup_epochs} of {usual.epochs} epochs"
+    return [(origin, {"warmup_epochs": min(share, epochs - 1)})]
+
+
+def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
     """The configuration that the layers come to.
+
+    Args:
+        layers: from `config_layers`.
+        known_tasks: refuse tasks that are not defined here, which could not be trained.
 
     Raises:
         UserError: a value of the wrong kind, or a task that is not known here.
@@ -207,9 +240,25 @@ def merge(layers: Layers) -> Config:
     for _, layer in layers:
         values |= layer
     config = Config(**values)
-    check_task_names(config.tasks)
-    check_task_names(config.task_options)
+    if known_tasks:
+        check_task_names(config.tasks)
+        check_task_names(config.task_options)
     return config
+
+
+def check_effective(config: Config) -> None:
+    """Raise UserError where a new run would silently be another one than its configuration says.
+
+    That is AutoML that changes no λ, or tasks whose λ stays 0. `Config` takes both: older runs hold them, and
+    must still open.
+    """
+    if config.untuned:
+        raise UserError(config.untuned)
+    if config.tasks and not config.automl and not config.initial_lambda:
+        raise UserError(
+            f"initial_lambda: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
+            "above 0, or no tasks for the baseline"
+        )
 
 
 def explain(layers: Layers) -> str:

@@ -21,7 +21,7 @@ class InterruptedTrainingError(RsslError):
 
 
 class DivergedError(RsslError):
-    """A loss, a λ or a weight is not a finite number."""
+    """A loss, a λ, a weight or a score is not a finite number."""
 
 
 class TaskError(RsslError):

@@ -7,7 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import RsslError, UserError, nearest
+
+#: So many runs are listed where none has a name like the one asked for.
+_FEW_RUNS = 5
 
 
 @contextmanager
@@ -39,11 +42,28 @@ def checkpoint_path(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
+    file = path / "checkpoint.pt" if path.is_dir() else path
+    if not file.is_file():
+        hint = other_runs(path) or "train one with `rssl train-automl` or `rssl train-single`"
+        raise UserError(f"no checkpoint at {file}: {hint}")
+    return file
+
+
+def other_runs(path: Path) -> str:
+    """What to say where `path` is not the run that was asked for: which one was meant, or which there are.
+
+    Empty where nothing in the folder of `path`, or in `runs`, is a run of a similar name, and they are many.
+    """
+    runs: dict[str, Path] = {}
+    with suppress(OSError):
+        for folder in (Path("runs"), path.parent):
+            runs |= {file.parent.name: file.parent for file in folder.glob("*/config.yaml")}
     if path.is_dir():
-        path = path / "checkpoint.pt"
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: train one with `rssl train-automl` or `rssl train-single`")
-    return path
+        runs.pop(path.name, None)
+    if near := nearest(path.name, runs):
+        return f"did you mean '{runs[near]}'?"
+    few = 0 < len(runs) <= _FEW_RUNS
+    return f"choose from {', '.join(sorted(map(str, runs.values())))}" if few else ""
 
 
 @contextmanager

@@ -28,11 +28,12 @@ from PIL import Image
 from rsslcli.app import COMMANDS, app
 from rsslcli.commands.console import say_next
 from rsslcli.commands.training_run import _new_directory
-from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.errors import UserError
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def run(home: Path) -> Path:
     options = f"--tasks rotation,ir --config my.yaml {TINY} --epochs 3 --output run --tensorboard"
     result = rssl(f"train-automl {options}", cwd=home)
     assert result.returncode == 0, result.stderr
-    assert re.fullmatch(r"clean accuracy [\d.]+%   λ: rotation [\d.]+  ir [\d.]+\n", result.stdout)
+    expected = r"clean accuracy [\d.]+% on 30 test images   λ: rotation [\d.]+  ir [\d.]+\n"
+    assert re.fullmatch(expected, result.stdout)
     assert result.stderr.endswith("next: rssl eval-c run\n")
     for text in (result.stdout, result.stderr):  # no terminal: no bars, no control characters
         assert text.replace("\n", "").isprintable()
@@ -93,7 +95,8 @@ def test_stricter_protocol(home: Path, here: Here) -> None:
     out = here.succeed(f"eval-c strict --severity 3 --corruptions {','.join(STANDARD)} --output strict.json")
     result = json.loads((home / "strict.json").read_text())
     assert list(result["accuracy"]) == list(STANDARD)
-    assert "speckle_noise" not in out
+    assert "│ speckle_noise" not in out
+    assert "mean of 15 of 19 (missing: speckle_noise, gaussian_blur, spatter, saturate)" in out
 
 
 def test_corrupted_images_from_an_archive(home: Path, here: Here) -> None:
@@ -189,6 +192,12 @@ EARLY = [
     ("train-automl --epochs many", "--epochs"),
     ("train-automl --epochs 0", "epochs: expected at least 1, got 0"),
     ("train-automl --epochs -1", "epochs: expected at least 1, got -1"),
+    ("train-automl --epochs 5 --warmup-epochs 9", "warmup_epochs: AutoML tunes nothing.* expected below 5"),
+    ("train-automl --epochs 5 --warmup-epochs 9 --print-config", "warmup_epochs: .* expected below 5"),
+    ("train-automl --config untuned.yaml", "warmup_epochs: .* in 5 epochs of 5: expected below 5"),
+    ("train-automl --meta-lr 0", "meta_lr: .* expected above 0"),
+    ("train-automl --fixed --lambda 0", "initial_lambda: .* rotation, bir, color, ir would have no effect"),
+    ("train-single --task ir --lambda 0", "initial_lambda: .* ir would have no effect"),
     ("train-automl --depth 11", "depth"),
     ("train-automl --batch-norm both", "unknown batch_norm 'both': choose from per-task, joint"),
     ("train-automl --batch-norm jiont", "unknown batch_norm 'jiont': did you mean 'joint'?"),
@@ -244,6 +253,7 @@ LATE = [
 def odd_files(home: Path) -> Path:
     """`home`, with files that are not what they are taken for, and a data set that is only half there."""
     (home / "typo.yaml").write_text("epoch: 3\n")
+    (home / "untuned.yaml").write_text("epochs: 5\nwarmup_epochs: 5\n")
     (home / "code.yaml").write_text("epochs: !!python/object/apply:os.system ['touch pwned']\n")
     (home / "noise.pt").write_bytes(bytes(range(256)) * 10)
     torch.save({"weights": [1, 2, 3]}, home / "other.pt")
@@ -375,6 +385,23 @@ def test_print_config_is_read_back(home: Path, here: Here, arguments: str, origi
     assert [name for name, _ in said] == [option.name for option in dataclasses.fields(Config)]
     assert {f"{name}: {origin}" for name, origin in said} >= set(origins.split(", "))
     assert not (home / "runs").exists()
+
+
+def test_options_without_effect_get_a_note(home: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise UserError("enough")
+
+    monkeypatch.setattr("rsslcli.core.training.loop.train", stop)
+    for command, notes in (
+        ("train-automl --fixed --meta-lr 1 --warmup-epochs 2", {"--meta-lr", "--warmup-epochs"}),
+        ("train-automl --fixed --validation-corruptions extra", {"--validation-corruptions"}),
+        ("train-single --task none --lambda 1 --batch-norm joint", {"--lambda", "--batch-norm"}),
+        ("train-single --task ir --lambda 1 --batch-norm joint", set()),
+        ("train-automl --meta-lr 1 --lambda 0", set()),
+    ):
+        code, _, err = here(f"{command} {TINY} --output unused")
+        assert code == 2
+        assert set(re.findall(r"^note: (--[a-z-]+) has no effect: ", err, re.MULTILINE)) == notes
 
 
 def test_runs_that_start_in_the_same_second_do_not_meet(

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import refuse, rssl, succeed
+from helpers import Here, refuse, rssl, succeed
+from rich.console import Console
 
-from rsslcli.commands.eval_c import eval_c
-from rsslcli.core.checkpoint import Checkpoint, save_checkpoint
+from rsslcli.commands.eval_c import _summary, _table, eval_c
 from rsslcli.core.config import Config
-from rsslcli.core.corruptions.names import STANDARD
+from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.loading import load, load_corrupted
-from rsslcli.core.networks import WideResNet
-from rsslcli.core.training import draw_validation_set
+from rsslcli.core.data.shapes import draw_shapes
+from rsslcli.core.data.validation import draw_validation_set
+from rsslcli.core.evaluation.result import Evaluation
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights.checkpoint import Checkpoint, save_checkpoint
 
+#: Of the data set `mine`, which holds drawn shapes.
+CLASSES = tuple(sorted(draw_shapes(10, 0, "test")[2]))
 CONFIG = Config(dataset="mine", depth=10, width=1, validation_images=7, seed=3)
 
 
@@ -32,7 +38,7 @@ def save_run(
     save_checkpoint(
         folder / "checkpoint.pt",
         Checkpoint(
-            config=config, classes=tuple("abcdefghij"), step=1, classifier=network.state_dict(), heads={},
+            config=config, classes=CLASSES, step=1, classifier=network.state_dict(), heads={},
             optimizer=optimizer, lambdas=lambdas, excluded=excluded, train_data="", validation_data="",
         ),
     )  # fmt: skip
@@ -46,7 +52,7 @@ def test_leave_out_validation(home: Path) -> None:
     data = load("mine", home / "data")
     tuned = dataclasses.replace(CONFIG, tasks=("ir",), automl=True)
     expected = draw_validation_set(tuned, data, load_corrupted(data)).source
-    assert json.loads((home / "plain" / "eval-c.json").read_text())["excluded"] == list(expected)
+    assert json.loads((home / "plain" / "eval-c-partial.json").read_text())["excluded"] == list(expected)
     torch.save(WideResNet(10, 1).state_dict(), home / "w.pt")
     refuse("eval-c w.pt --leave-out-validation", cwd=home, match="no seed to draw those images by")
 
@@ -59,7 +65,7 @@ def test_precision(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     rounded = json.loads((home / "r.json").read_text())
     exact = succeed("eval-c precise --corruptions fog,snow", cwd=home)
     assert "(40 images per cell)" in exact
-    whole = json.loads((home / "precise" / "eval-c.json").read_text())
+    whole = json.loads((home / "precise" / "eval-c-partial.json").read_text())
     assert (rounded["precision"], whole["precision"]) == ("bfloat16", "float32")
     assert rounded["mean_accuracy_evaluated"] == pytest.approx(whole["mean_accuracy_evaluated"], abs=0.05)
 
@@ -67,6 +73,85 @@ def test_precision(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     for precision in ("float32", "bfloat16"):
         eval_c(home / "precise", data_dir=home / "data", corruptions="fog", precision=precision)
         assert ("no bfloat16 of its own" in capsys.readouterr().err) == (precision == "bfloat16")
+
+
+def test_a_part_never_replaces_the_whole_evaluation(home: Path, here: Here) -> None:
+    save_run(home / "judged", CONFIG)
+    part, whole = home / "judged" / "eval-c-partial.json", home / "judged" / "eval-c.json"
+    code, out, err = here("eval-c judged --corruptions fog --severity 1")
+    assert (code, "mean of 1 of 19 (fog)" in out) == (0, True)
+    assert "written to judged/eval-c-partial.json\n" in out
+    assert "note: this is a part of the whole evaluation, eval-c.json, which reports read\n" in err
+    assert err.endswith("next: rssl eval-c judged\n")
+    assert (part.exists(), whole.exists()) == (True, False)
+
+    assert "written to judged/eval-c.json\n" in here.succeed("eval-c judged")
+    before = whole.read_bytes()
+    for options in ("--corruptions fog,snow", "--limit 5", "--severity 1,2", "--protocol robustbench"):
+        code, out, err = here(f"eval-c judged {options}")
+        assert (code, whole.read_bytes() == before) == (0, True), options
+        assert ("eval-c-robustbench.json" if "protocol" in options else "eval-c-partial.json") in out
+        assert err.endswith("next: rssl report judged\n")
+    assert here.succeed("eval-c judged --corruptions fog --output judged/eval-c.json")
+    assert list(json.loads(whole.read_text())["accuracy"]) == ["fog"], "where the user says, it goes"
+
+
+def test_whole_evaluations_replace_each_other_where_they_cover_as_much(home: Path, here: Here) -> None:
+    save_run(home / "again", CONFIG)
+    here.succeed("eval-c again")
+    first = json.loads((home / "again" / "eval-c.json").read_text())
+    out = here.succeed("eval-c again --leave-out-validation --precision bfloat16")
+    assert "written to again/eval-c-bfloat16.json\n" in out
+    assert json.loads((home / "again" / "eval-c.json").read_text()) == first
+    code, out, err = here("eval-c again --leave-out-validation")
+    assert (code, "written to again/eval-c.json\n" in out) == (0, True)
+    assert "note: eval-c-40-images.json keeps the evaluation that left out other images\n" in err
+    assert json.loads((home / "again" / "eval-c-40-images.json").read_text()) == first
+    save_run(home / "again", CONFIG)  # other weights
+    here.succeed("eval-c again --precision bfloat16")
+    newer = json.loads((home / "again" / "eval-c.json").read_text())
+    assert (newer["precision"], newer["images"], newer["weights"] != first["weights"]) == (
+        "bfloat16",
+        40,
+        True,
+    )
+
+
+def test_scores_that_are_not_finite_are_a_failure_in_one_line(home: Path) -> None:
+    network = WideResNet(10, 1)
+    with torch.no_grad():
+        network.fc.weight[3] = network.fc.bias[3] = 3e38  # finite, but their sum is not
+    save_run(home / "lost", CONFIG, network=network)
+    match = "the clean test set: the highest score of 40 of 40 images is NaN or infinite"
+    refuse("eval-c lost", cwd=home, match=match, code=1)
+    assert not list((home / "lost").glob("eval-c*"))
+
+
+def test_a_summary_says_what_its_numbers_do_not_cover() -> None:
+    cells: dict[str, list[float | None]] = {name: [0.5, None, 0.3, None, None] for name in CORRUPTIONS[:17]}
+    part = Evaluation(0.9, 30, cells, 10, (), {"precision": "float16"})
+    missing = "missing: spatter, saturate"
+    assert _summary(part) == (
+        f"clean 90.00% · no mean of 17 of 19 ({missing}): not every severity was evaluated  "
+        "(10 images per cell, 30 clean ones, computed in float16)"
+    )
+    assert "- 10 images per cell, 30 clean ones, 0 left out" in part.to_markdown()
+    assert f"- mean of 17 of 19 ({missing}): –\n" in part.to_markdown()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_a_terminal(width: int) -> None:
+    cells: dict[str, list[float | None]] = {name: [0.5, 0.4, 0.3, 0.2, 0.1] for name in CORRUPTIONS}
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(_table(Evaluation(0.9, 10, cells, 10, (), {"precision": "float32"}), "a run"))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line]
+    rows = [line.replace("│", " ").split() for line in lines]
+    assert ["clean", *"–––––", "90.00", "–"] in rows
+    assert ["fog", "50.00", "40.00", "30.00", "20.00", "10.00", "30.00", "60.00"] in rows
+    assert [row[:3] for row in rows if row[:1] == ["mean"]] == [["mean", "of", "19"]]
+    assert len(lines) == 28
 
 
 def test_a_public_checkpoint_by_robustbench_s_protocol(
@@ -81,7 +166,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     torch.save({"state_dict": state | heads, "epoch": 99}, home / "public.pt")
     save_run(home / "ours", dataclasses.replace(CONFIG, tasks=("ir",), automl=True), (3, 5), network)
     options = "--dataset mine --protocol robustbench --same-images-as ours --output public.json"
-    public = rssl(f"eval-c public.pt {options}", cwd=home)
+    public = rssl(f"eval-c public.pt {options} --classes-by-position", cwd=home)
     assert public.returncode == 0, public.stderr
     assert "public.pt: not part of the WideResNet, and not used: 'rot_pred', 'epoch'" in public.stderr
     assert "public.pt does not say how its input is normalised" in public.stderr
@@ -91,7 +176,9 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     assert "not used" not in notes
     assert "λ was tuned on these corruptions" in notes
     assert "was generated here" in notes
-    first, second = (json.loads((home / name).read_text()) for name in ("public.json", "ours/eval-c.json"))
+    first, second = (
+        json.loads((home / name).read_text()) for name in ("public.json", "ours/eval-c-robustbench.json")
+    )
     assert first["accuracy"] == second["accuracy"]
     assert list(first["accuracy"]) == list(STANDARD)
     every = [cell for cells in first["accuracy"].values() for cell in cells]
@@ -106,10 +193,30 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     # What a normalisation does to the scores is tested with the reader, in tests/core/test_state_dicts.py.
     eval_c(
         home / "public.pt", "mine", home / "data", corruptions="fog", same_images_as=home / "ours",
-        normalization="half", output=home / "fog.json",
+        normalization="half", classes_by_position=True, output=home / "fog.json",
     )  # fmt: skip
     assert "does not say" not in capsys.readouterr().err
     assert json.loads((home / "fog.json").read_text())["accuracy"]["fog"] == first["accuracy"]["fog"]
+
+
+def test_weights_near_chance_are_noted_in_the_result(home: Path) -> None:
+    """Beside what was noted on the file; a run of our own may be as bad as it likes."""
+    network = WideResNet(10, 1)
+    torch.nn.init.zeros_(network.fc.weight)
+    torch.save(network.state_dict(), home / "w.pt")
+    options = "--dataset mine --corruptions fog --severity 1 --output w.json"
+    public = rssl(f"eval-c w.pt {options}", cwd=home)
+    assert public.returncode == 0, public.stderr
+    notes = json.loads((home / "w.json").read_text())["notes"]
+    assert ["does not say how its input is norm" in notes[0], "is near that of guessing" in notes[1]] == [
+        True
+    ] * 2
+    assert [line for line in public.stderr.splitlines() if line.startswith("note: ")] == [
+        f"note: {note}" for note in notes
+    ]
+    save_run(home / "bad", CONFIG, network=network)
+    assert "guessing" not in rssl("eval-c bad --corruptions fog --severity 1", cwd=home).stderr
+    assert json.loads((home / "bad" / "eval-c.json").read_text())["notes"] == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +226,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
         ("none.pt --protocol robustbench --limit 5", "leave out --corruptions, --severity and --limit"),
         ("none.pt --normalization cifar", "unknown normalization 'cifar': did you mean 'cifar10'"),
         ("none.pt --normalization 1,2,3/4,5,6", "expected three means and three standard deviations"),
-        ("seven.pt --dataset mine", "the classifier tells 7 classes apart, 'mine' has 10"),
+        ("seven.pt --dataset mine", "the classifier gives 7 scores, 'mine' has 10 classes"),
     ],
 )
 def test_mistakes(home: Path, arguments: str, match: str) -> None:

@@ -21,11 +21,11 @@ import torch
 import yaml
 from helpers import RSSL, TINY, refuse, rssl, succeed
 
-from rsslcli.core.checkpoint import load_checkpoint
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 #: `rssl`, with a checkpoint after every step: a random moment is often in the middle of writing one.
 EAGER = (
-    "import rsslcli.core.training as training; training.CHECKPOINT_SECONDS = 0.0; "
+    "import rsslcli.core.training.loop as training; training.CHECKPOINT_SECONDS = 0.0; "
     "from rsslcli.app import main; main()"
 )
 #: One thread, so that what a step computes does not depend on how threads share it out.
@@ -179,9 +179,10 @@ def test_a_signal_finishes_the_step_and_saves(ready: Path, number: signal.Signal
     message = one_line(process)
     assert process.returncode == code
     found = re.search(
-        r"stopped at step (\d+) of 500, all saved: go on with --resume --output signal", message
+        r"stopped at step (\d+) of 500, all saved in signal\d+; go on with: (rssl .*)$", message
     )
     assert found, message
+    assert found[2] == f"rssl train-automl --resume --output {run.name}"
     assert load_checkpoint(run).step == int(found[1]) == records(run)[-1]["step"]
 
 

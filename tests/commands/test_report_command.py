@@ -18,6 +18,7 @@ def test_report(tmp_path: Path) -> None:
     assert result.stderr == "left out: [bold]new: not evaluated: it has no eval-c.json\n"
     (line,) = (line for line in result.stdout.splitlines() if "Rotation" in line)
     cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert "the published corrupted set; 990 images in each cell" in " ".join(result.stdout.split())
     assert cells[:5] == ["Rotation", "76.37 (+2.30)", "2", "51.00 ± 0.00", "+1.00 [+1.00, +1.00]"]
     assert result.stdout.splitlines()[-1] == "open runs/report/report.html"
     assert (tmp_path / "runs" / "report" / "report.html").stat().st_size > 100_000

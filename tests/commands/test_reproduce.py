@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import refuse, rssl, succeed
+from helpers import Here, refuse, rssl, succeed
+from rich.console import Console
+from synthetic import make_run
 
 from rsslcli.app import app, main
-from rsslcli.core.study import PRESETS, plan
+from rsslcli.commands.reproduce import _duration, _print_table_1, _sizes, _View
+from rsslcli.core.report.write import Report, write_report
+from rsslcli.core.study.cell import Cell
+from rsslcli.core.study.grid import PRESETS, plan
+from rsslcli.core.study.runner import CellEvent, Runner
+from rsslcli.core.tasks import BEST_TASKS, own
 
 
 def test_a_study_from_nothing_to_its_report(home: Path) -> None:
@@ -21,7 +31,7 @@ def test_a_study_from_nothing_to_its_report(home: Path) -> None:
     )
     command = "reproduce --preset quick --config study.yaml --only baseline,automl --output study"
     listed = succeed(f"{command} --dry-run", cwd=home)
-    assert re.search(r"1 +│ baseline-s0 +│ to do +│ \d+ min", listed)
+    assert re.search(r"1 +│ baseline-s0 +│ to do +│ +\d+[ –\w.]* (min|h)", listed)
     assert "1: rssl train-single --task none --preset quick --config study.yaml" in listed
     assert "2 of 2 cells are left: about" in listed
     assert not (home / "study").exists()
@@ -30,6 +40,10 @@ def test_a_study_from_nothing_to_its_report(home: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "cell 10 automl-s0: done" in result.stderr
     assert "2 done" in result.stdout
+    table = result.stdout.partition("2 done")[2]
+    assert "Table 1. Accuracy in %" in table
+    assert re.search(r"^ *Baseline +\d+\.\d\d ", table, re.MULTILINE)
+    assert re.search(r"^ *Four tasks, AutoML +\d+\.\d\d +[+−]\d+\.\d\d ", table, re.MULTILINE)
     page = home / "study" / "report" / "report.html"
     assert str(page.relative_to(home)) in result.stdout
     assert "baseline" in page.read_text(encoding="utf-8")
@@ -44,6 +58,119 @@ def test_a_study_from_nothing_to_its_report(home: Path) -> None:
     assert again.returncode == 0
     assert "2 skipped" in again.stdout
     refuse(f"{command} --seeds 1 --preset small", cwd=home, match="baseline-s0 is of another study")
+    assert json.loads((home / "study" / "plan.json").read_text()) == {"seeds": 1, "added_tasks": []}
+
+
+def test_a_study_goes_on_without_the_options_that_added_its_rows(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are done stay in the report; those that are not ask for the file of their task."""
+    reported: list[str] = []
+
+    def run(self: Runner, cells: Sequence[Cell], **_: object) -> dict[str, int]:
+        for cell in cells:
+            if not cell.directory.exists():
+                make_run(cell.directory, mean=0.5, **cell.config.to_dict())
+                (cell.directory / "log.txt").write_text("t finished\n")
+                (cell.directory / "checkpoint.pt").touch()
+                (cell.directory / "eval-c.json").touch()
+        return {"done": len(cells), "failed": 0}
+
+    def report(runs: Sequence[Path], output: Path) -> Report:
+        reported[:] = [directory.name for directory in runs]
+        return write_report(runs, output)
+
+    monkeypatch.setattr(Runner, "run", run)
+    monkeypatch.setattr("rsslcli.core.report.write.write_report", report)
+    flip = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
+    command = f"reproduce --preset quick --dataset mine --output {tmp_path / 'study'}"
+    out = here.succeed(f"{command} --only flip,automl-flip --add-task flip --task-file {flip} --seeds 2")
+    assert "4 of 24 cells" in out
+    own._registered.clear()
+    own._files.clear()
+    out = here.succeed(f"{command} --only baseline")
+    assert "6 of 24 cells" in out
+    assert {"flip-s1", "automl-flip-s0", "baseline-s1"} <= set(reported)
+    assert re.search(r"flip +\d\d\.\d\d ± ", out), "its row is in the table"
+
+    shutil.rmtree(tmp_path / "study" / "flip-s0")
+    here.refuse(command, r"flip-s0 is not done: unknown task 'flip'.*needs --task-file")
+    assert len(reported) == 6
+    here.succeed(f"{command} --task-file {flip}")
+    assert len(reported) == 24
+    own._registered.clear()
+    own._files.clear()
+    here.succeed(f"{command} --seeds 1")
+    assert len(reported) == 24, "what is left out of an invocation stays in the report"
+
+
+def test_table_1_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the paper's figures and intervals over seeds, in 80 columns, no number is cut."""
+    for seed in range(3):
+        for name, tasks in (("baseline", ()), ("rotation", ("rotation",)), ("automl", BEST_TASKS)):
+            make_run(tmp_path / f"{name}-s{seed}", tasks=tasks, automl=len(tasks) > 1, seed=seed)
+    (study,) = write_report([tmp_path], tmp_path / "report").studies
+    text = io.StringIO()
+    monkeypatch.setattr("rsslcli.commands.reproduce.out", Console(file=text, width=80))
+    _print_table_1(study)
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in text.getvalue()
+    for row in study.rows:
+        (line,) = (line for line in lines if line.strip().startswith(f"{row.label} "))
+        assert f"{row.paper:.2f}" in line
+        assert f"{100 * row.means.mean():.2f} ± " in line
+        assert ("[" in line) == ("]" in line), "an interval is on one line"
+
+
+def test_a_bar_tells_the_time_that_is_left(tmp_path: Path) -> None:
+    """By what this invocation has done of the training, or of the evaluation."""
+    cell, clock = plan("quick", tmp_path)[0], [0.0]
+    view = _View()
+    view._bar.get_time = lambda: clock[0]
+    for seconds, progress, phase, left in (
+        (0, 0.6, "training", None), (10, 0.7, "training", None), (20, 0.8, "training", 20),
+        (21, 0.0, "evaluating", None), (22, 0.2, "evaluating", None), (23, 0.4, "evaluating", 3),
+    ):  # fmt: skip
+        clock[0] = seconds
+        view(CellEvent(cell, "running", progress, phase))
+        (task,) = view._bar.tasks
+        assert task.description == f"baseline-s0 {phase}"
+        assert task.percentage == pytest.approx(100 * progress)
+        if left is not None:
+            assert task.time_remaining == pytest.approx(left, abs=1)
+    view(CellEvent(cell, "done"))
+    assert view._bar.tasks == []
+
+
+def test_a_study_is_estimated_at_the_size_that_it_would_have(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before its data is prepared."""
+    for preset, expected in (
+        ("paper", (50_000, 10_000, 9_900)),
+        ("small", (50_000, 10_000, 500)),
+        ("quick", (4_000, 1_000, 400)),
+    ):
+        found = _sizes(preset, plan(preset, tmp_path)[0], tmp_path)
+        assert (found.train, found.test, found.corrupted) == expected
+    found = _sizes("paper", plan("paper", tmp_path, dataset="mine")[0], home / "data")
+    assert (found.train, found.test, found.corrupted) == (160, 40, 20)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (61, 119, "2 min"),
+        (1100, 2100, "19–35 min"),
+        (1000, 9000, "17 min–2.5 h"),
+        (9000, 15_000, "2.5–4.2 h"),
+        (86_400, 864_000, "24.0 h–10.0 days"),
+        (864_000, 8_640_000, "10.0–100.0 days"),
+    ],
+)
+def test_durations_are_ranges(low: float, high: float, text: str) -> None:
+    assert _duration(low, high) == text
 
 
 def test_the_commands_of_the_grid_train_what_it_says(

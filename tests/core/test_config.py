@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from rsslcli.core.config import (
     MAX_FILE_BYTES,
     PRESETS,
     Config,
+    check_effective,
     config_layers,
     explain,
     make_config,
@@ -109,6 +111,61 @@ def test_explained_yaml_is_the_same_configuration(folder: Path) -> None:
     assert comments["batch_norm"] == "preset precursor"
     assert comments["tasks"].endswith("seed: 9/config.yaml")
     assert comments["seed"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("preset", "epochs", "warmup"),
+    [
+        ("paper", None, 5), ("paper", 100, 5), ("paper", 500, 5), ("paper", 50, 3), ("paper", 12, 1),
+        ("paper", 9, 0), ("paper", 3, 0), ("small", 4, 1), ("small", 3, 0), ("quick", 3, 1), ("quick", 2, 1),
+        ("quick", 1, 0),
+    ],
+)  # fmt: skip
+def test_a_shorter_run_warms_up_for_the_preset_s_share_of_its_epochs(
+    preset: str, epochs: int | None, warmup: int, folder: Path
+) -> None:
+    """Of the epochs on the command line or in a file; a warm-up that is given stays."""
+    assert make_config(preset, overrides={"epochs": epochs}).warmup_epochs == warmup
+    file = written(folder, f"epochs: {epochs or PRESETS[preset].get('epochs', 100)}")
+    assert make_config(preset, file).warmup_epochs == warmup
+    given = {"epochs": epochs, "warmup_epochs": 4}
+    assert make_config(preset, overrides=given).warmup_epochs == 4
+    assert make_config(preset, written(folder, "warmup_epochs: 4"), {"epochs": epochs}).warmup_epochs == 4
+
+
+def test_the_explanation_says_where_a_shorter_warm_up_comes_from() -> None:
+    assert re.search(
+        r"^warmup_epochs: 1 +# preset quick, its share: 2 of 6 epochs$",
+        explain(config_layers("quick", overrides={"epochs": 3})),
+        re.MULTILINE,
+    )
+    assert "warmup_epochs: 2" in explain(config_layers("quick", overrides={"epochs": 7}))
+    for wrong in ("many", True, 0, -3, 1.5, [3]):
+        assert refusal(lambda e=wrong: make_config(overrides={"epochs": e})).startswith("epochs: ")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 5, "warmup_epochs": 9}, "warmup_epochs: .* in 9 epochs of 5: expected below 5"),
+        ({"epochs": 5}, "warmup_epochs: .* in 5 epochs of 5: expected below 5"),
+        ({"meta_lr": 0}, "meta_lr: .* at 0 no λ moves: expected above 0"),
+        ({"lookahead_scale": 0}, "lookahead_scale: .* at 0 no λ moves: expected above 0"),
+        ({"automl": False, "initial_lambda": 0}, "initial_lambda: .* at 0, ir would have no effect"),
+    ],
+)
+def test_a_new_run_whose_mechanism_would_not_act_is_refused(options: dict[str, Any], message: str) -> None:
+    config = Config(**{"tasks": ("ir",), "automl": True} | options)  # as an old run's file may hold it
+    assert re.search(message, refusal(lambda: check_effective(config)))
+    without = {"tasks": (), "automl": False}
+    check_effective(dataclasses.replace(config, **without))  # type: ignore[arg-type]
+    if config.automl:
+        check_effective(dataclasses.replace(config, automl=False))
+
+
+def test_a_new_run_whose_mechanisms_act_is_taken() -> None:
+    for options in ({}, {"automl": True}, {"automl": True, "initial_lambda": 0.0, "epochs": 6}):
+        check_effective(Config(tasks=("ir",), **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

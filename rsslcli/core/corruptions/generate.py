@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.registry import FUNCTIONS
+from rsslcli.core.data.corrupted import GENERATED, source_checksum
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, replacing
 from rsslcli.core.progress import Progress, silent
@@ -30,7 +31,7 @@ from rsslcli.core.progress import Progress, silent
 #: Raised whenever the same call would give other bytes, so that files of an older version are made anew.
 GENERATOR_VERSION = 1
 CHUNK = 250
-RECORD = "corruptions.json"
+RECORD = GENERATED
 
 Images = NDArray[np.uint8]
 
@@ -151,13 +152,11 @@ class _CorruptionFiles:
     """The files of a folder and the record of which of their blocks are finished."""
 
     def __init__(self, folder: Path, images: Images, labels: NDArray[Any], seed: int) -> None:
-        source = hashlib.sha256(np.ascontiguousarray(images).data)
-        source.update(np.ascontiguousarray(labels, dtype=np.int64).data)
         self.identity = {
             "generator": GENERATOR_VERSION,
             "images": len(images),
             "seed": seed,
-            "source": source.hexdigest(),
+            "source": source_checksum(images, labels),
         }
         self.shape = (len(SEVERITIES) * len(images), *images.shape[1:])
         self.folder = folder

@@ -1,5 +1,7 @@
 """The corruptions of CIFAR-10-C by name. Imports nothing heavy, so that the command line answers at once."""
 
+from collections.abc import Collection
+
 #: The 15 corruptions that the benchmark tests on (Hendrycks and Dietterich 2019).
 STANDARD = (
     "gaussian_noise", "shot_noise", "impulse_noise",
@@ -12,3 +14,16 @@ EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 #: All 19, over which the paper averages (section 3).
 CORRUPTIONS = STANDARD + EXTRA
 SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def coverage(names: Collection[str]) -> str:
+    """How many of the 19 corruptions `names` holds, and which ones unless it holds all of them.
+
+    Reads well after "mean of": "19", "17 of 19 (missing: snow, fog)", "2 of 19 (snow, fog)".
+    """
+    present = [name for name in CORRUPTIONS if name in names]
+    missing = [name for name in CORRUPTIONS if name not in names]
+    if not missing:
+        return str(len(present))
+    named = ", ".join(present) if len(present) < len(missing) else f"missing: {', '.join(missing)}"
+    return f"{len(present)} of {len(CORRUPTIONS)} ({named})"

@@ -1,20 +1,31 @@
-"""Corrupted test sets in the layout of CIFAR-10-C: per corruption one .npy file, read through memory maps."""
+"""Corrupted test sets in the layout of CIFAR-10-C: per corruption one .npy file, read through memory maps.
+
+A prepared folder holds `<corruption>.npy`, `labels.npy`, which is written last, and one of two records: that
+of the generator, or that of the import.
+"""
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split
 from rsslcli.core.errors import UserError, one_line
 from rsslcli.core.files import quietly, remove, replacing
-from rsslcli.core.progress import Progress
 
+#: The record of a generated set: what each file was made from, and which severities are finished.
+GENERATED = "corruptions.json"
+#: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
+IMPORTED = "downloaded.json"
 _SAMPLES = 20  # images of each cell that go into the identity
 
 
@@ -47,14 +58,12 @@ class CorruptedSet:
     @cached_property
     def identity(self) -> str:
         """A fingerprint (sha256, hexadecimal) of the names, the labels and a sample of each cell's images."""
-        return self._identity_of_first(self.images_per_cell)
-
-    def _identity_of_first(self, count: int) -> str:
+        count = self.images_per_cell
         digest = hashlib.sha256(json.dumps([self.names, count]).encode())
-        digest.update(self.labels[:count].astype("<i8").tobytes())
+        digest.update(self.labels.astype("<i8").tobytes())
         for name in self.names:
             for severity in SEVERITIES:
-                sample = self.cell(name, severity)[: count : max(1, count // _SAMPLES)]
+                sample = self.cell(name, severity)[:: max(1, count // _SAMPLES)]
                 digest.update(np.ascontiguousarray(sample).data)
         return digest.hexdigest()
 
@@ -77,62 +86,118 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     return CorruptedSet(folder, names, labels)
 
 
-def import_corrupted(
-    source: Path, folder: Path, *, test: Split, limit: int | None, progress: Progress
-) -> CorruptedSet:
-    """Make `folder` a copy of the CIFAR-10-C folder `source`, or of the first `limit` images of its blocks.
+def source_checksum(images: Images, labels: npt.NDArray[Any]) -> str:
+    """What a generated set is made from: the sha256, hexadecimal, of its source images and their labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
+    return digest.hexdigest()
 
-    Nothing is copied when `folder` already is that copy. Labels come last: a copy cut short does not open.
+
+def check_source(corrupted: CorruptedSet, test: Split, dataset_name: str) -> None:
+    """Check that a corrupted set was generated from these test images, or imported for them.
+
+    Sets without a record, and imports of before records named the test images, cannot be checked.
 
     Raises:
-        UserError: `source` is no complete CIFAR-10-C folder, or has labels that are no class of `test`.
-        RsslError: `folder` cannot be written.
+        UserError: it was made for other images; the message says the command that mends it.
     """
-    original = open_corrupted(source, source.name)
-    if original.labels.max() >= len(test.classes):
+    folder = corrupted.folder
+    if generated := read_record(folder, GENERATED):
+        count = corrupted.images_per_cell
+        source = source_checksum(test.images[:count], test.labels[:count])
+        mends = "--corruptions generate"
+        fits = all(_source_in(generated.get(name)) == source for name in corrupted.names)
+    else:
+        imported = read_record(folder)
+        mends = _mends_import(imported)
+        fits = imported.get("test", test.checksum) == test.checksum
+    if not fits:
         raise UserError(
-            f"{source / 'labels.npy'} has labels outside the {len(test.classes)} classes of the data set"
+            f"the corrupted images in {folder} were made for other test images than those of "
+            f"'{dataset_name}': prepare them again with `rssl prepare-data --dataset {dataset_name} {mends}`"
         )
-    count = min(limit or original.images_per_cell, original.images_per_cell)
-    try:
-        present = open_corrupted(folder, folder.name)
-    except UserError:
-        present = None  # absent, or the remains of an interrupted copy
-    if present and present.identity == original._identity_of_first(count):
-        return present
 
-    remove(folder / "labels.npy")
-    for record in ("corruptions.json", "downloaded.json"):  # whose files these are no longer
-        remove(folder / record)
-    for name in set(CORRUPTIONS) - set(original.names):
-        remove(folder / f"{name}.npy")
-    for done, name in enumerate(original.names):
-        progress("copying corruptions", done, len(original.names))
-        write_blocks(
-            folder / f"{name}.npy", (original.cell(name, severity)[:count] for severity in SEVERITIES)
-        )
-    labels = np.tile(original.labels[:count], len(SEVERITIES))
-    with replacing(folder / "labels.npy") as file:
-        np.save(file, labels)
-    progress("copying corruptions", len(original.names), len(original.names))
+
+def _source_in(entry: object) -> object:
+    identity = entry.get("identity") if isinstance(entry, dict) else None
+    return identity.get("source") if isinstance(identity, dict) else None
+
+
+def _mends_import(record: Mapping[str, Any]) -> str:
+    """The options that import a set again: from the path it came from, or else from where it is published."""
+    origin = record.get("origin")
+    if isinstance(origin, str) and origin.startswith("/") and origin.isprintable():
+        return f"--source {shlex.quote(origin)}"
+    return "--corruptions download"
+
+
+def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any]) -> CorruptedSet:
+    """Move the files of `staged` to `folder` in place of the set that is there; `record` is the import's.
+
+    `labels.npy` goes first and comes last: without it, the mixture in between does not open.
+
+    Raises:
+        OSError: a file cannot be moved.
+        RsslError: a file cannot be written or deleted.
+    """
+    for stale in ("labels.npy", GENERATED, IMPORTED):
+        remove(folder / stale)
+    for name in CORRUPTIONS:
+        remove(folder / f"{name}.npy.partial")  # the generator's, unknown now that its record is gone
+        if name in staged.names:
+            (staged.folder / f"{name}.npy").replace(folder / f"{name}.npy")
+        else:
+            remove(folder / f"{name}.npy")
+    write_record(folder, record)
+    (staged.folder / "labels.npy").replace(folder / "labels.npy")
     return open_corrupted(folder, folder.name)
 
 
-def write_blocks(path: Path, blocks: Iterable[Images]) -> None:
-    """Write the five severities of one corruption, each uint8 (N, 32, 32, 3), to one .npy file, atomically.
+def read_record(folder: Path, name: str = IMPORTED) -> dict[str, Any]:
+    """A record of a corrupted set, by default what `write_record` wrote; empty where it cannot be read."""
+    try:
+        record = json.loads((folder / name).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
-    Only one block at a time needs to be in memory.
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Record what was imported into `folder`.
 
     Raises:
         RsslError: the file cannot be written.
     """
+    with replacing(folder / IMPORTED) as file:
+        file.write(json.dumps(record, indent=1).encode())
+
+
+def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
+    """Write the five severities of one corruption, each uint8 (N, 32, 32, 3), to one .npy file, atomically.
+
+    Only one block at a time needs to be in memory.
+
+    Returns:
+        The sha256 of the file, in hexadecimal.
+
+    Raises:
+        RsslError: the file cannot be written.
+    """
+    digest = hashlib.sha256()
     with replacing(path) as file:
         for index, block in enumerate(blocks):
+            parts = [np.ascontiguousarray(block, np.uint8).data]
             if index == 0:
                 shape = (len(SEVERITIES) * len(block), *IMAGE_SHAPE)
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(block, np.uint8).data)
+                header = io.BytesIO()
+                np.lib.format.write_array_header_1_0(
+                    header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+                )
+                parts.insert(0, header.getbuffer())
+            for part in parts:
+                file.write(part)
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def aligned(corrupted: CorruptedSet, test: Split) -> bool:

@@ -183,9 +183,10 @@ def _read(
         raise _changed(tree.source)
     if other := sorted(sizes.keys() - {SIZE}, key=math.prod):
         smallest, largest = ("x".join(map(str, size)) for size in (other[0], other[-1]))
+        span = smallest if smallest == largest else f"{smallest} to {largest}"
         note(
             f"{sum(sizes[size] for size in other)} of {total} images resized to 32x32, "
-            f"the centre square of each: they had {smallest} to {largest} pixels"
+            f"the centre square of each: they had {span} pixels"
         )
     if one_color.count:
         note(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
+from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted
 from rsslcli.core.data.prepare import prepare
 from rsslcli.core.data.store import EMBEDDED, Dataset, dataset_folder, load_dataset
 from rsslcli.core.errors import UserError
@@ -33,12 +33,14 @@ def load_corrupted(dataset: Dataset, progress: Progress = silent) -> CorruptedSe
     """The corrupted test set of `dataset`; that of the embedded one is generated where it is missing.
 
     Raises:
-        UserError: it is not prepared, or damaged.
+        UserError: it is not prepared, damaged, or made for other test images.
     """
     if dataset.name == EMBEDDED:
         with locked(dataset.folder, wait=True):
             generate_corruptions(dataset, progress=progress)
-    return open_corrupted(dataset.corrupted_folder, dataset.name)
+    corrupted = open_corrupted(dataset.corrupted_folder, dataset.name)
+    check_source(corrupted, dataset.test, dataset.name)
+    return corrupted
 
 
 def generate_corruptions(

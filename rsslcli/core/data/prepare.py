@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rsslcli.core.data import cifar, image_tree, shapes
-from rsslcli.core.data.corrupted import import_corrupted, open_corrupted
+from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.corrupted_source import is_corrupted_set
+from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
@@ -19,7 +21,7 @@ _RECORD = "prepared.json"
 _EXAMPLES = 10  # of images that were left out, in the record
 _ACCEPTED = (
     f"a folder or archive (.tar.gz, .zip) of {LAYOUT}, "
-    "the official CIFAR archive or its folder, or a CIFAR-10-C folder"
+    "the official CIFAR archive or its folder, or a folder or archive of CIFAR-10-C's files"
 )
 
 
@@ -34,6 +36,7 @@ class Prepared:
     #: the test images changed, and `folder`/corrupted is still of the old ones
     stale_corruptions: bool = False
     notes: tuple[str, ...] = ()  #: what was done to the images, a line each
+    corrupted: CorruptedSet | None = None  #: the corrupted test set, if that is what was imported
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def prepare(
         raise UserError(f"a limit of {limit} images: give a positive number")
     if source is not None and not source.exists():
         raise UserError(f"no such source: {source}: give {_ACCEPTED}")
-    if source is not None and (source / "labels.npy").is_file():
+    if source is not None and is_corrupted_set(source):
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
     record, present = _read_record(folder), _load_or_none(data_dir, name)
@@ -113,13 +116,12 @@ def _prepare_corrupted(
     name: str, data_dir: Path, source: Path, limit: int | None, progress: Progress
 ) -> Prepared:
     dataset = load_dataset(data_dir, name)
-    folder = dataset.corrupted_folder
-    try:
-        before = open_corrupted(folder, name).identity
-    except UserError:
-        before = None
-    after = import_corrupted(source, folder, test=dataset.test, limit=limit, progress=progress)
-    return Prepared(dataset.folder, dataset, "CIFAR-10-C folder", changed=after.identity != before)
+    notes: list[str] = []
+    corrupted, changed = import_corrupted(
+        source, dataset.corrupted_folder, test=dataset.test, limit=limit, progress=progress, note=notes.append
+    )
+    kind = "CIFAR-10-C folder" if source.is_dir() else "CIFAR-10-C archive"
+    return Prepared(dataset.folder, dataset, kind, changed, notes=tuple(notes), corrupted=corrupted)
 
 
 def _recognise(

@@ -50,8 +50,13 @@ def check_task_names(names: Iterable[str]) -> None:
     names = list(names)
     check_task_words(names)
     for name in names:
-        if name not in TASKS and name not in own.names():
+        if not is_known(name):
             raise _unknown(name)
+
+
+def is_known(name: str) -> bool:
+    """Whether `name` is a task that can be trained here: ours, registered in this process, or installed."""
+    return name in TASKS or name in own.names()
 
 
 def build_tasks(

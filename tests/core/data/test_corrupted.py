@@ -1,4 +1,4 @@
-"""Folders in the layout of CIFAR-10-C: opening, validating, importing."""
+"""Folders in the layout of CIFAR-10-C: opening and validating."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rsslcli.core.data.corrupted import aligned, import_corrupted, open_corrupted, write_blocks
+from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
 from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.errors import UserError
-from rsslcli.core.progress import silent
 
 NAMES = ("gaussian_noise", "fog", "saturate")
 COUNT = 12
@@ -176,49 +175,3 @@ def test_alignment(folder: Path, test: Split) -> None:
     assert aligned(corrupted, longer)
     assert not aligned(corrupted, make_split(test.images[:5], test.labels[:5], test.classes))
     assert not aligned(corrupted, make_split(test.images, test.labels[::-1], test.classes))
-
-
-@pytest.mark.parametrize("limit", [None, 5, 1000])
-def test_import(folder: Path, tmp_path: Path, test: Split, limit: int | None) -> None:
-    count = min(limit or COUNT, COUNT)
-    target = tmp_path / "data" / "corrupted"
-    corrupted = import_corrupted(folder, target, test=test, limit=limit, progress=silent)
-    original = open_corrupted(folder, "cifar10")
-    assert (corrupted.names, corrupted.images_per_cell) == (NAMES, count)
-    for name in NAMES:
-        for severity in range(1, 6):
-            assert np.array_equal(corrupted.cell(name, severity), original.cell(name, severity)[:count])
-    files = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
-    assert files.keys() == {"labels.npy", *(f"{name}.npy" for name in NAMES)}
-    again = import_corrupted(folder, target, test=test, limit=limit, progress=silent)
-    assert again.identity == corrupted.identity
-    assert {path.name: path.stat().st_mtime_ns for path in target.iterdir()} == files
-
-
-def test_import_replaces_another_set_whole(folder: Path, tmp_path: Path, test: Split) -> None:
-    target = tmp_path / "corrupted"
-    import_corrupted(folder, target, test=test, limit=None, progress=silent)
-    (folder / "fog.npy").unlink()
-    corrupted = import_corrupted(folder, target, test=test, limit=3, progress=silent)
-    assert corrupted.names == ("gaussian_noise", "saturate")
-    assert corrupted.images_per_cell == 3
-
-
-def test_interrupted_import_is_not_taken_for_complete(folder: Path, tmp_path: Path, test: Split) -> None:
-    def interrupt(description: str, done: int, total: int) -> None:
-        if done == 1:
-            raise KeyboardInterrupt
-
-    target = tmp_path / "corrupted"
-    with pytest.raises(KeyboardInterrupt):
-        import_corrupted(folder, target, test=test, limit=None, progress=interrupt)
-    with pytest.raises(UserError, match=r"labels\.npy is missing"):
-        open_corrupted(target, "cifar10")
-    assert import_corrupted(folder, target, test=test, limit=None, progress=silent).names == NAMES
-
-
-def test_import_refuses_labels_of_other_classes(folder: Path, tmp_path: Path, test: Split) -> None:
-    few = make_split(test.images, test.labels * 0, ("a", "b"))
-    with pytest.raises(UserError, match="outside the 2 classes"):
-        import_corrupted(folder, tmp_path / "corrupted", test=few, limit=None, progress=silent)
-    assert not (tmp_path / "corrupted").exists()

@@ -462,9 +462,7 @@ def test_every_mode_is_resized_to_the_same_picture(tmp_path: Path, name: str) ->
     assert np.array_equal(image[..., 0], image[..., 2]) == grey
     with Image.open(io.BytesIO(PHOTOS[name])) as opened:
         size = f"{opened.width}x{opened.height}"
-    assert notes == [
-        f"1 of 11 images resized to 32x32, the centre square of each: they had {size} to {size} pixels"
-    ]
+    assert notes == [f"1 of 11 images resized to 32x32, the centre square of each: they had {size} pixels"]
 
 
 def test_transparency_is_white_and_orientation_kept_in_large_images(tmp_path: Path) -> None:

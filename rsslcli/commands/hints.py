@@ -1,0 +1,78 @@
+"""What a person should do next with this data on this machine: composes the lines that begin with `next:`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rsslcli.commands.console import say_next
+from rsslcli.core.config import Config, read_config_file
+from rsslcli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rsslcli.core.data.store import Dataset
+
+#: Fewer training images than these are few: they ask for a small network, small batches and many epochs.
+_FEW = 3000
+#: How many runs beside a run are looked at.
+_BESIDE = 50
+
+
+def suggest_training(data: Dataset, data_dir: Path) -> None:
+    """After a look at a data set: train on it, with settings for its size and this machine."""
+    from rsslcli.core.data.store import EMBEDDED
+    from rsslcli.core.runtime import resolve_device
+
+    images = len(data.train.labels)
+    which = ["--dataset", data.name]
+    if data.name == EMBEDDED:
+        which = ["--preset", "quick"]
+    elif images < _FEW:  # as docs/data.md recommends
+        which += ["--depth", "16", "--width", "1", "--batch-size", str(min(16, images)), "--epochs", "60"]
+    elif resolve_device("auto").type == "cpu":
+        which += ["--preset", "small"]
+    say_next("train-automl", *which, data_dir=data_dir)
+
+
+def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
+    """After a training: evaluate the run, on the same images as the AutoML runs beside it."""
+    from rsslcli.core.data.store import EMBEDDED, dataset_folder
+
+    labels = dataset_folder(data_dir, config.dataset) / "corrupted" / "labels.npy"
+    if config.dataset != EMBEDDED and not labels.is_file():
+        suggest_corruptions(config.dataset, data_dir)
+        return
+    fair: list[str | Path] = []
+    if not config.automl:
+        tuned = _tuned_beside(run, config.dataset)
+        drawn = (config.seed, config.validation_images)
+        if not tuned or drawn in tuned.values():
+            fair = ["--leave-out-validation"]
+        else:
+            fair = ["--same-images-as", next(iter(tuned))]
+    say_next("eval-c", run, *fair, data_dir=data_dir)
+
+
+def suggest_corruptions(dataset: str, data_dir: Path) -> None:
+    """After a step that leaves a data set without its corrupted test set: make it."""
+    say_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
+
+
+def suggest_report(run: Path) -> None:
+    """After an evaluation: a report on the run and on those beside it."""
+    folder = run.parent
+    say_next("report", run if folder == Path() else folder)
+
+
+def _tuned_beside(run: Path, dataset: str) -> dict[Path, tuple[int, int]]:
+    """The AutoML runs on `dataset` beside a run, latest first, and what the images that tune λ depend on."""
+    found: dict[Path, tuple[int, int]] = {}
+    with suppress(OSError):
+        files = sorted(run.parent.glob("*/checkpoint.pt"), key=lambda file: -file.stat().st_mtime)
+        for file in files[:_BESIDE]:
+            with suppress(UserError):
+                config = Config(**read_config_file(file.with_name("config.yaml")))
+                if config.automl and config.dataset == dataset:
+                    found[file.parent] = (config.seed, config.validation_images)
+    return found

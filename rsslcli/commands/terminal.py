@@ -1,0 +1,131 @@
+"""How text reaches a terminal, a file or a pipe, whatever it can show and however full it is."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
+from rich.progress import Progress
+from rich.table import Table
+from rich.theme import Theme
+
+#: The error handler that replaces characters which an encoding lacks.
+_LOOK_ALIKES = "rssl-look-alikes"
+_REPLACEMENTS = {
+    "–": "-", "—": "-", "−": "-", "‑": "-", "·": "*", "×": "x", "→": "->", "…": "...", "±": "+/-",
+    "≤": "<=", "≥": ">=", "’": "'", "“": '"', "”": '"',
+    "α": "alpha", "β": "beta", "λ": "lambda", "σ": "sigma", "τ": "tau",
+}  # fmt: skip
+_THEME = Theme(
+    {"table.header": "bold cyan", "error": "bold red", "note": "yellow", "next": "bold green"},
+)
+#: Columns that bars leave free at the right, for the ^C that a terminal shows.
+_MARGIN = 3
+
+
+def _look_alike(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    import unicodedata
+
+    replaced = ""
+    for c in error.object[error.start : error.end]:
+        plain = unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()
+        replaced += _REPLACEMENTS.get(c) or plain or "?"
+    return replaced, error.end
+
+
+codecs.register_error(_LOOK_ALIKES, _look_alike)
+
+
+def replace_unprintable(*streams: TextIO | None) -> None:
+    """Let these streams write something similar for a character that their encoding lacks."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_LOOK_ALIKES)
+
+
+class TextConsole(Console):
+    """A console that prints text as it is: brackets and colons in names of files are no markup.
+
+    It shows no bars and folds nothing on the way to a file or another program. If it cannot be written, the
+    work goes on, so that nothing is lost but the text; `failure` then holds the first error.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        shown = stream is not None and stream.isatty()
+        super().__init__(
+            stderr=stderr,
+            quiet=quiet,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            # Without colors, also without bold: then nothing but text is printed.
+            color_system=None if os.environ.get("NO_COLOR") else "auto",
+            # FORCE_COLOR asks for colors, not for bars in a log.
+            force_interactive=None if shown else False,
+            theme=_THEME,
+        )
+        if not shown:
+            self.width = 10_000
+        self.failure: OSError | None = None
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does; tables are folded between words, never within one."""
+        for table in objects:
+            if isinstance(table, Table):
+                _keep_words_whole(table)
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.failure = self.failure or error
+            self.quiet = True
+
+    def as_shown(self, text: str) -> str:
+        """`text` with the replacements that this console's encoding needs."""
+        return text.encode(self.encoding, _LOOK_ALIKES).decode(self.encoding)
+
+
+def _keep_words_whole(table: Table) -> None:
+    for column in table.columns:
+        words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
+        column.min_width = max(map(cell_len, words), default=None)
+
+
+class Bar(Progress):
+    """Progress bars on a console, which vanish in the end. Shows nothing where the console is no terminal."""
+
+    def __init__(self, console: Console, *columns: Any) -> None:
+        self._terminal = console  # rich asks for the bars before it has noted their console
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_interactive)
+
+    @property
+    def room(self) -> int:
+        """The number of columns that it may fill."""
+        return max(self._terminal.width - _MARGIN, 1)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, within the room for them."""
+        yield Constrain(self.make_tasks_table(self.tasks), self.room)
+
+
+def lost_output() -> OSError | None:
+    """Why stdout does not take what was printed, which is given up then; None if it does."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Else Python would try once more on its way out, and complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None

@@ -1,0 +1,229 @@
+"""Import a corrupted test set: copy it beside the set that is there, check it, then put it in its place."""
+
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.data.corrupted import (
+    GENERATED,
+    CorruptedSet,
+    open_corrupted,
+    read_record,
+    replace_files,
+    write_blocks,
+    write_record,
+)
+from rsslcli.core.data.corrupted_source import CorruptedSource
+from rsslcli.core.data.matching import check_labels, describe_classes
+from rsslcli.core.data.store import IMAGE_SHAPE, Split
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import replacing
+from rsslcli.core.progress import Note, Progress, silent
+
+#: The folder, in that of the set, of whatever is not finished.
+UNFINISHED = "download"
+_CHUNK = 2**20
+
+
+def import_corrupted(
+    source: Path,
+    folder: Path,
+    *,
+    test: Split,
+    limit: int | None = None,
+    complete: bool = False,
+    origin: str | None = None,
+    progress: Progress = silent,
+    note: Note = lambda text: None,
+) -> tuple[CorruptedSet, bool]:
+    """Make `folder` a copy of the corrupted set in `source`, or of the first `limit` images of its blocks.
+
+    Nothing is copied if `folder` already holds the same images and labels, compared byte by byte. A refused
+    or interrupted import leaves the set that was there.
+
+    Args:
+        source: a folder with the files of CIFAR-10-C, its parent, or a tar or zip archive of them.
+        folder: the corrupted folder of the data set.
+        test: the clean test images, by which the labels are checked.
+        limit: how many images of each corruption and severity to keep, at least 1; all if None.
+        complete: refuse a source without all nineteen corruptions.
+        origin: what the record calls the source, by default its path.
+        progress: told after every corruption.
+        note: told which label stands for which class, and what is unusual about the source.
+
+    Returns:
+        The set in `folder`, and whether anything was copied.
+
+    Raises:
+        UserError: no corrupted set is there, or one that is damaged, changes while it is read, or has labels
+            that are not those of `test`.
+        RsslError: `folder` cannot be written.
+    """
+    scratch = folder / UNFINISHED / "unpacked"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        found = CorruptedSource(source, scratch / "archive", classes=len(test.classes), complete=complete)
+        count = min(limit or found.available, found.available)
+        record: dict[str, Any] = {
+            "origin": origin or str(source.resolve()),
+            "limit": None if count == found.available else count,
+            "test": test.checksum,
+        }
+        present = _open_if_same(folder, found, count, progress)
+        if present is None:
+            record["files"] = _stage(found, count, scratch, progress)
+        corrupted = present or open_corrupted(scratch, folder.name)
+        _check(corrupted, test, source, note)
+        _note_size(found, count, test, limit, note)
+        if present is None:
+            record["identity"] = corrupted.identity
+            return replace_files(folder, corrupted, record), True
+        known = read_record(folder)
+        if known.get("test") != test.checksum and not (folder / GENERATED).exists():
+            write_record(folder, record | known | {"test": test.checksum, "files": _checksums(present)})
+        return present, False
+    except OSError as error:
+        raise RsslError(f"cannot import {source} into {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.parent.rmdir()  # unless an archive is there
+
+
+def find_imported(
+    folder: Path,
+    origin: str,
+    limit: int | None,
+    *,
+    test: Split,
+    progress: Progress = silent,
+    note: Note = lambda text: None,
+) -> CorruptedSet | None:
+    """The set in `folder`, if it is untouched since it was imported from `origin` with this limit.
+
+    Raises:
+        UserError: its labels are not those of `test`.
+    """
+    record = read_record(folder)
+    if record.get("origin") != origin or (folder / GENERATED).exists():
+        return None
+    try:
+        present = open_corrupted(folder, folder.name)
+    except UserError:
+        return None  # half imported, or damaged
+    unlimited = record.get("limit") is None and (limit is None or limit >= present.images_per_cell)
+    if not unlimited and record.get("limit") != limit:
+        return None
+    if "files" in record:
+        untouched = record["files"] == _checksums(present, progress)
+    else:  # written before records had the checksums of whole files
+        untouched = record.get("identity") == present.identity
+    if not untouched:
+        return None
+    _check(present, test, folder, note)
+    if record.get("test") != test.checksum:
+        write_record(folder, record | {"test": test.checksum})
+    return present
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise RsslError unless so many bytes are free on the disk of `folder`."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RsslError(
+            f"{folder} has {free / 2**30:.1f} GiB of free space, of the {needed / 2**30:.1f} GiB needed: "
+            "free some, or choose another data folder"
+        )
+
+
+def image_bytes(images: int) -> int:
+    """The bytes of one corruption with so many images at each severity."""
+    return math.prod(IMAGE_SHAPE) * len(SEVERITIES) * images
+
+
+# --- checking and copying -------------------------------------------------------------------------
+
+
+def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> None:
+    """Raise UserError if the labels are wrong; else tell what they stand for."""
+    checked = check_labels(corrupted, test, source)
+    verdict = (
+        "the test images agree"
+        if checked
+        else "this could not be checked, because its images are not recognizably those of the test set"
+    )
+    note(f"labels of {source}: {describe_classes(test.classes)}; {verdict}")
+
+
+def _note_size(found: CorruptedSource, count: int, test: Split, limit: int | None, note: Note) -> None:
+    """Tell of labels that are not there five times, and of another number of images than in the test set."""
+    if found.one_label_each:
+        note(f"labels.npy in {found.source} has one label per image, used for all five severities")
+    if limit is None and count != len(test.labels):
+        note(
+            f"{found.source} has {count} images at each severity, the test set has {len(test.labels)} images"
+        )
+
+
+def _open_if_same(
+    folder: Path, found: CorruptedSource, count: int, progress: Progress
+) -> CorruptedSet | None:
+    """The set in `folder` if it holds the same as the source, compared byte by byte."""
+    try:
+        present = open_corrupted(folder, folder.name)
+    except UserError:
+        return None  # absent, or the remains of an interrupted import
+    if present.names != found.names or not np.array_equal(present.labels, found.labels[:count]):
+        return None
+    for done, name in enumerate(found.names):
+        progress("comparing corruptions", done, len(found.names))
+        for severity, block in zip(SEVERITIES, found.blocks(name, count), strict=True):
+            if not np.array_equal(present.cell(name, severity), block):
+                return None
+    found.check_unchanged()
+    return present
+
+
+def _stage(found: CorruptedSource, count: int, scratch: Path, progress: Progress) -> dict[str, str]:
+    """Copy the first `count` images of all blocks to `scratch`; return the sha256 of each file."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    check_space(scratch, image_bytes(count) * len(found.names))
+    checksums = {}
+    for done, name in enumerate(found.names):
+        progress("copying corruptions", done, len(found.names))
+        checksums[f"{name}.npy"] = write_blocks(scratch / f"{name}.npy", found.blocks(name, count))
+    with replacing(scratch / "labels.npy") as file:
+        np.save(file, np.tile(found.labels[:count], len(SEVERITIES)))
+    checksums["labels.npy"] = _sha256(scratch / "labels.npy")
+    found.check_unchanged()
+    progress("copying corruptions", len(found.names), len(found.names))
+    return checksums
+
+
+def _checksums(corrupted: CorruptedSet, progress: Progress = silent) -> dict[str, str]:
+    names = [*(f"{name}.npy" for name in corrupted.names), "labels.npy"]
+    return {name: _sha256(corrupted.folder / name, progress) for name in names}
+
+
+def _sha256(path: Path, progress: Progress = silent) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks(path, progress):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def chunks(path: Path, progress: Progress) -> Iterator[bytes]:
+    """The content of a file, piece by piece."""
+    done, total = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            done += len(chunk)
+            yield chunk
+            progress("checking what is there", done, max(done, total))

@@ -1,0 +1,133 @@
+"""Whether a corrupted set numbers the classes as the data set does: its pictures tell.
+
+A mildly corrupted image is still recognizably the picture that it was made from: shrunk to a few pixels, it
+lies far nearer to that one than to any other. Where the clean test set has the picture, both labels must name
+the same class.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.store import IMAGE_SHAPE, Images, Split
+from rsslcli.core.errors import UserError, quoted
+
+_SIDE = 8  # pixels of the shrunk images
+_RATIO = 0.5  # a picture is recognized if the second nearest is twice as far away
+_LOOKED_AT = 4000  # images of all corruptions together
+#: Of pictures that are no versions of the test images, about one in a hundred has a near copy among them.
+_RECOGNIZED = 0.05
+_TOLERATED = 0.1  # the share of recognized pictures that may be of another class, such as by near copies
+_NOISE = 1e-4  # more than rounding makes of a squared distance
+_AT_ONCE = 16  # rows of distances in memory
+
+_Features = npt.NDArray[np.float32]
+
+
+def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
+    """Compare the labels of recognized pictures, at severity 1, with the classes they have in `test`.
+
+    The images need not be in the same order, and either set may be a part of the other.
+
+    Returns:
+        True if the labels agree; False if too few pictures are recognized to tell.
+
+    Raises:
+        UserError: the labels do not agree. The message calls the set `source`.
+    """
+    cells, said, found = _recognize(corrupted, test)
+    looked_at = min(_per_cell(corrupted), corrupted.images_per_cell, len(test.labels)) * len(corrupted.names)
+    if not len(said) or len(said) < _RECOGNIZED * looked_at:
+        return False
+    wrong = said != found
+    bad = np.isin(cells, _disagreeing(wrong, cells))
+    if bad.any() and not bad.all() and not len(_disagreeing(wrong[~bad], said[~bad])):
+        cell = cells[bad][0]
+        raise _out_of_order(f"{corrupted.names[cell]}.npy in {source}", wrong[cells == cell])
+    bad_labels = _disagreeing(wrong, said)
+    for label in bad_labels:
+        shown = np.bincount(found[said == label])
+        if shown.argmax() != label and 2 * shown.max() > shown.sum():
+            raise UserError(
+                f"{source} does not number the classes as the data set does: images with the label {label}, "
+                f"class {quoted(test.classes[label])} of the data set, are pictures of class "
+                f"{quoted(test.classes[shown.argmax()])}: rename the class folders of the data set so that "
+                "their names sort in the order of the labels, and prepare it again"
+            )
+    if len(bad_labels) or len(_disagreeing(wrong, np.zeros_like(said))):
+        raise _out_of_order(str(source), wrong)
+    return True
+
+
+def describe_classes(classes: tuple[str, ...]) -> str:
+    """Which number stands for which class, on one line: all of up to ten classes, else some."""
+    numbers = range(len(classes))
+    shown = [f"{number} = {quoted(classes[number])}" for number in numbers]
+    return ", ".join(shown if len(shown) <= 10 else [*shown[:3], "…", shown[-1]])
+
+
+def _out_of_order(subject: str, wrong: npt.NDArray[np.bool_]) -> UserError:
+    return UserError(
+        f"{subject} is not in the order of its labels: {wrong.sum()} of the {len(wrong)} images recognized "
+        "in it are of another class than their labels say: get it again"
+    )
+
+
+def _per_cell(corrupted: CorruptedSet) -> int:
+    return -(-_LOOKED_AT // len(corrupted.names))
+
+
+def _recognize(corrupted: CorruptedSet, test: Split) -> tuple[npt.NDArray[np.int64], ...]:
+    """Of each recognized image: the index of its corruption, its label, and its label in `test`."""
+    # Look for images of the smaller set in the larger one: there nearly all of them can be found.
+    forth = corrupted.images_per_cell <= len(test.labels)
+    clean = _features(test.images) if forth else None
+    parts = []
+    for index in range(len(corrupted.names)):
+        images = corrupted.cell(corrupted.names[index], 1)
+        smaller = min(len(images), len(test.labels))
+        chosen = np.random.default_rng(index).permutation(smaller)[: _per_cell(corrupted)]
+        if clean is not None:
+            nearest, known = _nearest(_features(images[chosen]), clean)
+            pairs = corrupted.labels[chosen], test.labels[nearest]
+        else:
+            nearest, known = _nearest(_features(test.images[chosen]), _features(images))
+            pairs = corrupted.labels[nearest], test.labels[chosen]
+        parts.append(np.stack([np.full(len(chosen), index), *pairs])[:, known])
+    cells, said, found = np.concatenate(parts, axis=1)
+    return cells, said, found
+
+
+def _features(images: Images) -> _Features:
+    """Shrink images, take away the mean color and the contrast: float32 (N, 8 * 8 * 3) of length 1 or 0."""
+    block = IMAGE_SHAPE[0] // _SIDE
+    blocks = images.reshape(len(images), _SIDE, block, _SIDE, block, 3)
+    small: _Features = blocks.mean((2, 4), dtype=np.float32).reshape(len(images), -1, 3)
+    small -= small.mean(1, keepdims=True)
+    small = small.reshape(len(images), -1)
+    lengths = np.linalg.norm(small, axis=1, keepdims=True)
+    small /= np.where(lengths > 1, lengths, np.inf)
+    return small
+
+
+def _nearest(queries: _Features, gallery: _Features) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The index of the nearest of `gallery` for each query, and whether both are clearly the same picture."""
+    nearest = np.zeros(len(queries), np.int64)
+    known = np.zeros(len(queries), np.bool_)
+    for start in range(0, len(queries) if len(gallery) > 1 else 0, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        likeness = queries[part] @ gallery.T
+        nearest[part] = likeness.argmax(1)
+        second, first = np.partition(likeness, -2, axis=1)[:, -2:].T
+        # Of vectors of length 1, 2 - 2 times the inner product is the squared distance.
+        known[part] = np.maximum(1 - first, _NOISE) < _RATIO**2 * (1 - second)
+    return nearest, known
+
+
+def _disagreeing(wrong: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """The groups of which more than one picture, and more than a tenth, is of the wrong class."""
+    counts: npt.NDArray[Any] = np.bincount(groups)
+    return np.flatnonzero(np.bincount(groups, weights=wrong) > np.maximum(1, _TOLERATED * counts))

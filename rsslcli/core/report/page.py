@@ -1,0 +1,209 @@
+"""A document of headings, text, tables and figures, as a self-contained HTML page and as Markdown.
+
+All text is escaped: whatever a run's files say, it is shown and not obeyed.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading: level 1 is the page's title."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Things to know before the rest is read, as a list."""
+
+    title: str
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. Its first column names the rows.
+
+    Attributes:
+        words: the columns that hold words, not numbers.
+        stacked: on a narrow screen a row becomes a block of lines, a line for each cell. Other tables scroll,
+            with their first column in place.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: frozenset[str] = frozenset()
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: SVG for the page, SVG for narrow screens, and the PNG `name` beside it.
+
+    `alt` says in words what it shows.
+    """
+
+    name: str
+    caption: str
+    alt: str
+    svg: bytes
+    narrow_svg: bytes
+    png: bytes
+
+
+Block = Heading | Text | Notes | Table | Figure
+
+
+def to_html(blocks: Sequence[Block]) -> str:
+    """The document as one HTML file: no script, nothing from elsewhere; light, dark and on paper."""
+    title = next(block.text for block in blocks if isinstance(block, Heading))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(map(_html, blocks))
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """The document as GitHub's Markdown; figures are the PNG files beside it."""
+    return "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+    if isinstance(block, Text):
+        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Notes):
+        items = "".join(f"<li>{html.escape(item)}</li>" for item in block.items)
+        return f'<aside role="note"><strong>{html.escape(block.title)}</strong><ul>{items}</ul></aside>'
+    if isinstance(block, Figure):
+        return (
+            f'<figure><picture><source media="{_NARROW}" srcset="{_data_url(block.narrow_svg)}">'
+            f'<img src="{_data_url(block.svg)}" alt="{html.escape(block.alt)}"></picture>'
+            f"<figcaption>{html.escape(block.caption)}</figcaption></figure>"
+        )
+
+    head = "".join(f'<th scope="col"{_side(block, name)}>{html.escape(name)}</th>' for name in block.columns)
+    body = ""
+    for first, *others in block.rows:
+        cells = zip(block.columns[1:], others, strict=True)
+        row = "".join(
+            f"<td{_side(block, name)}{_name(name)}>{html.escape(cell)}</td>" for name, cell in cells
+        )
+        body += f'<tr><th scope="row">{html.escape(first)}</th>{row}</tr>\n'
+    caption = html.escape(block.caption)
+    kind = "stacked" if block.stacked else "scroll"
+    return (
+        f'<div class="{kind}" tabindex="0" role="region" aria-label="{caption}"><table>\n'
+        f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>"
+    )
+
+
+def _side(table: Table, column: str) -> str:
+    return ' class="words"' if column in table.words else ""
+
+
+def _name(column: str) -> str:
+    """The column's name at each of its cells, where style sheets find it."""
+    return f' data-column="{html.escape(column)}"'
+
+
+def _data_url(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {_escape(block.text)}"
+    if isinstance(block, Text):
+        return _escape(block.text)
+    if isinstance(block, Notes):
+        return "\n".join([f"**{_escape(block.title)}**", "", *(f"- {_escape(item)}" for item in block.items)])
+    if isinstance(block, Figure):
+        return f"![{_escape(block.alt)}]({block.name})\n\n*{_escape(block.caption)}*"
+    sides = ["--:" if name not in block.words else ":--" for name in block.columns[1:]]
+    lines = [
+        f"| {' | '.join(row)} |" for row in ([":--", *sides], *(map(_escape, row) for row in block.rows))
+    ]
+    head = f"| {' | '.join(map(_escape, block.columns))} |"
+    return "\n".join([f"**{_escape(block.caption)}**", "", head, *lines])
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown takes for neither markup nor HTML, nor for a cell's end."""
+    return re.sub(r"([\\`*\[\]<>|&~]|\b_|_\b)", r"\\\1", text)
+
+
+#: Screens on which wide tables and pictures give way to narrow ones.
+_NARROW = "screen and (max-width: 40rem)"
+_CSS = """
+:root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --faint: #57606a; --line: #d0d7de;
+  --stripe: #f6f8fa; --note: #fff6dd; --edge: #b58900; }
+@media screen and (prefers-color-scheme: dark) { :root { --text: #e6e9ed; --page: #14171b; --faint: #9aa4af;
+  --line: #373e47; --stripe: #1c2127; --note: #2d2713; --edge: #d4a72c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1, h2, h3 { line-height: 1.25; margin: 2.2em 0 .6em; text-wrap: balance; }
+h1 { margin-top: .5em; } h2 { border-bottom: 1px solid var(--line); padding-bottom: .25em; }
+p { max-width: 46rem; overflow-wrap: anywhere; }
+aside { background: var(--note); border-left: 4px solid var(--edge); padding: .7rem 1rem; margin: 1.2rem 0;
+  overflow-wrap: anywhere; }
+aside ul { margin: .3rem 0 0; padding-left: 1.2rem; }
+.scroll, .stacked { overflow-x: auto; margin: 1.2rem 0; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; min-width: 50%; }
+caption { text-align: left; font-weight: 600; padding-bottom: .5rem; position: sticky; left: 0;
+  max-width: calc(100vw - 2rem); overflow-wrap: anywhere; }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+thead th { color: var(--faint); font-weight: 600; white-space: normal; vertical-align: bottom; }
+tbody th { font-weight: 600; white-space: normal; min-width: 10rem; overflow-wrap: anywhere; }
+tr { background: var(--page); } tbody tr:nth-child(even) { background: var(--stripe); }
+.scroll th:first-child { position: sticky; left: 0; background: inherit; }
+th:first-child, .words { text-align: left; }
+td:last-child.words { white-space: normal; overflow-wrap: anywhere; min-width: 11rem; }
+figure { margin: 1.5rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 46rem; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: .6rem;
+  margin-bottom: .5rem; border: 1px solid var(--line); }
+@media NARROW {
+  .scroll tbody th { min-width: 9.5rem; font-size: .8rem; }
+  .stacked table, .stacked tbody, .stacked tr, .stacked th, .stacked td { display: block; }
+  .stacked thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .stacked caption { display: block; }
+  .stacked tr { padding: .4rem .5rem .5rem; border-bottom: 1px solid var(--line); }
+  .stacked tbody th, .stacked td { border: 0; padding: .1rem 0; white-space: normal; min-width: 0; }
+  .stacked td { display: flex; justify-content: space-between; gap: 1.5rem; text-align: right; }
+  .stacked td::before { content: attr(data-column); color: var(--faint); text-align: left; flex: none;
+    max-width: 55%; }
+  picture img { width: 100%; max-width: 26rem; padding: .3rem; }
+}
+@media print {
+  @page { margin: 14mm; } body { font-size: 10pt; } main { max-width: none; padding: 0; }
+  table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
+  th, td.words { white-space: normal; min-width: 0; }
+  .scroll, .stacked { overflow: visible; } .scroll, .stacked, figure, aside { break-inside: avoid; }
+  .scroll th:first-child, caption { position: static; } caption { max-width: none; }
+  h1, h2, h3 { break-after: avoid; } img { border: 0; padding: 0; max-height: 230mm; }
+}
+""".replace("NARROW", _NARROW)
