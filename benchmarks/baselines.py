@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from rsslcli.core.automl import MAIN, automl_gradients, fixed_gradients
-from rsslcli.core.multitask import MultiTaskNetwork
-from rsslcli.core.networks import keep_running_statistics
+from rsslcli.core.networks.batch_norm import keep_running_statistics
 from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
+from rsslcli.core.training.multitask import MultiTaskNetwork
 
 
 @dataclass(frozen=True)

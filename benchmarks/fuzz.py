@@ -44,23 +44,23 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from safetensors.torch import save as safetensors_of
 
-from rsslcli.core.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
 from rsslcli.core.config import Config, make_config
 from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data import cifar
 from rsslcli.core.data.cifar import official_name, read_cifar
 from rsslcli.core.data.corrupted import open_corrupted
-from rsslcli.core.data.download import download_corrupted
 from rsslcli.core.data.image_tree import is_image_tree, read_image_tree
 from rsslcli.core.data.importing import find_imported, import_corrupted
 from rsslcli.core.data.prepare import prepare
+from rsslcli.core.data.published import download_corrupted
 from rsslcli.core.data.store import load_split, make_split, save_split
 from rsslcli.core.errors import RsslError
-from rsslcli.core.evaluation import evaluate
-from rsslcli.core.metrics import Metrics
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.evaluation.accuracy import evaluate
+from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.progress import silent
 from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.training.metrics import Metrics
+from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
 
 DEADLINE = 5.0  #: seconds for one input
 MEMORY = 2 << 30  #: bytes of address space beyond what the libraries take

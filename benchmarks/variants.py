@@ -18,17 +18,17 @@ from baselines import Pass, PlainWideResNet, Problem
 from harness import Works, peak_memory
 from torch import Tensor, nn
 
-from rsslcli.core.automl import MAIN, automl_gradients
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.augment import pad_images, to_float
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.data.shapes import SHAPES, draw_shapes
 from rsslcli.core.data.store import make_split, save_split
-from rsslcli.core.evaluation import BATCH_SIZE, evaluate
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.evaluation.accuracy import BATCH_SIZE, evaluate
+from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.runtime import keep_freed_memory, resolve_device
-from rsslcli.core.trainer import DeviceData, Trainer
+from rsslcli.core.training.automl import MAIN, automl_gradients
+from rsslcli.core.training.step import DeviceData, Trainer
 
 TASKS = ("rotation", "bir", "color", "ir")
 CLASSES = tuple(SHAPES)

@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from rsslcli.core.config import Config, make_config
     from rsslcli.core.corruptions.names import CORRUPTIONS
     from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
-    from rsslcli.core.evaluation import Evaluation
-    from rsslcli.core.export import Exported, export_classifier
+    from rsslcli.core.evaluation.result import Evaluation
     from rsslcli.core.randomness import BatchRandom
-    from rsslcli.core.report import write_report
+    from rsslcli.core.report.write import write_report
     from rsslcli.core.tasks.base import Task
-    from rsslcli.core.tasks.contract import check_task
+    from rsslcli.core.tasks.check import check_task
     from rsslcli.core.tasks.own import register_task
-    from rsslcli.core.training import EpochDone, Event, Noticed, Started, StepsDone, TrainingResult
+    from rsslcli.core.training.events import EpochDone, Event, Noticed, Started, StepsDone
+    from rsslcli.core.training.loop import TrainingResult
+    from rsslcli.core.weights.export import Exported, export_classifier
 
 __version__ = "0.1.0"
 __all__ = [

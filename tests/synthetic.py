@@ -12,7 +12,7 @@ import numpy as np
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS
-from rsslcli.core.evaluation import Evaluation
+from rsslcli.core.evaluation.result import Evaluation
 
 FOUR = ("rotation", "bir", "color", "ir")
 #: Points of corrupted accuracy that tasks shall add in the invented studies.

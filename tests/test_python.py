@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import rsslcli
-from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.data import loading, shapes
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

@@ -33,14 +33,14 @@ from rsslcli.commands.hints import suggest_evaluation, suggest_report
 from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
-from rsslcli.core.evaluation_files import WHOLE, evaluation_path, save_whole
+from rsslcli.core.evaluation.files import WHOLE, evaluation_path, save_whole
 from rsslcli.core.files import checkpoint_path
-from rsslcli.core.normalization import parse_normalization
+from rsslcli.core.networks.normalization import parse_normalization
 
 if TYPE_CHECKING:
-    from rsslcli.core.checkpoint import Checkpoint as Trained
     from rsslcli.core.data.corrupted import CorruptedSet
-    from rsslcli.core.evaluation import Evaluation
+    from rsslcli.core.evaluation.result import Evaluation
+    from rsslcli.core.weights.checkpoint import Checkpoint as Trained
 
 
 def eval_c(
@@ -122,13 +122,14 @@ def eval_c(
     check_checkpoints(checkpoint, same_images_as)
 
     with waiting():
-        from rsslcli.core.checkpoint import load_checkpoint, load_classifier
-        from rsslcli.core.class_names import match_classes
         from rsslcli.core.data.loading import load, load_corrupted
-        from rsslcli.core.evaluation import evaluate, fingerprint_weights, with_robustbench
+        from rsslcli.core.data.validation import validation_source
+        from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
+        from rsslcli.core.evaluation.class_names import match_classes
+        from rsslcli.core.evaluation.result import with_robustbench
         from rsslcli.core.ranks import join_ranks
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
-        from rsslcli.core.training import validation_source
+        from rsslcli.core.weights.checkpoint import load_checkpoint, load_classifier
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
@@ -326,7 +327,7 @@ def _summary(result: Evaluation) -> str:
 
 def _robustbench_summary(result: Evaluation) -> str:
     """What RobustBench's corruption leaderboard would say, and what would be different there."""
-    from rsslcli.core.evaluation import ROBUSTBENCH_IMAGES
+    from rsslcli.core.evaluation.result import ROBUSTBENCH_IMAGES
 
     terms = result.about["robustbench"]
     differs = ""

@@ -10,7 +10,7 @@ import typer
 
 from rsslcli.commands.console import Checkpoint, Normalization, check_checkpoints, err, note, out, waiting
 from rsslcli.core.errors import UserError
-from rsslcli.core.normalization import parse_normalization
+from rsslcli.core.networks.normalization import parse_normalization
 
 
 def export(
@@ -35,8 +35,8 @@ def export(
 
     with waiting():
         from rsslcli import __version__
-        from rsslcli.core.checkpoint import load_classifier
-        from rsslcli.core.export import check_export, export_classifier
+        from rsslcli.core.weights.checkpoint import load_classifier
+        from rsslcli.core.weights.export import check_export, export_classifier
 
         check_export(output)
     notes: list[str] = []

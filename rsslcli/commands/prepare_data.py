@@ -183,7 +183,7 @@ def bring_in_place(
                     progress=progress,
                 )
         elif downloads:
-            from rsslcli.core.data.download import download_corrupted
+            from rsslcli.core.data.published import download_corrupted
 
             with progress_bar() as progress:
                 corrupted = download_corrupted(

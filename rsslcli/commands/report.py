@@ -13,7 +13,7 @@ from rsslcli.commands import completion
 from rsslcli.commands.console import err, note, out, waiting
 
 if TYPE_CHECKING:
-    from rsslcli.core.page import Table as Content
+    from rsslcli.core.report.page import Table as Content
 
 
 def report(
@@ -36,7 +36,7 @@ def report(
     # two of them side by side
     rssl report runs/first runs/second --output comparison
     """
-    from rsslcli.core.report import table_1, write_report
+    from rsslcli.core.report.write import table_1, write_report
 
     folder = output or (runs[0] if len(runs) == 1 else Path()) / "report"
     with waiting("drawing the report"):

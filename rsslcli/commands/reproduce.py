@@ -38,22 +38,13 @@ from rsslcli.commands.console import (
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
 from rsslcli.commands.training_run import ConfigFile, TaskFile
 from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
-from rsslcli.core.study import (
-    PAPER_METHODS,
-    PRESETS,
-    Cell,
-    CellEvent,
-    Runner,
-    choose,
-    plan,
-    save_plan,
-    shell_line,
-    threads_each,
-)
+from rsslcli.core.study.cell import Cell, shell_line
+from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_plan
+from rsslcli.core.study.runner import CellEvent, Runner, threads_each
 
 if TYPE_CHECKING:
-    from rsslcli.core.estimate import Sizes
-    from rsslcli.core.results import Study
+    from rsslcli.core.report.comparison import Study
+    from rsslcli.core.study.estimate import Sizes
 
 #: What the options of the grid stand under in the help.
 STUDY = "Study"
@@ -189,7 +180,7 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
 
 def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> None:
     """Write the report on what there is, print its Table 1, and say how to go on."""
-    from rsslcli.core.report import write_report
+    from rsslcli.core.report.write import write_report
 
     finished = [cell.directory for cell in cells if cell.status() == "done"]
     study = cells[0].directory.parent
@@ -214,7 +205,7 @@ _REPORT_ONLY = ("seeds", "the usual 15", "clean")
 
 def _print_table_1(study: Study) -> None:
     """Table 1 within 80 columns: accuracies, and their differences to the baseline."""
-    from rsslcli.core.report import table_1
+    from rsslcli.core.report.write import table_1
 
     content = table_1(study)
     title = Text(f"{study.title}\n{content.caption}")
@@ -291,7 +282,7 @@ class _View:
 
 def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) -> None:
     """The table of `--dry-run`, and the commands of every cell that is not done."""
-    from rsslcli.core.estimate import estimate
+    from rsslcli.core.study.estimate import estimate
 
     # What this command has taken until here is what the others take to begin.
     estimates = estimate(cells, sizes, threads=threads_each(jobs), startup=time.process_time())
@@ -335,8 +326,8 @@ def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
     from rsslcli.core.data.loading import EMBEDDED_LIMIT
     from rsslcli.core.data.shapes import TEST_SIZE, TRAIN_SIZE
     from rsslcli.core.data.store import EMBEDDED, dataset_folder, load_dataset
-    from rsslcli.core.estimate import Sizes
-    from rsslcli.core.training import validation_source
+    from rsslcli.core.data.validation import validation_source
+    from rsslcli.core.study.estimate import Sizes
 
     name, embedded = cell.config.dataset, cell.config.dataset == EMBEDDED
     try:

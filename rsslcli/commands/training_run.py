@@ -44,7 +44,8 @@ from rsslcli.core.errors import InterruptedTrainingError, UserError
 from rsslcli.core.files import other_runs
 
 if TYPE_CHECKING:
-    from rsslcli.core.training import Event, TrainingResult
+    from rsslcli.core.training.events import Event
+    from rsslcli.core.training.loop import TrainingResult
 
 #: Headings of the options on the help pages.
 TASKS, _TRAINING, _RUN, _MACHINE = "Tasks", "Training", "Run", "Machine"
@@ -215,8 +216,8 @@ def run_training(
         from rsslcli.core.data.loading import load, load_corrupted
         from rsslcli.core.ranks import join_ranks
         from rsslcli.core.runtime import keep_freed_memory, resolve_device
-        from rsslcli.core.tensorboard import TensorBoardWriter
-        from rsslcli.core.training import train
+        from rsslcli.core.training.loop import train
+        from rsslcli.core.training.tensorboard import TensorBoardWriter
 
     keep_freed_memory()
     with ExitStack() as stack:
@@ -373,7 +374,7 @@ class TrainingView:
 
     def __call__(self, event: Event) -> None:
         """Show what the engine tells."""
-        from rsslcli.core.training import EpochDone, Noticed, Started
+        from rsslcli.core.training.events import EpochDone, Noticed, Started
 
         if isinstance(event, Started):
             self._task = self.bar.add_task("", total=event.steps, completed=event.step, values="")

@@ -75,10 +75,10 @@ def visualize_tasks(
     check_dataset(dataset, data_dir)
 
     with waiting():
-        from rsslcli.core.checkpoint import load_checkpoint
         from rsslcli.core.data.loading import load
         from rsslcli.core.data.store import EMBEDDED, prepared_datasets
-        from rsslcli.core.figures import draw_tasks, save_png
+        from rsslcli.core.task_pictures import draw_tasks, save_png
+        from rsslcli.core.weights.checkpoint import load_checkpoint
 
     trained = None if checkpoint is None else load_checkpoint(checkpoint)
     if dataset is None and trained is not None:

@@ -10,18 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rsslcli.core import checkpoint, evaluation, training
-from rsslcli.core.class_names import match_classes
 from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, one_line, quoted
-from rsslcli.core.evaluation import Evaluation
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.evaluation import accuracy as evaluation
+from rsslcli.core.evaluation.class_names import match_classes
+from rsslcli.core.evaluation.result import Evaluation
+from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.runtime import autocast
-from rsslcli.core.training import Event, TrainingResult
+from rsslcli.core.training import loop as training
+from rsslcli.core.training.events import Event
+from rsslcli.core.training.loop import TrainingResult
+from rsslcli.core.weights import checkpoint
 
 
 class Classifier(nn.Module):

@@ -26,12 +26,12 @@ from PIL import Image
 from rsslcli.app import COMMANDS, app
 from rsslcli.commands.console import say_next
 from rsslcli.commands.training_run import _new_directory
-from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +390,7 @@ def test_options_without_effect_get_a_note(home: Path, here: Here, monkeypatch: 
     def stop(*_: object, **__: object) -> None:
         raise UserError("enough")
 
-    monkeypatch.setattr("rsslcli.core.training.train", stop)
+    monkeypatch.setattr("rsslcli.core.training.loop.train", stop)
     for command, notes in (
         ("train-automl --fixed --meta-lr 1 --warmup-epochs 2", {"--meta-lr", "--warmup-epochs"}),
         ("train-automl --fixed --validation-corruptions extra", {"--validation-corruptions"}),

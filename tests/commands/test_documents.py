@@ -13,7 +13,9 @@ import pytest
 from helpers import Here
 
 from rsslcli.core.config import Config
-from rsslcli.core.study import Runner
+from rsslcli.core.data import published
+from rsslcli.core.study.runner import Runner
+from rsslcli.core.training import loop as training
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
@@ -52,8 +54,7 @@ def documented(home: Path, here: Here, tmp_path: Path, monkeypatch: pytest.Monke
     def tiny(config: Config, *arguments: Any, **options: Any) -> Any:
         return train(dataclasses.replace(config, **TINY), *arguments, **options)
 
-    from rsslcli.core import training
-    from rsslcli.core.data import download, loading, shapes
+    from rsslcli.core.data import loading, shapes
 
     train = training.train
     monkeypatch.setattr(training, "train", tiny)
@@ -61,7 +62,7 @@ def documented(home: Path, here: Here, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(shapes, "TRAIN_SIZE", 200)
     monkeypatch.setattr(shapes, "TEST_SIZE", 60)
     monkeypatch.setattr(
-        download,
+        published,
         "download_corrupted",
         lambda name, folder, *, test, **_: loading.open_corrupted(folder, name),
     )

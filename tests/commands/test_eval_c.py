@@ -14,14 +14,14 @@ from helpers import Here, refuse, rssl, succeed
 from rich.console import Console
 
 from rsslcli.commands.eval_c import _summary, _table, eval_c
-from rsslcli.core.checkpoint import Checkpoint, save_checkpoint
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.shapes import draw_shapes
-from rsslcli.core.evaluation import Evaluation
-from rsslcli.core.networks import WideResNet
-from rsslcli.core.training import draw_validation_set
+from rsslcli.core.data.validation import draw_validation_set
+from rsslcli.core.evaluation.result import Evaluation
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights.checkpoint import Checkpoint, save_checkpoint
 
 #: Of the data set `mine`, which holds drawn shapes.
 CLASSES = tuple(sorted(draw_shapes(10, 0, "test")[2]))

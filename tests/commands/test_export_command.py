@@ -9,8 +9,8 @@ import torch
 from helpers import refuse, rssl
 
 from rsslcli.commands.export import export
-from rsslcli.core import export as core
-from rsslcli.core.networks import WideResNet
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights import export as core
 
 
 def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

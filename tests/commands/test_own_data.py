@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.data.corrupted import aligned, open_corrupted
 from rsslcli.core.data.store import load_dataset
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 #: What makes a training of the guide one of seconds; the later of two equal options counts.

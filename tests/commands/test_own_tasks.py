@@ -8,8 +8,8 @@ import yaml
 from helpers import TINY, Here
 from PIL import Image
 
-from rsslcli.core.checkpoint import load_checkpoint
 from rsslcli.core.tasks import own
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 FLIP = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
 

@@ -21,11 +21,11 @@ import torch
 import yaml
 from helpers import RSSL, TINY, refuse, rssl, succeed
 
-from rsslcli.core.checkpoint import load_checkpoint
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 #: `rssl`, with a checkpoint after every step: a random moment is often in the middle of writing one.
 EAGER = (
-    "import rsslcli.core.training as training; training.CHECKPOINT_SECONDS = 0.0; "
+    "import rsslcli.core.training.loop as training; training.CHECKPOINT_SECONDS = 0.0; "
     "from rsslcli.app import main; main()"
 )
 #: One thread, so that what a step computes does not depend on how threads share it out.

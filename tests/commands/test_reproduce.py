@@ -17,8 +17,10 @@ from synthetic import make_run
 
 from rsslcli.app import app, main
 from rsslcli.commands.reproduce import _duration, _print_table_1, _sizes, _View
-from rsslcli.core.report import Report, write_report
-from rsslcli.core.study import PRESETS, Cell, CellEvent, Runner, plan
+from rsslcli.core.report.write import Report, write_report
+from rsslcli.core.study.cell import Cell
+from rsslcli.core.study.grid import PRESETS, plan
+from rsslcli.core.study.runner import CellEvent, Runner
 from rsslcli.core.tasks import BEST_TASKS, own
 
 
@@ -79,7 +81,7 @@ def test_a_study_goes_on_without_the_options_that_added_its_rows(
         return write_report(runs, output)
 
     monkeypatch.setattr(Runner, "run", run)
-    monkeypatch.setattr("rsslcli.core.report.write_report", report)
+    monkeypatch.setattr("rsslcli.core.report.write.write_report", report)
     flip = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
     command = f"reproduce --preset quick --dataset mine --output {tmp_path / 'study'}"
     out = here.succeed(f"{command} --only flip,automl-flip --add-task flip --task-file {flip} --seeds 2")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, succeed
 
-from rsslcli.core.checkpoint import load_checkpoint
+from rsslcli.core.weights.checkpoint import load_checkpoint
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rsslcli"]
 TRAIN = f"train-automl --tasks rotation,ir --config my.yaml {TINY} --epochs 3"

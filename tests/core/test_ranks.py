@@ -18,7 +18,7 @@ from rsslcli.core.data.augment import pad_images, to_float
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import Ranks, join_ranks
 from rsslcli.core.tasks import TASKS
-from rsslcli.core.trainer import DeviceData, Trainer
+from rsslcli.core.training.step import DeviceData, Trainer
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -44,8 +44,8 @@ def train_steps(ranks: Ranks, mode: str) -> dict[str, Tensor]:
     labels = torch.randint(10, (45,), generator=generator)
     data = DeviceData(pad_images(images), labels, images[:12].flip(2), labels[:12])
     with (
-        mock.patch("rsslcli.core.networks.BatchNorm2d", PerImageNorm),
-        mock.patch("rsslcli.core.trainer.to_float", partial(to_float, dtype=torch.float64)),
+        mock.patch("rsslcli.core.networks.wide_resnet.BatchNorm2d", PerImageNorm),
+        mock.patch("rsslcli.core.training.step.to_float", partial(to_float, dtype=torch.float64)),
     ):
         trainer = Trainer(config, data, classes=10, ranks=ranks)
         trainer.model.double().train()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks import deconvolution_head
+from rsslcli.core.networks.heads import deconvolution_head
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks import linear_head
+from rsslcli.core.networks.heads import linear_head
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 

@@ -13,7 +13,7 @@ from rsslcli.core.config import Config, make_config
 from rsslcli.core.errors import UserError
 from rsslcli.core.tasks import TASKS, build_tasks, check_task_names, own
 from rsslcli.core.tasks.base import Task
-from rsslcli.core.tasks.contract import check_task
+from rsslcli.core.tasks.check import check_task
 
 FLIP = Path(__file__).parents[3] / "docs" / "examples" / "flip.py"
 HEAD = "from dataclasses import dataclass, field\nfrom rsslcli.core.tasks.base import Task\n"

@@ -1,0 +1,66 @@
+"""The corrupted images that tune λ (section 4), and the source images they are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rsslcli.core.config import Config
+from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
+from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.store import Dataset
+from rsslcli.core.errors import UserError
+from rsslcli.core.runtime import derive_seed
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """The corrupted images that tune λ (section 4): the same random source images from every cell.
+
+    Attributes:
+        images: uint8 (V, H, W, 3), V = corruptions · severities · source images.
+        labels: int64 (V,).
+        source: sorted indices of the source images.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    source: tuple[int, ...]
+
+
+def validation_source(config: Config, available: int) -> tuple[int, ...]:
+    """Which of the `available` source images an AutoML run of these settings tunes λ on, by its seed; sorted.
+
+    They are `validation_images`, but no more than half of what there is.
+
+    Raises:
+        UserError: there is only one, which leaves none to test on.
+    """
+    wanted = min(config.validation_images, available // 2)
+    if not wanted:
+        raise UserError("only one corrupted source image: to tune λ on some and test on others takes two")
+    random = np.random.default_rng(derive_seed(config.seed, "validation"))
+    return tuple(int(index) for index in np.sort(random.choice(available, wanted, replace=False)))
+
+
+def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSet | None) -> ValidationSet:
+    """Draw the images that tune λ, by the run's seed; none where λ is fixed."""
+    if not config.automl:
+        return ValidationSet(
+            np.empty((0, *dataset.train.images.shape[1:]), np.uint8), np.empty(0, np.int64), ()
+        )
+    if corrupted is None:
+        raise UserError(f"AutoML tunes λ on a corrupted test set, and '{dataset.name}' has none prepared")
+    if corrupted.labels.max() >= len(dataset.train.classes):
+        raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
+    source = validation_source(config, corrupted.images_per_cell)
+    names = [n for n in corrupted.names if config.validation_corruptions == "all" or n in EXTRA]
+    if not names:
+        raise UserError(
+            f"{corrupted.folder} has none of {', '.join(EXTRA)}, which validation_corruptions asks for"
+        )
+    chosen = np.array(source)
+    cells = [corrupted.cell(name, severity)[chosen] for name in names for severity in SEVERITIES]
+    return ValidationSet(np.concatenate(cells), np.tile(corrupted.labels[chosen], len(cells)), source)

@@ -1,0 +1,319 @@
+"""Accuracy on the clean and the corrupted test set (section 3), without the images that tuned λ."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.published import corrupted_origin
+from rsslcli.core.data.store import Split
+from rsslcli.core.errors import DivergedError, UserError, one_line, unknown
+from rsslcli.core.evaluation.result import Evaluation, note_on_chance
+from rsslcli.core.files import replacing
+from rsslcli.core.progress import Progress, silent
+from rsslcli.core.ranks import Ranks
+from rsslcli.core.runtime import autocast
+
+#: Images per forward pass, and on any other device. On the CPU few, whose activations stay in its caches
+#: (docs/performance.md).
+BATCH_SIZE = {"cpu": 100, "cuda": 500}
+
+
+_OTHER_BATCH_SIZE = 500
+
+
+def check_scores(scores: object, images: int) -> Tensor:
+    """Return what a classifier gave for so many images, if it is a float tensor (images, classes).
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(scores, Tensor):
+        if scores.dim() == 2 and len(scores) == images and scores.is_floating_point():
+            return scores
+        found = f"{tuple(scores.shape)}, {_dtype_name(scores.dtype)}"
+    else:
+        found = f"a {type(scores).__name__}"
+    count = "one image" if images == 1 else f"{images} images"
+    raise UserError(
+        f"the model must give scores (N, classes); for {count} it gave {one_line(found)}: "
+        "wrap it so that it returns the float tensor of scores alone"
+    )
+
+
+def model_dtype(classifier: nn.Module) -> torch.dtype:
+    """The dtype to compute in: that of the first floating-point parameter or buffer; float32 without any."""
+    tensors = chain(classifier.parameters(), classifier.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@torch.inference_mode()
+def count_correct(
+    classifier: nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    device: torch.device,
+    chosen: npt.NDArray[np.int64] | None = None,
+    precision: str = "float32",
+) -> tuple[int, int]:
+    """How many images the classifier gets right, and of how many the highest score is NaN or infinite.
+
+    The latter have no class: unless there are none, the former is no result.
+
+    Args:
+        classifier: maps floats (N, 3, H, W) in [0, 1], of its own dtype, to scores (N, classes); on `device`.
+        images: uint8 (N, H, W, 3); a memory map is read batch by batch.
+        labels: int64 (N,).
+        device: where to compute.
+        chosen: indices of the images to take; all by default.
+        precision: "bfloat16" computes under autocast; whether CUDA multiplies in TF32 otherwise is a setting
+            of the process, `rsslcli.core.runtime.set_precision`.
+
+    Raises:
+        UserError: the classifier gives something else than scores.
+    """
+    chosen = np.arange(len(labels)) if chosen is None else chosen
+    size = BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE)
+    dtype = model_dtype(classifier)
+    # Both counts stay on the device until the last batch, so that the host waits once.
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    undecided = torch.zeros_like(correct)
+    with autocast(device, precision == "bfloat16"):
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
+            x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
+            y = torch.from_numpy(labels[batch]).to(device)
+            highest, predicted = check_scores(classifier(x), len(batch)).to(device).max(1)
+            correct += (predicted == y).sum()
+            undecided += (~highest.isfinite()).sum()
+    found = torch.stack([correct, undecided]).tolist()
+    return found[0], found[1]
+
+
+def clean_images(
+    test: Split, corrupted: CorruptedSet | None, excluded: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Indices of the clean test images to evaluate, sorted.
+
+    `excluded` speaks of them only if they are the source images of `corrupted` in the same order.
+    """
+    every = np.arange(len(test.labels))
+    if corrupted is None or not aligned(corrupted, test):
+        return every
+    return np.setdiff1d(every, np.asarray(excluded, np.int64))
+
+
+def evaluate(
+    classifier: nn.Module,
+    test: Split,
+    corrupted: CorruptedSet,
+    *,
+    device: torch.device,
+    score_of: Sequence[int] | None = None,
+    excluded: Sequence[int] = (),
+    limit: int | None = None,
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    partial: Path | None = None,
+    precision: str = "float32",
+    about: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    foreign: bool = False,
+    progress: Progress = silent,
+    ranks: Ranks | None = None,
+) -> Evaluation:
+    """Evaluate a classifier on a test set and its corrupted versions.
+
+    Args:
+        classifier: maps floats (N, 3, H, W) in [0, 1], of the dtype of its parameters, to scores.
+        test: the clean test set.
+        corrupted: its corrupted versions.
+        device: where to compute.
+        score_of: for each label, the index of its score, see `match_classes`; label i has score i by default.
+        excluded: indices into `corrupted` of the source images to leave out, and into `test` where both
+            hold the same images in the same order.
+        limit: evaluate only the first `limit` source images that are not excluded.
+        corruptions: which ones; all that there are by default.
+        severities: which ones.
+        partial: a file for the counts of finished cells. If it is of the same evaluation, interrupted, its
+            cells are not evaluated again; it is removed in the end.
+        precision: as for `count_correct`.
+        about: what the result shall say of its origin, such as the checkpoint's name.
+        notes: what was noted on the classifier before; the result's notes begin with them.
+        foreign: whether it was trained elsewhere: then a clean accuracy near chance is noted too.
+        progress: told after every cell.
+        ranks: the processes that evaluate together, a cell each at a time. Each gets the result; the first
+            one writes `partial`.
+
+    Raises:
+        UserError: nothing is left to evaluate, a corruption is not in the set, the classifier gives something
+            else than scores, or `precision` is "bfloat16" and it does not compute in float32.
+        DivergedError: scores are NaN or infinite.
+    """
+    names = list(dict.fromkeys(corrupted.names if corruptions is None else corruptions))
+    for name in names:
+        if name not in CORRUPTIONS:
+            raise unknown("corruption", name, corrupted.names)
+        if name not in corrupted.names:
+            raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
+    every = np.arange(corrupted.images_per_cell)
+    left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # each once
+    chosen = np.setdiff1d(every, left_out)[:limit]
+    if not len(chosen):
+        raise UserError(
+            f"{corrupted.folder}: no image is left to evaluate once those that tuned λ are left out"
+        )
+    clean = clean_images(test, corrupted, left_out.tolist())[:limit]
+    if limit is not None and aligned(corrupted, test):
+        clean = chosen
+    scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
+    dtype = _dtype_name(model_dtype(classifier))
+    if dtype != "float32" and precision == "bfloat16":
+        raise UserError(
+            f"precision bfloat16 is for float32 models, and this one is {dtype}: "
+            "leave it out, and the model is evaluated in its own precision"
+        )
+    computed_in = precision if dtype == "float32" else dtype
+    classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
+    cells = [
+        _CLEAN,
+        *((name, severity) for name in names for severity in SEVERITIES if severity in severities),
+    ]
+
+    def count(name: str, severity: int) -> tuple[int, int]:
+        if (name, severity) == _CLEAN:
+            return count_correct(classifier, test.images, scores[test.labels], device, clean, precision)
+        images = corrupted.cell(name, severity)
+        return count_correct(classifier, images, scores[corrupted.labels], device, chosen, precision)
+
+    ranks = ranks or Ranks()
+    setting = test.checksum + corrupted.identity + computed_in
+    if not ranks.first:
+        partial = None
+    fingerprint = _fingerprint(classifier, setting, [clean, chosen, scores]) if partial else ""
+    sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
+    counts = _Counts(partial, fingerprint, sizes)
+    counts.known = json.loads(ranks.agree(json.dumps(counts.known)))
+    remaining = [cell for cell in cells if _key(*cell) not in counts.known]
+    for start in range(0, len(remaining), ranks.count):
+        progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
+        at_once = remaining[start : start + ranks.count]
+        found = torch.zeros(len(at_once), 2, dtype=torch.int64)
+        if ranks.rank < len(at_once):
+            found[ranks.rank] = torch.tensor(count(*at_once[ranks.rank]))
+        correct, undecided = ranks.sum(found).T.tolist()
+        for cell, n in zip(at_once, undecided, strict=True):
+            if n:
+                raise _undecided(cell, n, sizes[_key(*cell)], computed_in)
+        counts.add({_key(*cell): n for cell, n in zip(at_once, correct, strict=True)})
+    progress("done", len(cells), len(cells))
+    counts.remove()
+    accuracy: dict[str, list[float | None]] = {
+        name: [
+            counts.known[_key(name, severity)] / len(chosen) if severity in severities else None
+            for severity in SEVERITIES
+        ]
+        for name in names
+    }
+    result = Evaluation(
+        clean_accuracy=counts.known[_key(*_CLEAN)] / len(clean),
+        clean_images=len(clean),
+        accuracy=accuracy,
+        images=len(chosen),
+        excluded=tuple(left_out.tolist()),
+        about={
+            **(about or {}),
+            "precision": computed_in,
+            "test_data": test.checksum,
+            "corrupted_data": corrupted.identity,
+            "corrupted_origin": corrupted_origin(corrupted),
+        },
+        notes=tuple(notes),
+    )
+    suspicion = note_on_chance(result, test) if foreign else None
+    return dataclasses.replace(result, notes=(*notes, suspicion)) if suspicion else result
+
+
+class _Counts:
+    """How many images of each finished cell were right, kept on disk until the evaluation is whole."""
+
+    def __init__(self, path: Path | None, fingerprint: str, sizes: Mapping[str, int]) -> None:
+        """Read what `path` has of this evaluation, whose cells have `sizes` images."""
+        self.path, self.fingerprint = path, fingerprint
+        self.known: dict[str, int] = {}
+        if path is None or not path.is_file():
+            return
+        try:
+            content = json.loads(path.read_bytes())
+            known = content["correct"] if content["fingerprint"] == fingerprint else {}
+            if all(
+                type(known[cell]) is int and 0 <= known[cell] <= size
+                for cell, size in sizes.items()
+                if cell in known
+            ):
+                self.known = {cell: known[cell] for cell in sizes if cell in known}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass  # damaged: evaluate anew
+
+    def add(self, correct: Mapping[str, int]) -> None:
+        self.known |= correct
+        if self.path is not None:
+            with replacing(self.path) as file:
+                file.write(json.dumps({"fingerprint": self.fingerprint, "correct": self.known}).encode())
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+#: The clean test set, among the cells.
+_CLEAN = ("clean", 0)
+
+
+def _key(name: str, severity: int) -> str:
+    """What a cell is called in the file of counts."""
+    return f"{name}/{severity}"
+
+
+def _undecided(cell: tuple[str, int], count: int, images: int, precision: str) -> DivergedError:
+    """The error for a cell in which so many of the images have no class."""
+    place = "the clean test set" if cell == _CLEAN else f"{cell[0]} at severity {cell[1]}"
+    narrow = precision in ("bfloat16", "float16")
+    advice = "evaluate in float32" if narrow else "check the weights, and how the input is normalized"
+    return DivergedError(
+        f"{place}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
+        f"class: {advice}"
+    )
+
+
+def fingerprint_weights(classifier: nn.Module) -> str:
+    """A fingerprint (sha256, hexadecimal) of the parameters and buffers."""
+    return _fingerprint(classifier, "", ())
+
+
+def _fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
+    """What tells one evaluation from another: the weights, the images and precision, which of the images."""
+    digest = hashlib.sha256(setting.encode())
+    for indices in chosen:
+        digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())
+    for name, value in classifier.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""Batch normalization whose running statistics can be left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose running statistics can be left alone while it still trains.
+
+    The main task's passes update them; passes of other tasks and of the meta step only use the
+    statistics of their own batch (see `keep_running_statistics`).
+    """
+
+    updates_statistics = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.updates_statistics:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
+
+
+@contextmanager
+def keep_running_statistics(network: nn.Module) -> Iterator[None]:
+    """Within this context, training passes through `network` leave its running statistics alone."""
+    layers = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
+    before = [layer.updates_statistics for layer in layers]
+    for layer in layers:
+        layer.updates_statistics = False
+    try:
+        yield
+    finally:
+        for layer, updates in zip(layers, before, strict=True):
+            layer.updates_statistics = updates

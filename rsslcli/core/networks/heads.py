@@ -1,0 +1,33 @@
+"""The heads θaux of the tasks (supplement A.1)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rsslcli.core.networks.batch_norm import BatchNorm2d
+
+
+def linear_head(features: int, outputs: int) -> nn.Module:
+    """FC(features, outputs): features (N, features) → scores (N, outputs), supplement A.1."""
+    return nn.Linear(features, outputs)
+
+
+def deconvolution_head(features: int, *channels: int, hidden: bool = False) -> nn.Sequential:
+    """A stack of transposed convolutions, supplement A.1: features (N, features) → (N, channels[-1], S, S).
+
+    The first one (kernel 4, stride 1, padding 0) makes 4×4 of 1×1; each further one (kernel 4, stride 2,
+    padding 1) doubles the side, so S = 2 ** (len(channels) + 1). BatchNorm and ReLU stand between them;
+    a convolution before a BatchNorm has no bias, which the BatchNorm would take away again. With `hidden`,
+    FC(features, features) and ReLU come first, as in the paper's published precursor code.
+    """
+    layers: list[nn.Module] = [nn.Linear(features, features), nn.ReLU()] if hidden else []
+    layers.append(nn.Unflatten(1, (features, 1, 1)))
+    inputs = features
+    for i, outputs in enumerate(channels):
+        if i:
+            layers += [BatchNorm2d(inputs), nn.ReLU()]
+        stride, padding = (2, 1) if i else (1, 0)
+        last = i == len(channels) - 1
+        layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=last))
+        inputs = outputs
+    return nn.Sequential(*layers)

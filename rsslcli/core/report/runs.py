@@ -1,0 +1,298 @@
+"""Read finished runs from their directories."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsslcli.core.config import Config, read_config_file
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.evaluation.files import other_evaluations
+from rsslcli.core.files import other_runs
+from rsslcli.core.report.conditions import (
+    ORIGINS,
+)
+
+Floats = npt.NDArray[np.float64]
+
+
+#: How deep below a folder runs are looked for.
+_DEPTH = 3
+
+
+#: Of larger metrics files only so many bytes of steps are parsed, evenly spread, but every epoch.
+_PARSED_BYTES = 4 << 20
+
+
+_MAX_LINE_BYTES = 1 << 16
+
+
+_MAX_EVALUATION_BYTES = 16 << 20
+
+
+#: No measurement is as large: a number that is has been damaged.
+_LIMIT = 1e12
+
+
+@dataclass(frozen=True)
+class History:
+    """How a run trained.
+
+    Attributes:
+        epochs: (E,), from 1.
+        clean_accuracy: (E,), fractions of 1, after each epoch; NaN where it is not known.
+        loss: (E,), the main task's, averaged over the epoch's steps; NaN where it is not known.
+        lambdas: by task, (P, 2): the time in epochs, from 0, and λ.
+        steps: how many.
+        seconds: of all steps. An epoch that was interrupted counts as a whole one, at the speed of what was
+            left of it; NaN where an epoch is not known.
+    """
+
+    epochs: Floats
+    clean_accuracy: Floats
+    loss: Floats
+    lambdas: Mapping[str, Floats]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished and evaluated run.
+
+    Attributes:
+        directory: where it is.
+        config: its settings.
+        history: how it trained.
+        accuracy: by corruption, (5,), fractions of 1, at severity 1 to 5.
+        clean_accuracy: on the clean test set.
+        images: source images evaluated in each cell of `accuracy`.
+        clean_images: images behind `clean_accuracy`.
+        excluded: the source images that were left out.
+        test_data: fingerprint of the clean test set.
+        corrupted_data: fingerprint of its corrupted versions.
+        origin: where those are from, a key of `ORIGINS`; None where it is not recorded.
+        dataset: what it was evaluated on.
+        precision: in which it was evaluated.
+    """
+
+    directory: Path
+    config: Config
+    history: History
+    accuracy: Mapping[str, Floats]
+    clean_accuracy: float
+    images: int
+    clean_images: int
+    excluded: frozenset[int]
+    test_data: str
+    corrupted_data: str
+    origin: str | None
+    dataset: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """The directory's name, on one line."""
+        return one_line(self.directory.name)
+
+    def mean(self, corruptions: Iterable[str] | None = None) -> float:
+        """The mean accuracy over corruptions and severities; NaN where one is missing.
+
+        By default over those that were evaluated, which `coverage(run.accuracy)` names.
+        """
+        names = self.accuracy if corruptions is None else corruptions
+        return float(np.mean([self.accuracy.get(name, np.full(5, np.nan)) for name in names]))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that cannot be compared, and why."""
+
+    directory: Path
+    reason: str
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Read every run among and below `folders`; those that cannot be compared come with the reason.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    runs, left_out = [], []
+    for directory in _find(folders):
+        try:
+            runs.append(read_run(directory))
+        except UserError as error:
+            left_out.append(LeftOut(directory, one_line(error)))
+        except OSError as error:
+            left_out.append(LeftOut(directory, one_line(f"cannot be read: {error.strerror or error}")))
+    return runs, left_out
+
+
+def _find(folders: Sequence[Path]) -> list[Path]:
+    """The run directories among and below `folders`, each once; a folder without any stands for itself."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            hint = other_runs(folder)
+            raise UserError(
+                f"{folder}: expected a run directory or a folder of them" + (f": {hint}" if hint else "")
+            )
+        for directory in list(_below(folder)) or [folder]:
+            found.setdefault(directory.resolve(), directory)
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    # Links are followed: loops of them end at the depth.
+    for place, folders, files in os.walk(folder, followlinks=True):
+        is_run = not {"config.yaml", "metrics.jsonl", "eval-c.json"}.isdisjoint(files)
+        if is_run:
+            yield Path(place)
+        deep = len(Path(place).relative_to(folder).parts) >= _DEPTH
+        folders[:] = [] if is_run or deep else sorted(name for name in folders if name[0] != ".")
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: it is none, its training is not finished, it is not evaluated, or a file is damaged; the
+            message is the reason alone.
+        OSError: a file cannot be read.
+    """
+    if not (directory / "config.yaml").is_file():
+        raise UserError("no run: it has no config.yaml")
+    config = Config(**read_config_file(directory / "config.yaml"))
+    if not (directory / "metrics.jsonl").is_file():
+        raise UserError("not trained: it has no metrics.jsonl")
+    history = _read_history(directory / "metrics.jsonl", config)
+    if not (directory / "eval-c.json").is_file():
+        others = other_evaluations(directory)
+        raise UserError(
+            f"not evaluated as a whole: it has only {', '.join(others)}"
+            if others
+            else "not evaluated: it has no eval-c.json"
+        )
+    try:
+        with (directory / "eval-c.json").open("rb") as file:
+            content = json.loads(file.read(_MAX_EVALUATION_BYTES))
+        accuracy = {name: _fractions(content["accuracy"][name]) for name in content["accuracy"]}
+        (clean,) = _fractions([content["clean_accuracy"]])
+        images, excluded = content["images"], frozenset(content["excluded"])
+        clean_images = content.get("clean_images", images)
+        test_data, corrupted_data = content["test_data"], content["corrupted_data"]
+        if not accuracy.keys() <= {*CORRUPTIONS} or any(len(cells) > 5 for cells in accuracy.values()):
+            raise ValueError
+        if not all(type(number) is int for number in (images, clean_images, *excluded)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError("its eval-c.json is damaged") from None
+    if reason := _incomplete(accuracy):
+        raise UserError(reason)
+    if content.get("step", history.steps) != history.steps:
+        raise UserError("evaluated before its training was finished: evaluate it again")
+    return Run(
+        directory=directory,
+        config=config,
+        history=history,
+        accuracy={name: accuracy[name] for name in CORRUPTIONS if name in accuracy},
+        clean_accuracy=float(clean),
+        images=images,
+        clean_images=clean_images,
+        excluded=excluded,
+        test_data=one_line(test_data),
+        corrupted_data=one_line(corrupted_data),
+        origin=next((origin for origin in ORIGINS if origin == content.get("corrupted_origin")), None),
+        dataset=str(content.get("dataset", config.dataset)),
+        precision=one_line(content.get("precision", "float32")),
+    )
+
+
+def _incomplete(accuracy: Mapping[str, Floats]) -> str:
+    """What an evaluation lacks, as a reason to leave it out; empty where each corruption has 5 severities."""
+    if not accuracy:
+        return "not evaluated on any corruption"
+    lacking = []
+    for name, values in accuracy.items():
+        known = {s for s, value in zip(SEVERITIES, values, strict=False) if not math.isnan(value)}
+        if missing := ", ".join(str(s) for s in SEVERITIES if s not in known):
+            lacking.append(f"{name} lacks {missing}")
+    more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    return f"not evaluated at every severity: {'; '.join(lacking[:3])}{more}" if lacking else ""
+
+
+def _fractions(values: Sequence[Any]) -> Floats:
+    """Fractions of 1 from JSON, where null stands for what was not evaluated: NaN."""
+    if not all(value is None or 0 <= value <= 1 for value in values):
+        raise ValueError
+    return np.array([math.nan if value is None else value for value in values], np.float64)
+
+
+def _read_history(path: Path, config: Config) -> History:
+    """How a run trained; lines that are damaged are passed over."""
+    stride = 1 + path.stat().st_size // _PARSED_BYTES
+    epochs: dict[int, dict[str, float]] = {}
+    steps: list[dict[str, float]] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b"")):
+            of_epoch = b'"clean_accuracy"' in line
+            if of_epoch or number % stride == 0:
+                record = _numbers(line)
+                if 1 <= record.get("epoch", 0) <= config.epochs and record.get("step", 0) >= 1:
+                    if of_epoch:
+                        epochs[int(record["epoch"])] = record
+                    else:
+                        steps.append(record)
+    done = max(epochs, default=0)
+    if done < config.epochs:
+        raise UserError(f"not finished: {done} of {config.epochs} epochs are done")
+    total = int(epochs[done]["step"])
+    per_epoch = total / done
+    losses, lambdas = defaultdict(list), defaultdict(list)
+    for record in steps:
+        epoch, time = int(record["epoch"]), record["step"] / per_epoch
+        if epoch - 1 <= time <= epoch:
+            losses[epoch].append(record.get("loss/main", math.nan))
+            for task in config.tasks:
+                if f"lambda/{task}" in record:
+                    lambdas[task].append((time, record[f"lambda/{task}"]))
+    order = sorted(epochs)
+    accuracy = np.array([epochs[epoch].get("clean_accuracy", math.nan) for epoch in order])
+    speeds = np.array([epochs[epoch].get("images_per_second", 0) for epoch in order])
+    known = len(order) == done and bool((speeds > 0).all())
+    return History(
+        epochs=np.array(order, np.float64),
+        clean_accuracy=np.where((accuracy >= 0) & (accuracy <= 1), accuracy, np.nan),
+        loss=np.array([np.mean(losses[epoch] or math.nan) for epoch in order]),
+        lambdas={task: np.array(sorted(points)) for task, points in lambdas.items()},
+        steps=total,
+        seconds=float((per_epoch * config.batch_size / speeds).sum()) if known else math.nan,
+    )
+
+
+def _numbers(line: bytes) -> dict[str, float]:
+    """The numbers of a line of metrics that can be measurements; none where the line is damaged."""
+    try:
+        items = json.loads(line).items()
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return {k: v for k, v in items if isinstance(v, int | float) and -_LIMIT < v < _LIMIT}
+
+
+def has_effect(config: Config) -> bool:
+    """Whether the run trained what its settings name: AutoML that moves λ, or tasks that count at all.
+
+    New runs without effect are refused; older ones are read.
+    """
+    return not config.untuned if config.automl else not config.tasks or config.initial_lambda > 0

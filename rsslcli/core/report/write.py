@@ -1,0 +1,264 @@
+"""The report on a study: the paper's table and figures beside one's own, as a web page, Markdown and PNGs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rsslcli import __version__
+from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
+from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.files import replacing
+from rsslcli.core.report.comparison import Comparison, Study, departures, make_studies
+from rsslcli.core.report.page import Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
+from rsslcli.core.report.runs import LeftOut, read_runs
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report.
+
+    Attributes:
+        page: report.html.
+        markdown: report.md.
+        figures: the PNGs.
+        studies: what it shows, the largest study first.
+        left_out: the folders that it could not use.
+    """
+
+    page: Path
+    markdown: Path
+    figures: tuple[Path, ...]
+    studies: tuple[Study, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Report:
+    """Write report.html, report.md and the figures as PNGs into a folder.
+
+    Args:
+        runs: run directories, or folders that contain them.
+        output: the folder, made where it is missing; what a former report left there is replaced.
+
+    Raises:
+        UserError: a folder does not exist, no run is finished and evaluated, or `output` is a file.
+        RsslError: a file cannot be written.
+    """
+    from rsslcli.core.report.figures import draw
+
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {output}: expected a folder, and it is a file")
+    read, left_out = read_runs(runs)
+    studies, repeated = make_studies(read)
+    left_out += repeated
+    if not studies:
+        reasons = "; ".join(f"{entry.directory}: {entry.reason}" for entry in left_out[:1])
+        raise UserError(f"there is nothing to report: no run is finished and evaluated ({reasons})")
+    blocks: list[Block] = [Heading("Robustness report", 1), Text(_introduction(studies, left_out))]
+    for number, study in enumerate(studies, 1):
+        several = len(studies) > 1
+        figures = draw(study, f"study-{number}-" if several else "")
+        blocks += _study(study, figures, f"Study {number}: " if several else "")
+    blocks += [
+        Heading("How the comparison is made"),
+        *map(Text, _METHOD.split("\n\n")),
+        *_runs(studies, left_out),
+    ]
+    pictures = {output / block.name: block.png for block in blocks if isinstance(block, Figure)}
+    markdown, page = output / "report.md", output / "report.html"
+    texts = {markdown: to_markdown(blocks).encode(), page: to_html(blocks).encode()}
+    for path, content in (pictures | texts).items():
+        with replacing(path) as file:
+            file.write(content)
+    return Report(page, markdown, tuple(pictures), tuple(studies), tuple(left_out))
+
+
+def table_1(study: Study) -> Table:
+    """Accuracy on the corrupted test set in per cent: the paper's beside the study's.
+
+    The caption says on which images, so that the table is whole wherever it is shown.
+    """
+    base, in_paper = study.baseline, any(row.paper for row in study.rows)
+    rows = []
+    for row in study.rows:
+        cells = [row.label]
+        if in_paper:
+            own = f"{row.paper:.2f}" if row.paper else "–"
+            if row.paper and base and base.paper and row is not base:
+                own += f" ({_signed(row.paper - base.paper)})"
+            cells.append(own)
+        cells += [str(len(row.runs)), _spread(row.means)]
+        found = row.minus(base) if base and row is not base else None
+        cells += [_interval(found), found.verdict] if found else ["–", "–" if base else "no baseline"]
+        cells.append(_spread([run.mean(STANDARD) for run in row.runs.values()]))
+        cells.append(_spread([run.clean_accuracy for run in row.runs.values()]))
+        rows.append(cells)
+    columns = ["trained with", *(["paper (− baseline)"] if in_paper else ()), "seeds", "ours, mean ± sd"]
+    columns += ["− baseline [95 % interval]", _VERDICT, "the usual 15", "clean"]
+    caption = f"Table 1. Accuracy in %, mean over {study.over} at 5 severities."
+    caption += f" Our runs were evaluated on {study.conditions}."
+    return Table(caption, columns, rows, _WORDS, stacked=True)
+
+
+_VERDICT = "exceeds the noise?"
+#: The columns that hold words.
+_WORDS = frozenset({_VERDICT, "trained with", "why", "rows"})
+
+
+def _interval(found: Comparison) -> str:
+    """The mean difference in points, with its confidence interval where there is one."""
+    if math.isnan(found.mean):
+        return "–"
+    ends = [_signed(100 * (found.mean + side * found.margin)) for side in (-1, 1)]
+    return _signed(100 * found.mean) + ("" if math.isnan(found.margin) else f" [{', '.join(ends)}]")
+
+
+def _spread(values: Sequence[float] | np.typing.NDArray[np.float64]) -> str:
+    """Mean ± standard deviation over seeds, in per cent."""
+    deviation = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return "–" if np.isnan(values).any() else f"{100 * np.mean(values):.2f}{deviation}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0:+.2f}".replace("-", "−")
+
+
+def _introduction(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> str:
+    count = sum(len(row.runs) for study in studies for row in study.rows)
+    more = f"; {len(left_out)} left out, with the reasons at the end" if left_out else ""
+    return f"{count} finished and evaluated run{'s' * (count > 1)}{more}. Written by rssl {__version__}."
+
+
+def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator[Block]:
+    yield Heading(f"{prefix}{study.title}")
+    notes = list(study.warnings)
+    if prefix:
+        notes.append(
+            "The runs of this report differ in settings or in the corruptions they were evaluated on: only "
+            "those of one study are compared."
+        )
+    if study.baseline is None:
+        notes.append("No baseline (a run without tasks) is among these runs, so nothing is judged.")
+    if notes:
+        yield Notes("Before you compare", notes)
+    yield Text(f"Evaluated on {study.conditions}. {_against_the_paper(study)}")
+    yield table_1(study)
+    if "difference" in figures:
+        yield figures["difference"]
+    yield from _other_comparisons(study)
+    yield from _settings(study)
+    for name, title in (("figure-2a", "Test error"), ("figure-2b", "The weights λ")):
+        if name in figures:
+            yield from (Heading(title, 3), figures[name])
+    labels = [row.label for row in study.rows]
+    cells = np.array([[row.cells(name) for row in study.rows] for name in study.corruptions])
+    for kind, key, names, means, over in (
+        ("corruption", "corruptions", study.corruptions, cells.mean(2), "severities"),
+        ("severity", "severities", SEVERITIES, cells.mean(0).T, study.over),
+    ):
+        yield Heading(f"By {kind}", 3)
+        if key in figures:
+            yield figures[key]
+        rows = [[str(n), *(f"{100 * v:.2f}" for v in of)] for n, of in zip(names, means, strict=True)]
+        yield Table(f"Accuracy in % by {kind}, mean over {over} and seeds", [kind, *labels], rows)
+    yield from (Heading("Training", 3), figures["training"], _cost(study))
+
+
+def _against_the_paper(study: Study) -> str:
+    """What a comparison with the paper's numbers is worth."""
+    if not any(row.paper for row in study.rows):
+        return "The paper has no figures for these images and corruptions."
+    text = "The paper gives one number each, without a spread."
+    if not departures(study) and {run.origin for run in study.runs} == {"published"}:
+        return text
+    return (
+        f"{text} Its numbers are of a WRN-40-2, 100 epochs, all 50,000 images of CIFAR-10 and the published "
+        "CIFAR-10-C: with other settings or images, compare the differences to the baseline rather than the "
+        "accuracies."
+    )
+
+
+def _settings(study: Study) -> Iterator[Block]:
+    yield Heading("Settings", 3)
+    rows = departures(study)
+    if not rows:
+        yield Text("All settings are those of the preset paper.")
+        return
+    caption = "Settings that differ from the preset paper's or between rows"
+    yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, _WORDS, stacked=True)
+
+
+def _other_comparisons(study: Study) -> Iterator[Table]:
+    """Rows with the first of the same tasks, and several tasks with rotation, which they are to beat."""
+    rows, first = [], {frozenset(row.config.tasks): row for row in reversed(study.rows)}
+    for row in study.rows:
+        tasks = frozenset(row.config.tasks)
+        for other in (first[tasks], first.get(frozenset({"rotation"})) if len(tasks) > 1 else None):
+            if other is not None and other is not row:
+                found = row.minus(other)
+                seeds = str(len(found.differences))
+                rows.append([f"{row.label} − {other.label}", seeds, _interval(found), found.verdict])
+    if rows:
+        columns = ["difference", "common seeds", "points [95 % interval]", _VERDICT]
+        caption = f"Other comparisons, in points of accuracy, mean over {study.over}"
+        yield Table(caption, columns, rows, _WORDS, stacked=True)
+
+
+def _cost(study: Study) -> Table:
+    rows, base = [], study.baseline
+    for row in study.rows:
+        histories = [run.history for run in row.runs.values()]
+        pairs = row.pairs(base) if base else []
+        values = (
+            (np.mean([h.seconds for h in histories]), ",.0f"),
+            (np.mean([h.steps * row.config.batch_size / h.seconds for h in histories]), ",.0f"),
+            (np.mean([a.history.seconds / b.history.seconds for a, b in pairs] or math.nan), ".2f"),
+        )
+        cells = ["–" if np.isnan(value) else format(value, form) for value, form in values]
+        rows.append([row.label, str(len(histories)), *cells])
+    columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
+    caption = "Cost, mean over seeds; times can be compared only if every run had the same machine to itself"
+    return Table(caption, columns, rows, _WORDS, stacked=True)
+
+
+_METHOD = """\
+Accuracy is the fraction of the test images that are classified correctly, averaged over corruptions and
+severities; Table 1 says which corruptions and images these are. “Mean ± sd” is the mean over seeds and their
+sample standard deviation (n − 1); one seed has no spread.
+
+Runs of the same seed are compared in pairs: they share training images and random choices. A pair is judged
+only if both were evaluated on the same images in the same precision. The difference is the mean, over the
+seeds that both have, of one accuracy minus the other; the interval is the 95 % confidence interval of that
+mean by Student's t with n − 1 degrees of freedom, which takes the differences as independent and normally
+distributed. A difference exceeds the noise if the interval excludes zero.
+
+With few seeds the interval is wide, as it has to be: the standard error is multiplied by 12.71 for two
+seeds, 4.30 for three, 2.78 for five. So “no” means “not shown” and not “no difference”. One seed is not
+judged: how many images were tested says nothing about what another seed would have given.
+
+Every interval stands for itself: of twenty comparisons without a true difference, about one exceeds the
+noise by chance."""
+
+
+def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Block]:
+    yield Heading("The runs")
+    columns = ["run", "trained with", "seed", "accuracy, %", "mean of", "images per cell", "images left out"]
+    columns += ["corrupted set"]
+    rows = [
+        [
+            *(run.name, row.label, str(seed), f"{100 * run.mean():.2f}", coverage(run.accuracy)),
+            *(f"{run.images:,}", str(len(run.excluded))),
+            f"{run.origin or 'not recorded'}, {run.corrupted_data[:8]}",
+        ]
+        for study in studies
+        for row in study.rows
+        for seed, run in row.runs.items()
+    ]
+    yield Table("Compared", columns, rows, _WORDS)
+    if left_out:
+        rows = [[one_line(entry.directory), entry.reason] for entry in left_out]
+        yield Table("Left out", ["folder", "why"], rows, _WORDS)

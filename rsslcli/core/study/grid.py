@@ -1,0 +1,219 @@
+"""The paper's experiments as a grid of cells (Table 1 and Figure 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsslcli.core.config import check_effective, config_layers, merge
+from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.files import replacing
+from rsslcli.core.study.cell import Cell
+from rsslcli.core.tasks import BEST_TASKS, TASKS, check_task_names, check_task_words
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train: a row of the study.
+
+    Attributes:
+        tasks: the self-supervision tasks; none is the baseline.
+        automl: whether Algorithm 1 tunes λ.
+        batch_norm: the mode, where it is not the preset's.
+    """
+
+    tasks: tuple[str, ...]
+    automl: bool = False
+    batch_norm: str | None = None
+
+
+#: The paper's experiments: the columns of Table 1, then Figure 2.
+PAPER_METHODS = {
+    "baseline": Method(()),
+    **{task: Method((task,)) for task in TASKS},
+    "fixed": Method(BEST_TASKS),
+    "automl": Method(BEST_TASKS, automl=True),
+}
+
+
+_JOINT = {"rotation-joint": Method(("rotation",), batch_norm="joint")}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of the study.
+
+    Attributes:
+        methods: the rows.
+        seeds: how many seeds each method gets.
+        single_seed: methods that get only the first seed, where time is short.
+        dataset: what it is run on.
+        corruptions: where the corrupted test set comes from, "download" or "generate".
+        corrupted_images: source images of a generated one; None is the whole test set.
+    """
+
+    methods: Mapping[str, Method]
+    seeds: int
+    single_seed: tuple[str, ...] = ()
+    dataset: str = "cifar10"
+    corruptions: str = "download"
+    corrupted_images: int | None = None
+
+
+#: By the name of the training preset that it uses.
+PRESETS = {
+    "paper": Preset(PAPER_METHODS, seeds=3),
+    "small": Preset(
+        PAPER_METHODS | _JOINT,
+        seeds=3,
+        single_seed=tuple(task for task in TASKS if task != "rotation"),
+        corruptions="generate",
+        corrupted_images=600,
+    ),
+    "quick": Preset(PAPER_METHODS, seeds=1, dataset="shapes", corruptions="generate"),
+}
+
+
+def plan(
+    preset: str,
+    output: Path,
+    *,
+    dataset: str | None = None,
+    seeds: int | None = None,
+    add_tasks: Sequence[str] = (),
+    task_files: Sequence[Path] = (),
+    config: Path | None = None,
+) -> list[Cell]:
+    """The cells of a study, those first without which nothing can be compared.
+
+    Seeds and tasks that former invocations have added stay: see `save_plan`.
+
+    Args:
+        preset: a name in `PRESETS`, which is a training preset too.
+        output: the study's folder; each cell has one in it.
+        dataset: what to run it on; the preset's by default.
+        seeds: how many seeds, from 0 on; the preset's number by default.
+        add_tasks: tasks beside the paper's: each gets a row of its own, and joins the four best under AutoML.
+        task_files: the files, already loaded, that define those which are not installed.
+        config: a YAML file of options for every cell.
+
+    Raises:
+        UserError: an unknown preset or task, or options that do not fit.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    size = PRESETS[preset]
+    count = size.seeds if seeds is None else seeds
+    if not 1 <= count <= MAX_SEEDS:
+        raise UserError(f"--seeds {count}: expected at least 1 and at most {MAX_SEEDS}")
+    check_task_names(add_tasks)
+    before, added = _read_plan(output)
+    added = list(dict.fromkeys([*added, *([tuple(add_tasks)] if add_tasks else ())]))
+    methods = dict(size.methods)
+    for tasks in added:
+        for task in tasks:
+            if task in size.methods:
+                raise UserError(f"--add-task {task}: the study has that task already")
+        methods |= {task: Method((task,)) for task in tasks}
+        methods["-".join(("automl", *tasks))] = Method((*BEST_TASKS, *tasks), automl=True)
+    # Seed by seed, so that a study which is stopped early has whole comparisons; lone seeds come last.
+    rows = [name for name in methods if name not in size.single_seed]
+    order = [(name, seed) for seed in range(max(count, before)) for name in rows]
+    order += [(name, 0) for name in size.single_seed]
+    common = {} if dataset is None and config is not None else {"dataset": dataset or size.dataset}
+    return [
+        _make_cell(number, name, methods[name], preset, config, common | {"seed": seed}, output, task_files)
+        for number, (name, seed) in enumerate(order, 1)
+    ]
+
+
+def _make_cell(
+    number: int,
+    name: str,
+    method: Method,
+    preset: str,
+    config: Path | None,
+    options: Mapping[str, Any],
+    output: Path,
+    task_files: Sequence[Path],
+) -> Cell:
+    """A cell with its configuration and the command that trains it; see `plan`."""
+    chosen = {"tasks": list(method.tasks), "automl": method.automl, "batch_norm": method.batch_norm}
+    # Rows of former invocations stay, whether or not this one knows their tasks: see `Cell.check_can_run`.
+    resolved = merge(config_layers(preset, config, {**chosen, **options}), known_tasks=False)
+    check_task_names(resolved.task_options)
+    check_effective(resolved)
+    several = method.automl or len(method.tasks) > 1
+    train = ["train-automl", "--tasks", ",".join(method.tasks)] if several else ["train-single", "--task"]
+    train += [] if several else [method.tasks[0] if method.tasks else "none"]
+    train += ["--fixed"] if several and not method.automl else []
+    train += ["--batch-norm", method.batch_norm] if method.batch_norm else []
+    train += ["--preset", preset, *(("--config", str(config)) if config else ())]
+    train += ["--dataset", resolved.dataset, "--seed", str(resolved.seed)]
+    return Cell(number, name, resolved, output / f"{name}-s{resolved.seed}", tuple(train), tuple(task_files))
+
+
+#: What the invocations of a study have added to its preset, in the study's folder.
+PLAN = "plan.json"
+
+
+_MAX_PLAN_BYTES = 1 << 16
+
+
+MAX_SEEDS = 1000
+
+
+def save_plan(cells: Sequence[Cell]) -> None:
+    """Keep in the study's folder how many seeds it has and which tasks were added to it.
+
+    So the same study goes on without the options that added them. The files that define tasks are not kept:
+    they are code, and only the user names code to run.
+
+    Raises:
+        RsslError: the file cannot be written.
+    """
+    output = cells[0].directory.parent
+    seeds = 1 + max(cell.config.seed for cell in cells)
+    automl = dict.fromkeys(cell.config.tasks for cell in cells if cell.config.automl)
+    added = [tasks[len(BEST_TASKS) :] for tasks in automl if len(tasks) > len(BEST_TASKS)]
+    if (seeds, added) != _read_plan(output):
+        with replacing(output / PLAN) as file:
+            file.write(json.dumps({"seeds": seeds, "added_tasks": added}).encode() + b"\n")
+
+
+def _read_plan(output: Path) -> tuple[int, list[tuple[str, ...]]]:
+    """What `save_plan` has kept: the number of seeds, and the groups of tasks that were added together."""
+    try:
+        with (output / PLAN).open("rb") as file:
+            content = json.loads(file.read(_MAX_PLAN_BYTES))
+        seeds, added = content["seeds"], [tuple(tasks) for tasks in content["added_tasks"]]
+        for tasks in added:
+            check_task_words(tasks)
+        if type(seeds) is not int or not 1 <= seeds <= MAX_SEEDS or not all(added):
+            raise ValueError
+    except FileNotFoundError:
+        return 0, []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        raise UserError(
+            f"{output / PLAN} is damaged: delete it, and name added tasks and seeds once more"
+        ) from None
+    return seeds, added
+
+
+def choose(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that `only` names: by number, by name ("automl-s0"), or by method ("automl").
+
+    Raises:
+        UserError: one that is not there.
+    """
+    chosen: set[int] = set()
+    for name in only:
+        found = {cell.number for cell in cells if name in (str(cell.number), cell.name, cell.method)}
+        if not found:
+            methods = dict.fromkeys(cell.method for cell in cells)
+            raise unknown("cell", name, [*methods, *(cell.name for cell in cells)])
+        chosen |= found
+    return [cell for cell in cells if not only or cell.number in chosen]

@@ -1,0 +1,296 @@
+"""Figure 1: the inputs that the tasks make of some images; and what a trained network makes of those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.store import Split, class_balanced_subset
+from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.evaluation.class_names import match_classes
+from rsslcli.core.files import replacing
+from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.runtime import derive_seed, seeded_generator
+from rsslcli.core.tasks import build_tasks
+from rsslcli.core.tasks.base import Task
+from rsslcli.core.tasks.guard import outputs_of, picture_of, transformed
+from rsslcli.core.training.multitask import MultiTaskNetwork
+from rsslcli.core.weights.checkpoint import Checkpoint
+
+#: Side of a cell in pixels: every pixel of a 32×32 image becomes a square of 5, so it stays crisp.
+CELL = 160
+GAP = 12
+MARGIN = 24
+LABEL_HEIGHT = 56
+FONT_SIZE = 21
+#: Where predictions are shown: room below a row of cells for two lines, and left of it for its name.
+CAPTION_HEIGHT = 52
+CAPTION_SIZE = 18
+SIDE = 26
+#: Right and wrong: two colours that the colour-blind tell apart too, beside the tick and the cross.
+RIGHT, WRONG, BAR = "#0072B2", "#D55E00", "#C4D7E4"
+
+
+def draw_tasks(
+    split: Split,
+    tasks: Sequence[str],
+    *,
+    rows: int = 5,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    dataset: str = "these images",
+    classes_by_position: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Image.Image:
+    """Draw Figure 1: a row per image; the columns are the original and the input of each task.
+
+    With a checkpoint, its network's answers stand below: the classes that it finds likeliest below the
+    original, and what it makes of each input, in a row that is to be compared with the original. Where a
+    task asks for another picture than the original, that one follows in a row of its own.
+
+    Args:
+        split: where the images come from.
+        tasks: names of the tasks, in the order of the columns.
+        rows: how many images, of different classes as far as there are.
+        seed: chooses the images and makes the tasks' random choices.
+        checkpoint: of a network that was trained with these tasks on these classes, in any order.
+        dataset, classes_by_position, note: as for `match_classes`.
+
+    Returns:
+        An RGB picture; the pixels of the images are enlarged, not smoothed.
+
+    Raises:
+        UserError: too many rows, an unknown task, or a checkpoint that has no such task or other classes.
+    """
+    if not 1 <= rows <= len(split.labels):
+        raise UserError(f"{rows} images: expected 1 to {len(split.labels)}")
+    options = checkpoint.config.task_options if checkpoint else {}
+    built = build_tasks(tasks, {name: options[name] for name in tasks if name in options})
+    model = None if checkpoint is None else _trained(checkpoint, built)
+    chosen = _different_classes(split, rows, seed)
+    originals = to_float(torch.from_numpy(split.images[chosen]))
+    random = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure"))
+    columns = [_Column("Original", originals)]
+    if checkpoint is not None and model is not None:
+        known, count = checkpoint.classes, len(checkpoint.classes)
+        score_of = match_classes(
+            known, count, split.classes, dataset, by_position=classes_by_position, note=note
+        )
+        labels = torch.tensor(score_of)[torch.from_numpy(split.labels[chosen])]
+        with torch.inference_mode():
+            columns[0].answer(model(originals), labels, split.classes if classes_by_position else known)
+    for name, task in built.items():
+        inputs, targets = _examples(name, task, originals, random)
+        column = _Column(task.title or name, inputs)
+        if model is not None:
+            with torch.inference_mode():
+                outputs = outputs_of(name, task, model.heads[name], model.network.features(inputs))
+                column.picture = picture_of(name, task, inputs, outputs)
+                column.answer(outputs, targets, task.answers)
+                if targets.shape == originals.shape and not torch.equal(targets, originals):
+                    column.truth = targets
+        columns.append(column)
+    return _draw(columns, answered=model is not None)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    with replacing(path) as file:
+        picture.save(file, "PNG", optimize=True)
+
+
+@dataclass
+class _Column:
+    """What a column shows, a row for each image.
+
+    Attributes:
+        images: float (rows, 3, H, W).
+        picture: what the network makes of them, in the same shape; None where that is no picture.
+        truth: what it should, where that is another picture than the original.
+        likely: where it classifies, the probability of each answer: float (rows, answers).
+        right: the index of the right answer, int64 (rows,).
+        names: of the answers.
+    """
+
+    title: str
+    images: Tensor
+    picture: Tensor | None = None
+    truth: Tensor | None = None
+    likely: Tensor | None = None
+    right: Tensor | None = None
+    names: Sequence[str] = ()
+
+    def answer(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Take in outputs that are scores of classes; others are no answers in words."""
+        if outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point():
+            self.likely, self.right = outputs.softmax(1), targets
+            self.names = names if len(names) == outputs.shape[1] else list(map(str, range(outputs.shape[1])))
+
+
+def _trained(checkpoint: Checkpoint, tasks: dict[str, Task]) -> MultiTaskNetwork:
+    """The network of a checkpoint with the heads of some of its tasks, in evaluation mode."""
+    known = checkpoint.config.tasks
+    for name in tasks:
+        if name not in known:
+            trained = f"with {', '.join(known)}" if known else "without tasks"
+            raise UserError(f"the checkpoint has no head for '{name}': it was trained {trained}")
+    with torch.random.fork_rng(devices=[]):  # its initial weights are of no interest
+        model = MultiTaskNetwork(checkpoint.network(), tasks)
+    heads = {name: value for name, value in checkpoint.heads.items() if name.partition(".")[0] in tasks}
+    try:
+        model.heads.load_state_dict(heads)
+    except RuntimeError as error:
+        reason = one_line(str(error).split("\n", 1)[-1])
+        raise UserError(f"the checkpoint's heads are not of the tasks as they are here: {reason}") from None
+    return model.eval()
+
+
+def _different_classes(split: Split, rows: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Indices of `rows` images whose classes repeat as little as possible."""
+    present = np.unique(split.labels)
+    if rows >= len(present):
+        return class_balanced_subset(split.labels, rows, seed)
+    random = np.random.default_rng(derive_seed(seed, "figure images"))
+    classes = random.choice(present, rows, replace=False)
+    chosen = [random.choice(np.flatnonzero(split.labels == label)) for label in classes]
+    return np.array(chosen, np.int64)
+
+
+def _examples(name: str, task: Task, originals: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+    """An input and a target for every image, drawn again a few times where chance changed nothing."""
+    rows = len(originals)
+    inputs, targets = (_one_view_each(x, rows) for x in transformed(name, task, originals, random))
+    for _ in range(8):
+        same = (inputs == originals).flatten(1).all(1)
+        drawn = [_one_view_each(x, rows) for x in transformed(name, task, originals, random)]
+        inputs, targets = (
+            torch.where(same.view(-1, *[1] * (old.dim() - 1)), new, old)
+            for old, new in zip((inputs, targets), drawn, strict=True)
+        )
+    return inputs, targets
+
+
+def _one_view_each(views: Tensor, rows: int) -> Tensor:
+    """Of tasks that make several views of an image, one: a different one from row to row, not the first."""
+    count = len(views) // rows
+    if count == 1:
+        return views
+    return torch.stack([views[(1 + row % (count - 1)) * rows + row] for row in range(rows)])
+
+
+def _draw(columns: Sequence[_Column], *, answered: bool) -> Image.Image:
+    """The picture of these columns: for each image a row of inputs and, if answered, what came of them."""
+    rows, offsets, band = len(columns[0].images), {"": 0}, CELL
+    if answered:
+        offsets = {"input": 0, "answer": CELL + GAP}
+        band = 2 * CELL + GAP + CAPTION_HEIGHT
+        if any(column.truth is not None for column in columns):
+            offsets["truth"] = band
+            band += CELL + GAP
+    side = SIDE if answered else 0
+    width = 2 * MARGIN + side + len(columns) * CELL + (len(columns) - 1) * GAP
+    height = 2 * MARGIN + LABEL_HEIGHT + rows * band + (rows - 1) * GAP
+    pen = _Pen(Image.new("RGB", (width, height), "white"))
+    for row in range(rows):
+        top = MARGIN + LABEL_HEIGHT + row * (band + GAP)
+        for name, offset in offsets.items():
+            pen.side(MARGIN - GAP // 2, top + offset, name)
+        for index, column in enumerate(columns):
+            left = MARGIN + side + index * (CELL + GAP)
+            if row == 0:
+                pen.title(left, top - GAP, column.title)
+            pen.image(left, top, column.images[row])
+            if column.picture is not None:
+                pen.image(left, top + offsets["answer"], column.picture[row])
+            if column.likely is not None and column.right is not None:
+                likely, right, below = column.likely[row], int(column.right[row]), top + offsets["answer"]
+                if column.picture is None:
+                    pen.bars(left, below, likely, column.names)
+                pen.verdict(left, below + CELL, column.names, int(likely.argmax()), right)
+            if column.truth is not None:
+                pen.image(left, top + offsets["truth"], column.truth[row])
+    return pen.picture
+
+
+class _Pen:
+    """Draws into a picture the things that a cell of `CELL` × `CELL` pixels shows, and what is around it."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+        self.canvas = ImageDraw.Draw(picture)
+        self.large, self.small = (ImageFont.load_default(size) for size in (FONT_SIZE, CAPTION_SIZE))
+
+    def image(self, left: int, top: int, image: Tensor) -> None:
+        """An image, float (3, H, W) or, in grey, (1, H, W), with its corner at (left, top)."""
+        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        enlarged = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
+        self.picture.paste(enlarged, (left, top))
+
+    def title(self, left: int, bottom: int, title: str) -> None:
+        """The title of a column, broken into lines."""
+        self.canvas.multiline_text(
+            (left + CELL / 2, bottom),
+            self._wrap(title),
+            fill="black",
+            font=self.large,
+            anchor="md",
+            align="center",
+            spacing=2,
+        )
+
+    def side(self, left: int, top: int, name: str) -> None:
+        """The name of a row of cells, upwards at its left."""
+        if not name:
+            return
+        strip = Image.new("RGB", (CELL, SIDE), "white")
+        ImageDraw.Draw(strip).text((CELL / 2, SIDE / 2), name, fill="dimgrey", font=self.small, anchor="mm")
+        self.picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (left, top))
+
+    def verdict(self, left: int, top: int, names: Sequence[str], said: int, right: int) -> None:
+        """What the network says, below a cell: with a tick, or with a cross and what is right."""
+        correct = said == right
+        x, y, size = left + 2, top + 8, 14
+        tick = [(x, y + 7), (x + 5, y + 12), (x + size, y + 1)]
+        cross = [[(x, y), (x + 12, y + 12)], [(x, y + 12), (x + 12, y)]]
+        for line in [tick] if correct else cross:
+            self.canvas.line(line, fill=RIGHT if correct else WRONG, width=3, joint="curve")
+        self._text(left + size + 9, top + 5, names[said], CELL - size - 9)
+        if not correct:
+            self._text(left + size + 9, top + 27, f"truth: {names[right]}", CELL - size - 9)
+
+    def bars(self, left: int, top: int, likely: Tensor, names: Sequence[str]) -> None:
+        """The likeliest answers in place of an image, each with its probability as a bar."""
+        for index, (share, answer) in enumerate(zip(*likely.topk(min(3, len(names))), strict=True)):
+            y, percent = top + 8 + 52 * index, f"{100 * float(share):.0f}%"
+            room = CELL - 8 - self.canvas.textlength(percent, font=self.small)
+            self._text(left, y, names[int(answer)], room)
+            self.canvas.text((left + CELL, y), percent, fill="black", font=self.small, anchor="ra")
+            frame = (left, y + 24, left + CELL - 1, y + 34)
+            self.canvas.rectangle((*frame[:2], left + round((CELL - 1) * float(share)), frame[3]), fill=BAR)
+            self.canvas.rectangle(frame, outline="dimgrey")
+
+    def _text(self, left: float, top: float, text: str, room: float) -> None:
+        """A line of small text, cut where there is no more room."""
+        shown = text
+        while shown and self.canvas.textlength(shown, font=self.small) > room:
+            text = text[:-1]
+            shown = f"{text.rstrip()}…" if text else ""
+        self.canvas.text((left, top), shown, fill="black", font=self.small)
+
+    def _wrap(self, title: str) -> str:
+        """Break a title into lines that are no wider than a cell."""
+        lines: list[str] = []
+        for word in title.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and self.canvas.textlength(longer, font=self.large) <= CELL:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""The events that `train` reports to `on_event`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsslcli.core.config import Config
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins, or goes on after `step` of its `steps`."""
+
+    config: Config
+    directory: Path
+    device: str
+    images: int
+    validation_images: int
+    step: int
+    steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class StepsDone:
+    """Some steps are done; `record` is the metrics line of the last one."""
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is done and saved; `record` is its metrics line."""
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """Something that a person should know about the run, in one line."""
+
+    text: str
+
+
+Event = Started | StepsDone | EpochDone | Noticed

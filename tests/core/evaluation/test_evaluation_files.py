@@ -1,0 +1,90 @@
+"""Evaluations beside their checkpoint: none takes the place of a better one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.core.evaluation.files import evaluation_path, other_evaluations, save_whole
+from rsslcli.core.evaluation.result import Evaluation
+
+ABOUT = {"step": 9, "weights": "w", "test_data": "t", "corrupted_data": "c", "precision": "float32"}
+
+
+def evaluation(accuracy: float = 0.5, excluded: tuple[int, ...] = (), **about: Any) -> Evaluation:
+    """A whole evaluation of the 10 images but those that are excluded."""
+    cells: dict[str, list[float | None]] = {name: [accuracy] * 5 for name in CORRUPTIONS}
+    return Evaluation(0.6, 10, cells, 10 - len(excluded), excluded, ABOUT | about)
+
+
+def contents(folder: Path) -> dict[str, float]:
+    """The mean accuracy in each file."""
+    return {
+        path.name: json.loads(path.read_text())["mean_accuracy"] for path in sorted(folder.glob("*.json"))
+    }
+
+
+def test_a_part_another_data_set_and_another_file_have_names_of_their_own(tmp_path: Path) -> None:
+    run = tmp_path / "checkpoint.pt"
+    assert evaluation_path(run) == tmp_path / "eval-c.json"
+    assert evaluation_path(run, part="partial").name == "eval-c-partial.json"
+    assert evaluation_path(run, dataset="other").name == "eval-c-other.json"
+    assert evaluation_path(run, dataset="other", part="robustbench").name == "eval-c-other-robustbench.json"
+    assert evaluation_path(tmp_path / "best.pt").name == "eval-c-best.json"
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 12, "weights": "v"}, {"corrupted_data": "d"}, {"test_data": "u"}]
+)
+def test_a_whole_evaluation_of_newer_weights_or_data_replaces_the_older(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "eval-c.json"
+    save_whole(evaluation(0.5), path)
+    newer = evaluation(0.7, (3,), precision="bfloat16", **change)
+    assert save_whole(newer, path) == (path, [])
+    assert contents(tmp_path) == {"eval-c.json": pytest.approx(0.7)}
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_less_precise_evaluation_goes_beside_the_more_precise(tmp_path: Path, old: bool) -> None:
+    path = tmp_path / "eval-c.json"
+    save_whole(evaluation(0.5), path)
+    if old:  # as written before evaluations had a fingerprint of the weights and a precision
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("weights", "precision")}))
+    beside, notes = save_whole(evaluation(0.4, precision="bfloat16"), path)
+    assert beside.name == "eval-c-bfloat16.json"
+    assert notes == ["eval-c.json keeps the evaluation of these weights in higher precision"]
+    assert contents(tmp_path) == {
+        "eval-c-bfloat16.json": pytest.approx(0.4), "eval-c.json": pytest.approx(0.5)
+    }  # fmt: skip
+    assert save_whole(evaluation(0.6), path) == (path, [])
+    assert contents(tmp_path)["eval-c.json"] == pytest.approx(0.6)
+
+
+def test_an_evaluation_on_other_images_keeps_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "eval-c.json"
+    save_whole(evaluation(0.5), path)
+    assert save_whole(evaluation(0.4, (1, 2, 3)), path) == (
+        path, ["eval-c-10-images.json keeps the evaluation that left out other images"]
+    )  # fmt: skip
+    assert contents(tmp_path) == {
+        "eval-c-10-images.json": pytest.approx(0.5), "eval-c.json": pytest.approx(0.4)
+    }  # fmt: skip
+    assert save_whole(evaluation(0.3, (1, 2, 3)), path) == (path, [])
+    assert other_evaluations(tmp_path) == ["eval-c-10-images.json"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"[" * 99_999, b'{"images": 1}', b'{"images": "../x", "excluded": []}']
+)
+def test_a_damaged_evaluation_is_replaced(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "eval-c.json"
+    path.write_bytes(content)
+    assert save_whole(evaluation(0.5), path) == (path, [])
+    assert contents(tmp_path) == {"eval-c.json": pytest.approx(0.5)}

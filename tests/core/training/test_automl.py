@@ -1,0 +1,295 @@
+"""Algorithm 1 against an independent double-backward implementation, in float64."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from rsslcli.core.config import Config
+from rsslcli.core.data.augment import pad_images, to_float
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
+from rsslcli.core.training.multitask import MultiTaskNetwork
+from rsslcli.core.training.step import DeviceData, Trainer
+
+FOUR = ("rotation", "bir", "color", "ir")
+ALPHA, BETA = 0.07, 3.0
+
+
+def make_model(tasks: tuple[str, ...], mode: str) -> MultiTaskNetwork:
+    torch.manual_seed(3)
+    model = MultiTaskNetwork(WideResNet(10, 1), build_tasks(tasks), batch_norm=mode)
+    return model.double().train()
+
+
+def textbook(
+    model: MultiTaskNetwork, images: Tensor, labels: Tensor, val: tuple[Tensor, Tensor], lambdas: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Algorithm 1 as it stands in the paper: backward through the backward pass, then a second pass.
+
+    Returns the meta-gradient, the new λ, and the gradient of the total loss at the new λ by parameter.
+    """
+    phi = dict(model.named_parameters())
+    random = BatchRandom(torch.Generator().manual_seed(11))
+    views = {name: task.transform(images, random) for name, task in model.tasks.items()}
+
+    def trunk(x: Tensor, psi: dict[str, Tensor]) -> Tensor:
+        class Features(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = model.network
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.network.features(x)
+
+        return functional_call(Features(), {k: v for k, v in psi.items() if k.startswith("network.")}, (x,))
+
+    def total(psi: dict[str, Tensor], weights: Tensor) -> Tensor:
+        def head(name: str, features: Tensor) -> Tensor:
+            prefix = f"heads.{name}."
+            own = {k.removeprefix(prefix): v for k, v in psi.items() if k.startswith(prefix)}
+            return functional_call(model.heads[name], own, (features,))
+
+        apart = [n for n in model.tasks if not model.tasks[n].clean_input]
+        if model.batch_norm == "joint":
+            sizes = [len(images)] + [len(views[n][0]) for n in apart]
+            parts = trunk(torch.cat([images] + [views[n][0] for n in apart]), psi).split(sizes)
+            features = dict(zip([MAIN, *apart], parts, strict=True))
+        else:
+            features = {MAIN: trunk(images, psi)} | {n: trunk(views[n][0], psi) for n in apart}
+        scores = F.linear(features[MAIN], psi["network.fc.weight"], psi["network.fc.bias"])
+        loss = F.cross_entropy(scores, labels)
+        for weight, (name, task) in zip(weights, model.tasks.items(), strict=True):
+            loss = loss + weight * task.loss(head(name, features.get(name, features[MAIN])), views[name][1])
+        return loss
+
+    lambdas = lambdas.clone().requires_grad_()
+    psi = {k: v for k, v in phi.items() if k.startswith("network.")}
+    grads = torch.autograd.grad(total(phi, lambdas), list(psi.values()), create_graph=True)
+    ahead = {k: p - ALPHA * g for (k, p), g in zip(psi.items(), grads, strict=True)}
+    scores = F.linear(trunk(val[0], ahead), ahead["network.fc.weight"], ahead["network.fc.bias"])
+    (meta_gradient,) = torch.autograd.grad(F.cross_entropy(scores, val[1]), lambdas)
+    updated = (lambdas.detach() - BETA * meta_gradient).clamp(min=0)
+    final = torch.autograd.grad(total(phi, updated), list(phi.values()))
+    return meta_gradient, updated, dict(zip(phi, final, strict=True))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-300))
+
+
+def validation(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images.flip(0).roll(3, 3) * 0.8, torch.tensor([1, 5, 0, 9])
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+@pytest.mark.parametrize("tasks", [FOUR, ("jigsaw",), tuple(TASKS)])
+def test_equals_double_backward(
+    mode: str, tasks: tuple[str, ...], images: Tensor, labels: Tensor, random: BatchRandom
+) -> None:
+    lambdas = torch.linspace(0.3, 0.7, len(tasks), dtype=torch.float64)
+    val = validation(images)
+    expected_gradient, expected_lambdas, expected = textbook(
+        make_model(tasks, mode), images, labels, val, lambdas
+    )
+    assert (expected_gradient.abs() > 1e-6).all(), "the comparison needs gradients that are not zero"
+    model = make_model(tasks, mode)
+    updated = lambdas.clone()
+    automl_gradients(
+        model.losses(images, labels, random),
+        model.psi(),
+        model.head_parameters(),
+        updated,
+        model.validation_loss(*val),
+        alpha=ALPHA,
+        beta=BETA,
+    )
+    assert relative((lambdas - updated) / BETA, (lambdas - expected_lambdas) / BETA) < 1e-9
+    inside = expected_lambdas > 0
+    assert relative(((lambdas - updated) / BETA)[inside], expected_gradient[inside]) < 1e-9
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert relative(parameter.grad, expected[name]) < 1e-9, name
+    torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4).step()
+    for name, parameter in model.named_parameters():
+        # The first step with Nesterov momentum: the velocity is the gradient.
+        weights = before[name] - 0.1 * (1 + 0.9) * (expected[name] + 5e-4 * before[name])
+        assert relative(parameter.detach(), weights) < 1e-9, name
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+def test_clamps_lambda_at_zero_and_uses_it_clamped(
+    mode: str, images: Tensor, labels: Tensor, random: BatchRandom
+) -> None:
+    """With β so large that some λ would turn negative, they stop at 0 and their tasks do not act."""
+    lambdas = torch.full((4,), 0.5, dtype=torch.float64)
+    val = validation(images)
+    gradient, _, _ = textbook(make_model(FOUR, mode), images, labels, val, lambdas)
+    model = make_model(FOUR, mode)
+    beta = 4 * 0.5 / float(gradient.abs().min())
+    automl_gradients(
+        model.losses(images, labels, random),
+        model.psi(),
+        model.head_parameters(),
+        lambdas,
+        model.validation_loss(*val),
+        alpha=ALPHA,
+        beta=beta,
+    )
+    assert torch.equal(lambdas == 0, gradient > 0)
+    assert (gradient > 0).any()
+    assert (gradient < 0).any()
+    for weight, parameters in zip(lambdas, model.head_parameters().values(), strict=True):
+        for p in parameters:
+            assert p.grad is not None
+            assert bool(p.grad.any()) == bool(weight > 0)
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+def test_with_beta_zero_it_is_the_plain_gradient(mode: str, images: Tensor, labels: Tensor) -> None:
+    lambdas = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
+    plain, tuned = make_model(FOUR, mode), make_model(FOUR, mode)
+    losses = fixed_gradients(
+        plain.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
+        plain.parameters(),
+        dict(zip(FOUR, lambdas, strict=True)),
+    )
+    also = automl_gradients(
+        tuned.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
+        tuned.psi(),
+        tuned.head_parameters(),
+        lambdas,
+        tuned.validation_loss(*validation(images)),
+        alpha=ALPHA,
+        beta=0.0,
+    )
+    assert {name: float(loss) for name, loss in losses.items()} == {
+        name: float(loss) for name, loss in also.items() if name != "meta"
+    }
+    for (name, p), q in zip(plain.named_parameters(), tuned.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert relative(q.grad, p.grad) < 1e-12, name
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+def test_meta_step_leaves_weights_and_running_statistics(
+    mode: str, images: Tensor, labels: Tensor, random: BatchRandom
+) -> None:
+    """Only the main pass (or the joint one) touches the running statistics; nothing touches the weights."""
+    model = make_model(FOUR, mode)
+    reference = make_model(FOUR, mode)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    automl_gradients(
+        model.losses(images, labels, random),
+        model.psi(),
+        model.head_parameters(),
+        torch.full((4,), 0.5, dtype=torch.float64),
+        model.validation_loss(*validation(images)),
+        alpha=ALPHA,
+        beta=BETA,
+    )
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    again = BatchRandom(torch.Generator().manual_seed(11))
+    if mode == "per-task":
+        reference.network.features(images)
+    else:
+        views = [t.transform(images, again)[0] for t in reference.tasks.values()]
+        reference.network.features(torch.cat([images, *views[:3]]))  # `ir` shares the clean images
+    expected_buffers = dict(reference.network.named_buffers())
+    for name, value in model.network.named_buffers():
+        expected = expected_buffers[name]
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14, msg=name)
+
+
+def make_trainer(device: str, **options: object) -> Trainer:
+    settings = {"tasks": FOUR, "automl": True, "epochs": 3, "warmup_epochs": 1, "depth": 10, "width": 1}
+    config = Config(**(settings | {"batch_size": 8, "meta_batch_size": 4} | options))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8)
+    data = DeviceData(
+        pad_images(images.to(device)),
+        torch.randint(10, (24,)).to(device),
+        torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8).to(device),
+        torch.randint(10, (12,)).to(device),
+    )
+    return Trainer(config, data, classes=10)
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+@pytest.mark.parametrize("tasks", [tuple(TASKS), ("rotation",), ()])
+def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> None:
+    """No step reads a value back or mixes in a CPU tensor: either would raise on `meta`."""
+    trainer = make_trainer("meta", tasks=tasks, automl=bool(tasks), batch_norm=mode)
+    for step in (0, 3):  # in the warm-up and after it
+        values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
+        assert ("loss/meta" in values) == (bool(tasks) and step == 3)
+        assert all(value.device.type == "meta" for value in values.values())
+
+
+def test_a_step_in_bfloat16_on_the_meta_device() -> None:
+    """There is no autocast on it; its operations are counted there all the same, for the time of a study."""
+    trainer = make_trainer("meta", precision="bfloat16")
+    assert all(value.is_meta for value in trainer.step(3, trainer.epoch_order(0)[:8]).values())
+
+
+def test_the_meta_device_catches_a_synchronisation() -> None:
+    """The test above can fail: what it looks for does raise."""
+    trainer = make_trainer("meta")
+    values = trainer.step(0, trainer.epoch_order(0)[:8])
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        values["loss/main"].item()
+
+
+def test_lambda_is_fixed_in_the_warm_up_and_moves_after_it() -> None:
+    trainer = make_trainer("cpu", warmup_epochs=2)
+    trainer.model.train()
+    seen = []
+    for step in range(trainer.steps):
+        order = trainer.epoch_order(step // 3)
+        position = step % 3 * 8
+        values = trainer.step(step, order[position : position + 8])
+        seen.append([float(values[f"lambda/{task}"]) for task in FOUR])
+    assert seen[:6] == [[0.5] * 4] * 6
+    assert all(later != earlier for earlier, later in pairwise(seen[5:]))
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_steps_are_sgd_with_the_scheduled_rate(
+    mode: str, warmup: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights after two whole steps equal SGD written out on the steps' gradients, in float64."""
+    monkeypatch.setattr("rsslcli.core.training.step.to_float", partial(to_float, dtype=torch.float64))
+    trainer = make_trainer("cpu", batch_norm=mode, warmup_epochs=warmup, meta_lr=BETA)
+    trainer.model.double().train()
+    trainer.lambdas = trainer.lambdas.double()
+    trainer.psi, trainer.heads = trainer.model.psi(), trainer.model.head_parameters()
+    captured: list[dict[str, Tensor]] = []
+    velocity = {name: torch.zeros_like(p) for name, p in trainer.model.named_parameters()}
+    expected = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    original = trainer.optimizer.step
+
+    def capture() -> None:
+        captured.append({n: p.grad.clone() for n, p in trainer.model.named_parameters()})  # type: ignore[union-attr]
+        original()
+
+    trainer.optimizer.step = capture  # type: ignore[assignment, method-assign]
+    for step in range(2):
+        trainer.step(step, trainer.epoch_order(0)[8 * step : 8 * step + 8])
+        rate = trainer.learning_rate(step)
+        for name, gradient in captured[step].items():
+            gradient = gradient + 5e-4 * expected[name]  # noqa: PLW2901
+            velocity[name] = 0.9 * velocity[name] + gradient
+            expected[name] = expected[name] - rate * (gradient + 0.9 * velocity[name])
+    for name, p in trainer.model.named_parameters():
+        assert relative(p.detach(), expected[name]) < 1e-9, name

@@ -1,0 +1,380 @@
+"""Whole runs on a small data set: what they leave behind, and that they go on exactly."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rsslcli.core.config import Config, make_config
+from rsslcli.core.corruptions.generate import generate_corrupted
+from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
+from rsslcli.core.data.shapes import draw_shapes
+from rsslcli.core.data.store import Dataset, make_split
+from rsslcli.core.data.validation import draw_validation_set, validation_source
+from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.training.events import EpochDone, Event, Noticed, Started, StepsDone
+from rsslcli.core.training.loop import train
+from rsslcli.core.training.step import Trainer
+from rsslcli.core.weights.checkpoint import load_checkpoint
+
+CONFIG = Config(
+    dataset="toy", tasks=("rotation", "ir"), automl=True, epochs=3, warmup_epochs=1, batch_size=16,
+    meta_batch_size=5, validation_images=6, depth=10, width=1, device="cpu", lr=0.05,
+)  # fmt: skip
+STEPS = 4  # per epoch
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("toy")
+    train_split = make_split(*draw_shapes(STEPS * 16 + 3, 0, "train"))
+    return Dataset("toy", folder, train_split, make_split(*draw_shapes(40, 0, "test")))
+
+
+@pytest.fixture(scope="module")
+def corrupted(dataset: Dataset) -> CorruptedSet:
+    folder = dataset.folder / "corrupted"
+    names = ("contrast", "gaussian_noise")
+    generate_corrupted(dataset.test.images[:30], dataset.test.labels[:30], folder, corruptions=names)
+    return open_corrupted(folder, "toy")
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def state(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the checkpoint, by name."""
+    saved = load_checkpoint(directory)
+    momenta = {f"o.{i}": s["momentum_buffer"] for i, s in saved.optimizer["state"].items()}
+    return saved.classifier | saved.heads | momenta | {"lambdas": saved.lambdas}
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    one, other = state(first), state(second)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def timeless(directory: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in record.items() if key not in ("images_per_second", "seconds")}
+        for record in records(directory)
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Event]]:
+    """A run that nothing interrupted, and its events."""
+    directory = tmp_path_factory.mktemp("run") / "whole"
+    events: list[Event] = []
+    result = train(CONFIG, directory, dataset, corrupted, on_event=events.append)
+    assert result.checkpoint == directory / "checkpoint.pt"
+    return directory, events
+
+
+def test_run_directory(whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet) -> None:
+    directory, events = whole
+    assert make_config(file=directory / "config.yaml") == CONFIG
+    saved = load_checkpoint(directory)
+    assert (saved.step, saved.config, saved.classes) == (3 * STEPS, CONFIG, dataset.train.classes)
+    assert saved.excluded == draw_validation_set(CONFIG, dataset, corrupted).source
+    assert len(saved.excluded) == 6
+
+    steps = [r for r in records(directory) if "loss/main" in r]
+    epochs = [r for r in records(directory) if "clean_accuracy" in r]
+    assert [r["step"] for r in steps] == list(range(1, 3 * STEPS + 1))
+    assert [r["epoch"] for r in steps] == [1] * STEPS + [2] * STEPS + [3] * STEPS
+    assert [(r["epoch"], r["step"]) for r in epochs] == [(1, STEPS), (2, 2 * STEPS), (3, 3 * STEPS)]
+    for record in steps:
+        tuned = record["epoch"] > 1
+        assert ("loss/meta" in record) == tuned
+        assert (record["lambda/rotation"] == 0.5) == (not tuned)
+        assert {"loss/rotation", "loss/ir", "lambda/ir", "lr", "images_per_second"} < record.keys()
+    rate = [1e-6 + (0.05 - 1e-6) * (1 + np.cos(np.pi * t / 12)) / 2 for t in range(12)]
+    assert [r["lr"] for r in steps] == pytest.approx(rate)
+    assert "finished" in (directory / "log.txt").read_text()
+
+    assert isinstance(events[0], Started)
+    assert (events[0].images, events[0].validation_images, events[0].steps) == (67, 2 * 5 * 6, 12)
+    assert [e.record["epoch"] for e in events if isinstance(e, EpochDone)] == [1, 2, 3]
+    assert [e.record["step"] for e in events if isinstance(e, StepsDone)][-1] == 12
+
+
+def test_same_seed_same_run_other_seed_another(
+    whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    train(CONFIG, tmp_path / "again", dataset, corrupted)
+    assert_same_state(whole[0], tmp_path / "again")
+    assert timeless(whole[0]) == timeless(tmp_path / "again")
+    train(replace(CONFIG, seed=1, epochs=2), tmp_path / "other", dataset, corrupted)
+    assert records(tmp_path / "other")[0]["loss/main"] != records(whole[0])[0]["loss/main"]
+    assert load_checkpoint(tmp_path / "other").excluded != load_checkpoint(whole[0]).excluded
+
+
+@pytest.mark.parametrize("stops", [[1], [STEPS], [STEPS + 2, 2 * STEPS + 1]])
+def test_resume_is_exact(
+    stops: list[int],
+    whole: tuple[Path, list[Event]],
+    dataset: Dataset,
+    corrupted: CorruptedSet,
+    tmp_path: Path,
+) -> None:
+    """Stopped in the middle of an epoch, at its end, twice: the run ends bit for bit as if it had not."""
+    directory, done = tmp_path / "run", 0
+    for stop in stops:
+        left = [stop - done]
+
+        def should_stop(left: list[int] = left) -> bool:
+            left[0] -= 1
+            return left[0] == 0
+
+        with pytest.raises(InterruptedTrainingError, match=f"step {stop} of 12, all saved in"):
+            train(CONFIG, directory, dataset, corrupted, resume=done > 0, should_stop=should_stop)
+        done = load_checkpoint(directory).step
+        assert done == stop
+    train(CONFIG, directory, dataset, corrupted, resume=True)
+    assert_same_state(whole[0], directory)
+    assert timeless(whole[0]) == timeless(directory)
+
+
+def test_resume_after_a_crash_drops_what_came_after_the_checkpoint(
+    whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+
+    class CrashError(Exception):
+        pass
+
+    def crash(event: Event) -> None:
+        if isinstance(event, StepsDone) and event.record["step"] > STEPS:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        train(CONFIG, directory, dataset, corrupted, on_event=crash)
+    assert load_checkpoint(directory).step == STEPS
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "epo')  # and a line that was cut short
+    train(CONFIG, directory, dataset, corrupted, resume=True)
+    assert_same_state(whole[0], directory)
+    assert timeless(whole[0]) == timeless(directory)
+
+
+def test_finished_run_resumes_to_its_result(
+    whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet
+) -> None:
+    before = state(whole[0])
+    result = train(CONFIG, whole[0], dataset, corrupted, resume=True)
+    assert (
+        result.clean_accuracy == [r for r in records(whole[0]) if "clean_accuracy" in r][-1]["clean_accuracy"]
+    )
+    assert all(torch.equal(value, before[name]) for name, value in state(whole[0]).items())
+
+
+def test_refuses(
+    whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="holds a run already: add --resume"):
+        train(CONFIG, whole[0], dataset, corrupted)
+    with pytest.raises(UserError, match="none prepared"):
+        train(CONFIG, tmp_path / "a", dataset)
+    with pytest.raises(UserError, match=r"train_size: 999 of the \d+ images of \d+ classes: choose from"):
+        train(replace(CONFIG, train_size=999), tmp_path / "a", dataset, corrupted)
+    with pytest.raises(UserError, match="only one corrupted source image"):
+        validation_source(CONFIG, 1)
+    assert len(validation_source(CONFIG, 9)) == 4
+    with pytest.raises(UserError, match="batch_size: 200 is more than the 67 training images"):
+        train(replace(CONFIG, batch_size=200), tmp_path / "a", dataset, corrupted)
+    with pytest.raises(UserError, match="other data"):
+        train(replace(CONFIG, seed=3), whole[0], dataset, corrupted, resume=True)
+    with pytest.raises(UserError, match="does not fit its configuration"):
+        train(replace(CONFIG, width=2), whole[0], dataset, corrupted, resume=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_stricter_protocol_tunes_on_the_extra_corruptions(dataset: Dataset, tmp_path: Path) -> None:
+    names = ("contrast", "saturate", "pixelate", "speckle_noise")
+    generate_corrupted(dataset.test.images[:30], dataset.test.labels[:30], tmp_path / "c", corruptions=names)
+    corrupted = open_corrupted(tmp_path / "c", "toy")
+    strict = replace(CONFIG, validation_corruptions="extra")
+    every, extra = (draw_validation_set(config, dataset, corrupted) for config in (CONFIG, strict))
+    assert every.source == extra.source
+    assert (len(every.labels), len(extra.labels)) == (4 * 5 * 6, 2 * 5 * 6)
+    source = list(extra.source)
+    cells = [corrupted.cell(name, s)[source] for name in ("speckle_noise", "saturate") for s in range(1, 6)]
+    assert np.array_equal(extra.images, np.concatenate(cells))
+    assert np.array_equal(extra.labels, np.tile(dataset.test.labels[source], 10))
+    generate_corrupted(
+        dataset.test.images[:30], dataset.test.labels[:30], tmp_path / "d", corruptions=["contrast"]
+    )
+    with pytest.raises(UserError, match="none of speckle_noise"):
+        draw_validation_set(strict, dataset, open_corrupted(tmp_path / "d", "toy"))
+
+
+def test_divergence_is_an_error_that_names_the_step(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    with pytest.raises(RsslError, match=r"diverged at step \d+: loss/\w+ is (nan|inf)"):
+        train(replace(CONFIG, lr=1e18), tmp_path / "run", dataset, corrupted)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_learns(dataset: Dataset, tmp_path: Path) -> None:
+    """The baseline fits a handful of images: the loss falls well below that of guessing, log 10."""
+    config = replace(CONFIG, tasks=(), automl=False, epochs=12, train_size=32)
+    result = train(config, tmp_path / "run", dataset)
+    losses = [r["loss/main"] for r in records(tmp_path / "run") if "loss/main" in r]
+    assert losses[0] == pytest.approx(np.log(10), rel=0.2)
+    assert losses[-1] < 0.8 * np.log(10)
+    assert result.lambdas == {}
+
+
+@pytest.mark.parametrize("options", [{"batch_norm": "joint"}, {"precision": "bfloat16"}, {"automl": False}])
+def test_other_modes_run(
+    options: dict[str, Any], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=2, train_size=32, **options)
+    train(config, tmp_path / "run", dataset, corrupted)
+    last = [r for r in records(tmp_path / "run") if "loss/main" in r][-1]
+    assert (last["lambda/rotation"] != 0.5) == config.automl
+    assert load_checkpoint(tmp_path / "run").excluded == () or config.automl
+
+
+def test_an_epoch_is_measured_in_the_precision_of_the_run(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a whole: the scores come in bfloat16 while it trains and while it is tested."""
+    dtypes = []
+    original = nn.Linear.forward
+
+    def forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        scores = original(self, x)
+        dtypes.append(scores.dtype)
+        return scores
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    for precision in ("bfloat16", "float32"):
+        dtypes.clear()
+        config = replace(CONFIG, tasks=(), automl=False, epochs=1, train_size=32, precision=precision)
+        train(config, tmp_path / precision, dataset)
+        assert set(dtypes) == {getattr(torch, precision)}
+
+
+def step_that_breaks(at: int, key: str, value: float) -> Callable[..., dict[str, torch.Tensor]]:
+    """`Trainer.step`, but step `at` reports `value` as `key`."""
+    original = Trainer.step
+
+    def step(self: Trainer, step: int, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = original(self, step, chosen)
+        return values | ({key: torch.tensor(value)} if step + 1 == at else {})
+
+    return step
+
+
+@pytest.mark.parametrize("key", ["loss/ir", "lambda/rotation", "loss/meta"])
+def test_divergence_keeps_the_last_good_checkpoint(
+    key: str, dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(Trainer, "step", step_that_breaks(STEPS + 2, key, float("nan")))
+    expected = rf"step {STEPS + 2}: {key} is nan; lower --lr. The last good checkpoint is of step {STEPS}: "
+    with pytest.raises(DivergedError, match=expected + re.escape(str(run / "checkpoint.pt"))):
+        train(CONFIG, run, dataset, corrupted)
+    assert load_checkpoint(run).step == STEPS
+    assert f"{key} is nan" in (run / "log.txt").read_text()
+    assert [record["step"] for record in records(run)] == [1, 2, 3, 4, 4, 5]
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of a step are those of the weights before it."""
+    original = Trainer.step
+
+    def step(self: Trainer, step: int, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = original(self, step, chosen)
+        if step + 1 == 2 * STEPS:
+            with torch.no_grad():
+                self.model.network.fc.bias[0] = float("inf")
+        return values
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(DivergedError, match=rf"by step {2 * STEPS}: network.fc.bias is not finite"):
+        train(CONFIG, tmp_path / "run", dataset, corrupted)
+    assert load_checkpoint(tmp_path / "run").step == STEPS
+
+
+def test_scores_that_are_not_finite_end_the_training_before_they_are_recorded(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their images would count as the first class; the weights may all be finite."""
+    run, counts = tmp_path / "run", iter([(5, 0), (5, 2)])
+    monkeypatch.setattr("rsslcli.core.training.loop.count_correct", lambda *arguments: next(counts))
+    expected = rf"diverged by step {2 * STEPS}: the highest score of 2 of 34 clean test images is NaN"
+    with pytest.raises(DivergedError, match=expected):
+        train(CONFIG, run, dataset, corrupted)
+    assert load_checkpoint(run).step == STEPS
+    (record,) = (record for record in records(run) if "clean_accuracy" in record)
+    assert (record["clean_accuracy"], record["clean_images"]) == (5 / 34, 34)
+    assert "epoch 1: clean accuracy 0.1471 on 34 of 40 test images\n" in (run / "log.txt").read_text()
+
+
+def test_lambdas_that_tuning_has_made_zero_are_reported_once(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first epoch that tunes, not after the warm-up, in which they have not begun to move."""
+    original = Trainer.gradients
+
+    def gradients(self: Trainer, chosen: torch.Tensor, *, tune: bool) -> dict[str, torch.Tensor]:
+        losses = original(self, chosen, tune=tune)
+        self.lambdas.zero_()
+        return losses
+
+    monkeypatch.setattr(Trainer, "gradients", gradients)
+    events: list[Event] = []
+    config = replace(CONFIG, initial_lambda=0.0)
+    train(config, tmp_path / "run", dataset, corrupted, on_event=events.append)
+    (notice,) = (event for event in events if isinstance(event, Noticed))
+    expected = f"all λ are 0 after step {2 * STEPS}, so no task has an effect: try a lower meta_lr"
+    assert notice.text == expected
+    assert notice.text in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = replace(CONFIG, epochs=2, warmup_epochs=2, train_size=32), tmp_path / "run"
+    with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
+        train(config, run, dataset, corrupted)
+    assert not run.exists()
+
+    with monkeypatch.context() as as_before:
+        as_before.setattr("rsslcli.core.training.loop.check_effective", lambda config: None)
+        with pytest.raises(InterruptedTrainingError):
+            train(config, run, dataset, corrupted, should_stop=lambda: True)
+    events: list[Event] = []
+    result = train(config, run, dataset, corrupted, resume=True, on_event=events.append)
+    assert result.lambdas == {"rotation": 0.5, "ir": 0.5}
+    (notice,) = (event for event in events if isinstance(event, Noticed))
+    assert notice.text.startswith("this run keeps λ as it is: warmup_epochs: AutoML tunes nothing")
+
+
+def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path) -> None:
+    def also(event: Event) -> None:
+        if isinstance(event, StepsDone):
+            with pytest.raises(UserError, match="in use by another rssl"):
+                train(CONFIG, tmp_path / "run", dataset, corrupted, resume=True)
+
+    train(replace(CONFIG, epochs=2), tmp_path / "run", dataset, corrupted, on_event=also)

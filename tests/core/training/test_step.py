@@ -1,0 +1,138 @@
+"""A step is the same program each time, which a CUDA graph or a compiler may keep."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from rsslcli.core.config import Config
+from rsslcli.core.data.augment import pad_images
+from rsslcli.core.errors import UserError
+from rsslcli.core.ranks import Ranks
+from rsslcli.core.tasks import TASKS
+from rsslcli.core.training.step import DeviceData, Trainer
+
+
+def make_trainer(ranks: Ranks | None = None, **options: Any) -> Trainer:
+    settings = {
+        "tasks": tuple(TASKS),
+        "automl": True,
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "depth": 10,
+        "width": 1,
+    }
+    config = Config(**(settings | {"batch_size": 8, "meta_batch_size": 4} | options))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (24,), generator=generator)
+    return Trainer(config, DeviceData(pad_images(images), labels, images[:12], labels[:12]), 10, ranks)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operation, the numbers it is given, and the shapes of its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        def shown(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return f"{value.dtype}{list(value.shape)}{value.stride()}"
+            return "generator" if isinstance(value, torch.Generator) else value
+
+        self.operations.append(f"{func} {tree_map(shown, args)} {tree_map(shown, kwargs or {})}")
+        return func(*args, **(kwargs or {}))
+
+
+def program(trainer: Trainer, step: int) -> list[str]:
+    """The operations of `Trainer.gradients` in step `step`; the step itself is done too."""
+    recorder = Recorder()
+    gradients = trainer.gradients
+
+    def recorded(chosen: Tensor, *, tune: bool) -> dict[str, Tensor]:
+        with recorder:
+            return gradients(chosen, tune=tune)
+
+    trainer.gradients = recorded  # type: ignore[method-assign]
+    trainer.step(step, trainer.epoch_order(step // 3)[step % 3 * 8 :][:8])
+    trainer.gradients = gradients  # type: ignore[method-assign]
+    return recorder.operations
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
+def test_every_step_is_the_same_program(mode: str) -> None:
+    """No number that changes from step to step is in an operation: all of them stand in tensors."""
+    trainer = make_trainer(batch_norm=mode)
+    trainer.model.train()
+    program(trainer, 0)  # fills what is made once, such as the tables of orders and blurs
+    warm_up = [program(trainer, step) for step in (1, 2)]
+    tuned = [program(trainer, step) for step in (4, 7, 8)]
+    assert len(warm_up[0]) > 100
+    assert warm_up[0] == warm_up[1]
+    assert tuned[0] == tuned[1] == tuned[2]
+    assert tuned[0] != warm_up[0]
+    assert not [line for line in tuned[0] if "_local_scalar_dense" in line or "nonzero" in line]
+
+
+def test_the_recorder_sees_a_number_that_changes() -> None:
+    """The test above can fail."""
+    trainer = make_trainer()
+    trainer.model.train()
+    program(trainer, 0)
+    before = program(trainer, 3)
+    object.__setattr__(trainer.config, "meta_lr", 0.2)
+    assert program(trainer, 4) != before
+
+
+@pytest.mark.parametrize("option", ["batch_size", "meta_batch_size"])
+def test_refuses_batches_too_small_to_share(option: str) -> None:
+    with pytest.raises(UserError, match=f"{option}: 4 images cannot be shared by 5 ranks"):
+        make_trainer(Ranks(0, 5), **{"batch_size": 8, "meta_batch_size": 8, option: 4})
+
+
+@pytest.mark.slow
+def test_compiled_steps_compute_the_same() -> None:
+    plain, compiled = (
+        make_trainer(compile=each, tasks=("rotation", "ir"), lr=0.01) for each in (False, True)
+    )
+    for trainer in (plain, compiled):
+        trainer.model.train()
+        for step in (0, 1, 3, 4):  # in the warm-up and after it
+            values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
+            trainer.last = {name: float(value) for name, value in values.items()}  # type: ignore[attr-defined]
+    assert compiled.last == pytest.approx(plain.last, rel=1e-3)  # type: ignore[attr-defined]
+    for (name, expected), value in zip(
+        plain.model.named_parameters(), compiled.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(value, expected, rtol=1e-2, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_is_missing_is_told_in_one_line(tmp_path: Path) -> None:
+    rssl = Path(sys.executable).with_name("rssl")
+    result = subprocess.run(
+        [rssl, "train-single", "--task", "none", "--preset", "quick", "--compile", "--output", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "rssl: error: the network cannot be compiled" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,108 @@
+"""Exported programs compute what the checkpoint computes, and nothing half-written stays."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.weights import export
+from rsslcli.core.weights.export import DESCRIPTION, export_classifier
+
+CLASSES = ["cat", "Ölpfütze", '"'] + [str(i) for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def network() -> WideResNet:
+    """A network whose statistics and normalisation are not the initial ones."""
+    torch.manual_seed(0)
+    network = WideResNet(10, 1)
+    network.set_normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    network.train()(torch.rand(16, 3, 32, 32))
+    return network.eval()
+
+
+def test_torch_export(network: WideResNet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "model.pt2"
+    done = export_classifier(network, path, classes=CLASSES, about={"dataset": "mine"})
+    assert done.difference is not None
+    assert done.difference < 1e-5
+    described = {DESCRIPTION: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path, extra_files=described).module()
+    description = json.loads(described[DESCRIPTION])
+    assert (json.loads(description["classes"]), description["dataset"]) == (CLASSES, "mine")
+    for count in (1, 5):
+        images = torch.rand(count, 3, 32, 32)
+        torch.testing.assert_close(program(images), network(images), rtol=1e-5, atol=1e-5)
+    assert [file.name for file in path.parent.iterdir()] == ["model.pt2"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_onnx(network: WideResNet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    done = export_classifier(network, path, classes=CLASSES)
+    assert capfd.readouterr() == ("", "")
+    assert done.difference is not None
+    assert done.difference < 1e-5
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == CLASSES
+    (given,), (found,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(float)", [3, 32, 32])
+    assert (found.name, found.shape[1:]) == ("scores", [10])
+    for count in (1, 5):
+        images = torch.rand(count, 3, 32, 32)
+        scores = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        torch.testing.assert_close(scores, network(images), rtol=1e-4, atol=1e-4)
+
+
+class Forgetful(nn.Module):
+    """Gives other scores once it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.linear(images.flatten(1))
+        return scores * 1.01 if torch.compiler.is_exporting() else scores
+
+
+class Unexportable(Forgetful):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) if float(images.sum()) > 0 else images
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(Forgetful(), "not written: its scores are off by 0.01"), (Unexportable(), "be made: ")],
+)
+def test_a_program_that_is_not_the_network_is_not_written(
+    model: nn.Module, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model.pt2").write_text("the old one")
+    with pytest.raises(RsslError, match=message) as caught:
+        export_classifier(model, tmp_path / "model.pt2")
+    assert len(str(caught.value).splitlines()) == 1
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.pt2", "the old one")]
+
+
+def test_what_is_missing_is_named(
+    network: WideResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_installed", lambda name: name == "onnx")
+    with pytest.raises(UserError, match=r"needs the package onnxscript: pip install 'rsslcli\[onnx\]'"):
+        export_classifier(network, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=r"must end in \.onnx or \.pt2"):
+        export_classifier(network, tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
