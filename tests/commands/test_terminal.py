@@ -165,7 +165,7 @@ import sys
 from pathlib import Path
 from rsslcli.commands.training_run import TrainingView
 from rsslcli.core.config import Config
-from rsslcli.core.training import Started, StepsDone
+from rsslcli.core.training.events import Started, StepsDone
 
 tasks = ("rotation", "bir", "color", "ir")
 config = Config(tasks=tasks, automl=True)
