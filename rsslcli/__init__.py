@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from rsslcli.core.tasks.base import Task
     from rsslcli.core.tasks.check import check_task
     from rsslcli.core.tasks.own import register_task
-    from rsslcli.core.training.events import EpochDone, Event, Noticed, Started, StepsDone
+    from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
     from rsslcli.core.training.loop import TrainingResult
     from rsslcli.core.weights.export import Exported, export_classifier
 
 __version__ = "0.1.0"
 __all__ = [
     "CORRUPTIONS", "BatchRandom", "Classifier", "Config", "DivergedError", "EpochDone", "Evaluation", "Event",
-    "Exported", "InterruptedTrainingError", "Noticed", "RsslError", "Started", "StepsDone", "Task",
+    "Exported", "InterruptedTrainingError", "Notice", "RsslError", "Started", "StepsDone", "Task",
     "TrainingResult", "UserError", "check_task", "evaluate", "export_classifier", "load_classifier",
     "make_config", "register_task", "train", "write_report",
 ]  # fmt: skip
 
 #: Where each name lives. Loading torch takes seconds, which `rssl --help` and `import rsslcli` do not.
-_HOMES = {
+_EXPORTS = {
     "core.api": ("Classifier", "evaluate", "load_classifier", "train"),
     "core.config": ("Config", "make_config"),
     "core.corruptions.names": ("CORRUPTIONS",),
@@ -42,14 +42,14 @@ _HOMES = {
     "core.tasks.base": ("Task",),
     "core.tasks.contract": ("check_task",),
     "core.tasks.own": ("register_task",),
-    "core.training": ("EpochDone", "Event", "Noticed", "Started", "StepsDone", "TrainingResult"),
+    "core.training": ("EpochDone", "Event", "Notice", "Started", "StepsDone", "TrainingResult"),
 }
 
 
 if not TYPE_CHECKING:  # a type checker shall still tell a name that there is not
 
     def __getattr__(name: str) -> object:
-        for home, names in _HOMES.items():
+        for home, names in _EXPORTS.items():
             if name in names:
                 return getattr(importlib.import_module(f"rsslcli.{home}"), name)
         raise AttributeError(f"module 'rsslcli' has no attribute {name!r}")

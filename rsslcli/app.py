@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rsslcli import __version__
-from rsslcli.commands.console import SPEAKS, err, out, spell_options
+from rsslcli.commands.console import IS_MAIN_RANK, err, out, spell_options
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
@@ -22,7 +22,14 @@ from rsslcli.commands.terminal import lost_output, replace_unprintable
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
 from rsslcli.commands.visualize_tasks import visualize_tasks
-from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError, nearest, quoted
+from rsslcli.core.errors import (
+    InterruptedTrainingError,
+    LostRankError,
+    RsslError,
+    UserError,
+    nearest,
+    short_repr,
+)
 
 #: The commands in the order of a first session.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -97,7 +104,7 @@ def main() -> None:
             _fail(f"cannot write to stdout: {failure.strerror or failure}; all files are saved", 1)
         sys.exit(code)
     except RsslError as error:
-        if not SPEAKS and isinstance(error, UserError | InterruptedTrainingError | LostRankError):
+        if not IS_MAIN_RANK and isinstance(error, UserError | InterruptedTrainingError | LostRankError):
             sys.exit(error.exit_code)  # the first rank says the same
         message = spell_options(str(error))
         about_option = isinstance(error, UserError) and message.startswith("--")
@@ -116,7 +123,7 @@ def main() -> None:
         place = f"{error.filename}: " if error.filename else stdout
         _fail(f"{place}{error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
-        if not SPEAKS:
+        if not IS_MAIN_RANK:
             sys.exit(_INTERRUPTED)
         _fail(f"stopped; to go on: {shlex.join(['rssl', *arguments])}", _INTERRUPTED)
 
@@ -125,7 +132,7 @@ def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
     # Without the dashes, which make any two names look alike.
     names = {option.lstrip("-"): option for option in possibilities}
     near = nearest(name.lstrip("-"), names)
-    return f"unknown option {quoted(name)}" + (f": did you mean '{names[near]}'?" if near else "")
+    return f"unknown option {short_repr(name)}" + (f": did you mean '{names[near]}'?" if near else "")
 
 
 def _fail(message: str, code: int) -> NoReturn:

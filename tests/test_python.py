@@ -108,7 +108,7 @@ def test_importing_is_cheap_and_every_name_is_there() -> None:
     for name in rsslcli.__all__:
         assert getattr(rsslcli, name) is not None
         assert f"'{name}'" in listed
-    assert {name for names in rsslcli._HOMES.values() for name in names} == set(rsslcli.__all__)
+    assert {name for names in rsslcli._EXPORTS.values() for name in names} == set(rsslcli.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         rsslcli.trian  # type: ignore[attr-defined]  # noqa: B018
     assert (Path(rsslcli.__file__).parent / "py.typed").exists()

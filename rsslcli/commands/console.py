@@ -27,11 +27,11 @@ from rsslcli.core.files import checkpoint_path
 from rsslcli.core.progress import Progress as ProgressCallback
 
 #: Whether this process speaks: of those that `torchrun` starts, only the first one does.
-SPEAKS = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+IS_MAIN_RANK = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 #: Results go to stdout, all that accompanies them to stderr.
-out = TextConsole(quiet=not SPEAKS)
-err = TextConsole(stderr=True, quiet=not SPEAKS)
+out = TextConsole(quiet=not IS_MAIN_RANK)
+err = TextConsole(stderr=True, quiet=not IS_MAIN_RANK)
 
 DEFAULT_DATA_DIR = default_data_dir()
 
@@ -247,7 +247,7 @@ def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int =
     return shlex.join(command)
 
 
-def say_next(*words: str | Path, data_dir: Path | None = None) -> None:
+def suggest_next(*words: str | Path, data_dir: Path | None = None) -> None:
     """The last line of a command: what to type next. For the arguments see `shell_command`."""
     line = shell_command(*words, data_dir=data_dir)
     err.print(Text.assemble(("next:", "next"), " ", line), soft_wrap=True)

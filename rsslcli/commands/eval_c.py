@@ -127,7 +127,7 @@ def eval_c(
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
         from rsslcli.core.evaluation.result import with_robustbench
-        from rsslcli.core.ranks import join_ranks
+        from rsslcli.core.ranks import join_world
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
         from rsslcli.core.weights.checkpoint import load_checkpoint, load_classifier
 
@@ -144,8 +144,8 @@ def eval_c(
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
-    with join_ranks(target) as ranks, progress_bar() as progress:
-        with ranks.first_alone():
+    with join_world(target) as world, progress_bar() as progress:
+        with world.main_first():
             data = load(name, data_dir, progress)
             corrupted = load_corrupted(data, progress)
         score_of = match_classes(
@@ -185,9 +185,9 @@ def eval_c(
             notes=notes,
             foreign=not trained,
             progress=progress,
-            ranks=ranks,
+            world=world,
         )
-    if not ranks.first:
+    if not world.is_main:
         return
     cautions: list[str] = []
     if protocol == "robustbench":

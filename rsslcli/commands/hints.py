@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsslcli.commands.console import say_next
+from rsslcli.commands.console import suggest_next
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError
 
@@ -32,7 +32,7 @@ def suggest_training(data: Dataset, data_dir: Path) -> None:
         which += ["--depth", "16", "--width", "1", "--batch-size", str(min(16, images)), "--epochs", "60"]
     elif resolve_device("auto").type == "cpu":
         which += ["--preset", "small"]
-    say_next("train-automl", *which, data_dir=data_dir)
+    suggest_next("train-automl", *which, data_dir=data_dir)
 
 
 def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
@@ -51,18 +51,18 @@ def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
             fair = ["--leave-out-validation"]
         else:
             fair = ["--same-images-as", next(iter(tuned))]
-    say_next("eval-c", run, *fair, data_dir=data_dir)
+    suggest_next("eval-c", run, *fair, data_dir=data_dir)
 
 
 def suggest_corruptions(dataset: str, data_dir: Path) -> None:
     """After a step that leaves a data set without its corrupted test set: make it."""
-    say_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
+    suggest_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
 
 
 def suggest_report(run: Path) -> None:
     """After an evaluation: a report on the run and on those beside it."""
     folder = run.parent
-    say_next("report", run if folder == Path() else folder)
+    suggest_next("report", run if folder == Path() else folder)
 
 
 def _tuned_beside(run: Path, dataset: str) -> dict[Path, tuple[int, int]]:

@@ -19,7 +19,7 @@ from rsslcli.commands.console import (
     parse_corruptions,
     parse_severities,
     progress_bar,
-    say_next,
+    suggest_next,
     waiting,
 )
 from rsslcli.commands.hints import suggest_training
@@ -119,7 +119,7 @@ def prepare_data(
         suggest_training(prepared.dataset, data_dir)
     else:
         how = _ANOTHER_SET if _is_imported(prepared) else _GENERATE
-        say_next("prepare-data", "--dataset", dataset, *how, data_dir=data_dir)
+        suggest_next("prepare-data", "--dataset", dataset, *how, data_dir=data_dir)
 
 
 #: What makes a corrupted test set, or brings one again that is not ours.

@@ -214,20 +214,20 @@ def run_training(
 
     with waiting():
         from rsslcli.core.data.loading import load, load_corrupted
-        from rsslcli.core.ranks import join_ranks
+        from rsslcli.core.ranks import join_world
         from rsslcli.core.runtime import keep_freed_memory, resolve_device
         from rsslcli.core.training.loop import train
         from rsslcli.core.training.tensorboard import TensorBoardWriter
 
     keep_freed_memory()
     with ExitStack() as stack:
-        ranks = stack.enter_context(join_ranks(resolve_device(config.device)))
-        with progress_bar() as progress, ranks.first_alone():
+        world = stack.enter_context(join_world(resolve_device(config.device)))
+        with progress_bar() as progress, world.main_first():
             dataset = load(config.dataset, data_dir, progress)
             corrupted = load_corrupted(dataset, progress) if config.automl else None
         directory = given["output"]
         if directory is None:
-            directory = Path(ranks.agree(str(_new_directory(config)) if ranks.first else ""))
+            directory = Path(world.broadcast(str(_new_directory(config)) if world.is_main else ""))
             stack.callback(_remove_empty, directory)
         view = stack.enter_context(TrainingView(config))
         listeners: list[Callable[[Event], None]] = [view]
@@ -248,11 +248,11 @@ def run_training(
                 resume=given["resume"],
                 on_event=tell,
                 should_stop=lambda: bool(received),
-                ranks=ranks,
+                world=world,
             )
         except InterruptedTrainingError as stopped:
             words = _resuming_words(given, directory, automl=automl, single=single)
-            command = shell_command(*words, data_dir=data_dir, ranks=ranks.count)
+            command = shell_command(*words, data_dir=data_dir, ranks=world.size)
             resumable = InterruptedTrainingError(f"{stopped}; go on with: {command}")
             # Another rank may be the one that was told to stop.
             resumable.exit_code = 128 + (received[0] if received else signal.SIGTERM)
@@ -374,7 +374,7 @@ class TrainingView:
 
     def __call__(self, event: Event) -> None:
         """Show what the engine tells."""
-        from rsslcli.core.training.events import EpochDone, Noticed, Started
+        from rsslcli.core.training.events import EpochDone, Notice, Started
 
         if isinstance(event, Started):
             self._task = self.bar.add_task("", total=event.steps, completed=event.step, values="")
@@ -386,7 +386,7 @@ class TrainingView:
             )
         elif isinstance(event, EpochDone):
             err.print(self._epoch_line(event.record))
-        elif isinstance(event, Noticed):
+        elif isinstance(event, Notice):
             note(event.text)
         else:
             self._latest = event.record

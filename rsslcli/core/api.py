@@ -14,7 +14,7 @@ from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.errors import UserError, one_line, quoted
+from rsslcli.core.errors import UserError, sanitize, short_repr
 from rsslcli.core.evaluation import accuracy as evaluation
 from rsslcli.core.evaluation.class_names import match_classes
 from rsslcli.core.evaluation.result import Evaluation
@@ -102,7 +102,7 @@ def train(
         data_dir: where prepared data sets live. By default as the command line has it: see
             `default_data_dir`.
         resume: go on from the directory's checkpoint, from the start where it has none yet.
-        on_event: told what happens: `Started`, `StepsDone`, `EpochDone`, `Noticed`. What it raises ends the
+        on_event: told what happens: `Started`, `StepsDone`, `EpochDone`, `Notice`. What it raises ends the
             training.
         should_stop: asked after every step; if true, the run is saved and the training stops.
 
@@ -185,7 +185,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UserError(f"limit: expected at least 1, got {limit}")
     if precision not in ("float32", "bfloat16"):
-        raise UserError(f"precision: expected float32 or bfloat16, got {quoted(precision)}")
+        raise UserError(f"precision: expected float32 or bfloat16, got {short_repr(precision)}")
     data = load(dataset, _folder(data_dir))
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
@@ -251,7 +251,7 @@ def _scores_of_one(
     except Exception as error:  # whatever a model of the user's own raises
         raise UserError(
             f"the model fails on one image (1, 3, 32, 32) of {dtype} in evaluation mode on {place}: "
-            f"{type(error).__name__}: {one_line(error)}"
+            f"{type(error).__name__}: {sanitize(error)}"
         ) from error
     return device, scores
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rsslcli.core.errors import UserError, one_line, quoted, unknown
+from rsslcli.core.errors import UserError, sanitize, short_repr, unknown
 from rsslcli.core.tasks import check_task_names, check_task_words
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -81,7 +81,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and not minimum <= value < _LIMIT:
                 limit = ", below 2^63" if value > minimum else ""
-                raise UserError(f"{name}: expected at least {minimum}{limit}, got {quoted(value)}")
+                raise UserError(f"{name}: expected at least {minimum}{limit}, got {short_repr(value)}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
@@ -270,7 +270,7 @@ def explain(layers: Layers) -> str:
     text = yaml.safe_dump(merge(layers).to_dict(), sort_keys=False, default_flow_style=None, width=math.inf)
     lines = []
     for line in text.splitlines():
-        origin = one_line(origins.get(line.partition(":")[0], "default"))
+        origin = sanitize(origins.get(line.partition(":")[0], "default"))
         # What begins with a space is the rest of the option above.
         lines.append(line if line.startswith(" ") else f"{line:<40}  # {origin}")
     return "\n".join(lines) + "\n"
@@ -291,7 +291,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error or type(error).__name__
-        raise UserError(f"{file}{where} is not plain YAML: {one_line(problem)}") from None
+        raise UserError(f"{file}{where} is not plain YAML: {sanitize(problem)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -313,7 +313,7 @@ class _Loader(yaml.SafeLoader):
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{quoted(twice[0])} is given twice", node.start_mark
+                None, None, f"{short_repr(twice[0])} is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
@@ -354,7 +354,7 @@ def _check_type(name: str, value: object, annotation: str) -> None:
     else:
         fits, expected = isinstance(value, str), "a word"
     if not fits:
-        raise UserError(f"{name}: expected {expected}, got {quoted(value)}")
+        raise UserError(f"{name}: expected {expected}, got {short_repr(value)}")
 
 
 def _are_options(value: object) -> bool:

@@ -32,21 +32,21 @@ class LostRankError(RsslError):
     """Another process of this job ended, and this one cannot go on without it."""
 
 
-def quoted(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as messages show it: on one short line, whatever a file held in its place."""
     if isinstance(value, list | tuple | set | Mapping):
         return f"a {type(value).__name__}"  # which may hold itself
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"  # which Python refuses to print
-    return one_line(repr(value[:60] if isinstance(value, str | bytes) else value), 300)
+    return sanitize(repr(value[:60] if isinstance(value, str | bytes) else value), 300)
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a name that is none of `choices`: it names the nearest one, or all."""
     names = list(choices)
-    near = nearest(quoted(name).strip("'").lower(), names)
+    near = nearest(short_repr(name).strip("'").lower(), names)
     hint = f"did you mean '{near}'?" if near else f"choose from {', '.join(names)}"
-    return UserError(f"unknown {kind} {quoted(name)}: {hint}")
+    return UserError(f"unknown {kind} {short_repr(name)}: {hint}")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
@@ -54,7 +54,7 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(choices), 1)), None)
 
 
-def one_line(text: object, limit: int = 200) -> str:
+def sanitize(text: object, limit: int = 200) -> str:
     """Text from outside as messages show it: one short line without control characters."""
     line = " ".join(str(text).split())[:limit]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -15,50 +15,50 @@ from rsslcli.core.errors import LostRankError, RsslError, UserError
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """This process, and how many there are. One that is alone, the default, exchanges nothing.
 
     What a step leaves behind is the same on every rank to the last bit: each of the sums below is.
     """
 
     rank: int = 0
-    count: int = 1
+    size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes files and speaks."""
         return self.rank == 0
 
-    def part(self, size: int) -> slice:
-        """Which of `size` things this rank takes: the parts differ by one at most."""
-        return slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
+    def shard(self, count: int) -> slice:
+        """Which of `count` things this rank takes: the parts differ by one at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def share(self, size: int) -> float:
-        """The weight of the mean over this rank's part in the mean over all `size` things."""
-        part = self.part(size)
-        return float(part.stop - part.start) / size
+    def share(self, count: int) -> float:
+        """The weight of the mean over this rank's part in the mean over all `count` things."""
+        part = self.shard(count)
+        return float(part.stop - part.start) / count
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' tensors, in place and on every rank. The host does not wait for CUDA."""
-        if self.count > 1:
+        if self.size > 1:
             with _others_may_end():
                 dist.all_reduce(tensor)
         return tensor
 
-    def sum_together(self, tensors: Sequence[Tensor]) -> None:
-        """`sum` of each of these tensors of one dtype, in one exchange."""
-        flat = self.sum(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    def all_reduce_together(self, tensors: Sequence[Tensor]) -> None:
+        """`all_reduce` of each of these tensors of one dtype, in one exchange."""
+        flat = self.all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]))
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank. The hosts wait for each other, not for CUDA."""
-        return bool(self.sum(torch.tensor(int(flag)))) if self.count > 1 else flag
+        return bool(self.all_reduce(torch.tensor(int(flag)))) if self.size > 1 else flag
 
-    def agree(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """What the first rank says, on every rank."""
-        if self.count == 1:
+        if self.size == 1:
             return text
         box = [text]
         with _others_may_end():
@@ -66,17 +66,17 @@ class Ranks:
         return box[0]
 
     @contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """The first rank runs the block while the others wait; then they do, and find its files there."""
-        if not self.first:
+        if not self.is_main:
             self.any(False)
         yield
-        if self.first:
+        if self.is_main:
             self.any(False)
 
 
 @contextmanager
-def join_ranks(device: torch.device) -> Iterator[Ranks]:
+def join_world(device: torch.device) -> Iterator[World]:
     """Within this context, this process is one of the ranks that `torchrun` started; alone where it did not.
 
     Each of them computes on the CPU, or on a GPU of its own, which becomes the current one.
@@ -86,7 +86,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         RsslError: the ranks do not find each other.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield Ranks()
+        yield World()
         return
     cuda = device.type == "cuda"
     if cuda:
@@ -100,7 +100,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     except (RuntimeError, ValueError) as error:
         raise RsslError(f"the ranks do not find each other: {str(error).splitlines()[0]}") from None
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield World(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 

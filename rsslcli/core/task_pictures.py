@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.store import Split, class_balanced_subset
-from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.evaluation.class_names import match_classes
 from rsslcli.core.files import replacing
 from rsslcli.core.randomness import BatchRandom
@@ -147,7 +147,7 @@ def _trained(checkpoint: Checkpoint, tasks: dict[str, Task]) -> MultiTaskNetwork
     try:
         model.heads.load_state_dict(heads)
     except RuntimeError as error:
-        reason = one_line(str(error).split("\n", 1)[-1])
+        reason = sanitize(str(error).split("\n", 1)[-1])
         raise UserError(f"the checkpoint's heads are not of the tasks as they are here: {reason}") from None
     return model.eval()
 

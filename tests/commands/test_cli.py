@@ -24,7 +24,7 @@ from helpers import RSSL, TINY, Here, on_a_terminal, refuse, rssl, succeed
 from PIL import Image
 
 from rsslcli.app import COMMANDS, app
-from rsslcli.commands.console import say_next
+from rsslcli.commands.console import suggest_next
 from rsslcli.commands.training_run import _new_directory
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
@@ -439,8 +439,8 @@ def test_what_to_type_next_can_be_pasted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RSSL_DATA_DIR", "here")
-    say_next("eval-c", Path("my [runs]/it's :cat:"), data_dir=Path("here"))
-    say_next("eval-c", "x" * 200, data_dir=Path("other place"))
+    suggest_next("eval-c", Path("my [runs]/it's :cat:"), data_dir=Path("here"))
+    suggest_next("eval-c", "x" * 200, data_dir=Path("other place"))
     out, err = capsys.readouterr()
     assert out == ""
     first, second = err.splitlines()

@@ -69,7 +69,7 @@ def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def one_line(process: subprocess.Popen[str]) -> str:
+def sanitize(process: subprocess.Popen[str]) -> str:
     """The last line of the errors of a process that fails, which has no traceback."""
     _, stderr = process.communicate(timeout=120)
     assert "Traceback" not in stderr, stderr
@@ -176,7 +176,7 @@ def test_a_signal_finishes_the_step_and_saves(ready: Path, number: signal.Signal
     process = launch(train(50, run.name), ready)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) > 2, process)
     process.send_signal(number)
-    message = one_line(process)
+    message = sanitize(process)
     assert process.returncode == code
     found = re.search(
         r"stopped at step (\d+) of 500, all saved in signal\d+; go on with: (rssl .*)$", message
@@ -228,7 +228,7 @@ def test_a_file_size_limit_leaves_the_last_checkpoint(ready: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     process = launch(["train-automl", "--resume", "--output", "limited"], ready, before=limit)
-    assert "cannot write limited/checkpoint.pt" in one_line(process)
+    assert "cannot write limited/checkpoint.pt" in sanitize(process)
     assert process.returncode == 1
     assert (run / "checkpoint.pt").read_bytes() == before
     assert not list(run.glob(".*.part"))
@@ -251,7 +251,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(ready: Path, tmp_path: Path) -> 
         (tmp_path / "rest").write_bytes(bytes(max(free - 150_000, 0)))
         arguments = ["train-automl", "--resume", "--output", str(tmp_path / "full")]
         process = launch(arguments, ready)
-        assert re.search(r"cannot write .*(No space left|checkpoint\.pt)", one_line(process))
+        assert re.search(r"cannot write .*(No space left|checkpoint\.pt)", sanitize(process))
         assert process.returncode == 1
         assert (tmp_path / "full" / "checkpoint.pt").read_bytes() == before
         (tmp_path / "rest").unlink()
@@ -279,7 +279,7 @@ def test_a_folder_deleted_while_the_run_goes_on(ready: Path) -> None:
     process = launch(train(50, "deleted"), ready)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) > 1, process)
     shutil.rmtree(run)
-    assert "deleted/metrics.jsonl was deleted while the run was going on" in one_line(process)
+    assert "deleted/metrics.jsonl was deleted while the run was going on" in sanitize(process)
     assert process.returncode == 1
     assert not run.exists(), "nothing half a run is put in its place"
 
@@ -292,7 +292,7 @@ def test_a_second_process_in_the_run_folder_is_refused(ready: Path) -> None:
     refuse(" ".join(train(1, "shared")), cwd=ready, match="in use|holds a run already")
     assert process.poll() is None
     process.terminate()
-    assert "all saved" in one_line(process)
+    assert "all saved" in sanitize(process)
     # The lock went with the process.
     assert rssl("train-automl --resume --output shared --epochs 1", cwd=ready).returncode == 2
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import pad_images, to_float
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.ranks import Ranks, join_ranks
+from rsslcli.core.ranks import World, join_world
 from rsslcli.core.tasks import TASKS
 from rsslcli.core.training.step import DeviceData, Trainer
 
@@ -33,7 +33,7 @@ class PerImageNorm(nn.GroupNorm):
         super().__init__(1, channels)
 
 
-def train_steps(ranks: Ranks, mode: str) -> dict[str, Tensor]:
+def train_steps(world: World, mode: str) -> dict[str, Tensor]:
     """20 steps with all tasks in float64, half of them after the warm-up; batches do not divide evenly."""
     config = Config(
         tasks=tuple(TASKS), automl=True, epochs=4, warmup_epochs=2, batch_size=9, meta_batch_size=5,
@@ -45,9 +45,10 @@ def train_steps(ranks: Ranks, mode: str) -> dict[str, Tensor]:
     data = DeviceData(pad_images(images), labels, images[:12].flip(2), labels[:12])
     with (
         mock.patch("rsslcli.core.networks.wide_resnet.BatchNorm2d", PerImageNorm),
+        mock.patch("rsslcli.core.networks.heads.BatchNorm2d", PerImageNorm),
         mock.patch("rsslcli.core.training.step.to_float", partial(to_float, dtype=torch.float64)),
     ):
-        trainer = Trainer(config, data, classes=10, ranks=ranks)
+        trainer = Trainer(config, data, classes=10, world=world)
         trainer.model.double().train()
         trainer.lambdas = trainer.lambdas.double()
         values: dict[str, Tensor] = {}
@@ -77,7 +78,7 @@ def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
     result = run_ranks(2, __file__, mode, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    whole = train_steps(Ranks(), mode)
+    whole = train_steps(World(), mode)
     assert len({float(whole[f"lambda/{task}"]) for task in TASKS}) == len(TASKS), "every λ has moved"
     assert first.keys() == second.keys() == whole.keys()
     for name, value in whole.items():
@@ -88,12 +89,12 @@ def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [7, 25, 64])
 def test_parts_cover_everything_once(count: int, size: int) -> None:
-    ranks = [Ranks(rank, count) for rank in range(count)]
-    covered = [index for each in ranks for index in range(size)[each.part(size)]]
+    world = [World(rank, count) for rank in range(count)]
+    covered = [index for each in world for index in range(size)[each.part(size)]]
     assert covered == list(range(size))
-    sizes = [len(range(size)[each.part(size)]) for each in ranks]
+    sizes = [len(range(size)[each.part(size)]) for each in world]
     assert max(sizes) - min(sizes) <= 1
-    assert sum(each.share(size) for each in ranks) == pytest.approx(1)
+    assert sum(each.share(size) for each in world) == pytest.approx(1)
 
 
 def test_random_numbers_do_not_depend_on_the_ranks() -> None:
@@ -110,28 +111,28 @@ def test_random_numbers_do_not_depend_on_the_ranks() -> None:
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    with join_ranks(CPU) as ranks:
-        assert (ranks.rank, ranks.count, ranks.first) == (0, 1, True)
+    with join_world(CPU) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
         value = torch.ones(3)
-        assert ranks.sum(value) is value
-        assert ranks.any(True)
-        assert not ranks.any(False)
-        assert ranks.agree("x") == "x"
-        with ranks.first_alone():
+        assert world.all_reduce(value) is value
+        assert world.any(True)
+        assert not world.any(False)
+        assert world.broadcast("x") == "x"
+        with world.main_first():
             pass
 
 
 def _rank_main(mode: str) -> None:
-    with join_ranks(CPU) as ranks:
-        assert ranks.count == 2
-        assert ranks.any(ranks.rank == 1)
-        assert not ranks.any(False)
-        assert ranks.agree(f"rank {ranks.rank}") == "rank 0"
+    with join_world(CPU) as world:
+        assert world.size == 2
+        assert world.any(world.rank == 1)
+        assert not world.any(False)
+        assert world.broadcast(f"rank {world.rank}") == "rank 0"
         order = Path("order.txt")
-        with ranks.first_alone():  # the second rank comes in when the first one is out
-            assert order.exists() == (not ranks.first)
+        with world.main_first():  # the second rank comes in when the first one is out
+            assert order.exists() == (not world.is_main)
             order.write_text("first")
-        torch.save(train_steps(ranks, mode), f"rank{ranks.rank}.pt")
+        torch.save(train_steps(world, mode), f"rank{world.rank}.pt")
 
 
 if __name__ == "__main__":

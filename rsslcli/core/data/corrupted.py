@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split
-from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import quietly, remove, replacing
 
 #: The record of a generated set: what each file was made from, and which severities are finished.
@@ -243,7 +243,7 @@ def _map_blocks(path: Path, images_per_cell: int) -> Images:
             f"{path} is damaged, truncated or no array: prepare the corrupted test set again"
         ) from error
     if array.dtype != np.uint8 or array.shape != expected:
-        found = one_line(f"{array.dtype} {array.shape}")
+        found = sanitize(f"{array.dtype} {array.shape}")
         raise UserError(f"{path} is {found}, not uint8 {expected}: prepare it again")
     if not complete:
         raise UserError(

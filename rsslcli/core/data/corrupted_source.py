@@ -23,7 +23,7 @@ from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.image_tree import is_image_tree
 from rsslcli.core.data.listing import is_image
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels
-from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import quietly
 
 #: The files that a corrupted set can have.
@@ -107,7 +107,7 @@ class _Array:
         return np.frombuffer(data, self.dtype).reshape(shape)
 
     def __str__(self) -> str:
-        return one_line(f"{self.dtype} {self.shape}")
+        return sanitize(f"{self.dtype} {self.shape}")
 
 
 def _state(path: Path) -> tuple[int, ...]:

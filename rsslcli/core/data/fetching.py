@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -53,6 +54,20 @@ _CHUNK = 2**18
 
 
 ELSEWHERE = "or get the archive elsewhere and give it with --source"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive, a plain tar."""
+
+    url: str
+    size: int
+    md5: str
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called."""
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 class _BrokenError(Exception):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rsslcli.core.data.archives import Parts
 from rsslcli.core.data.decoding import shown
-from rsslcli.core.data.file_tree import Key, Tally, Tree
+from rsslcli.core.data.file_tree import Key, Tally, Tree, visible
 from rsslcli.core.data.listing import Folder, Listing, in_words, list_files, subfolders, told
 from rsslcli.core.errors import UserError
 
@@ -85,9 +85,18 @@ def _find_splits(tree: Tree) -> dict[str, Folder]:
         found: list[dict[str, list[Folder]]] = []
         for folder in level:
             named: dict[str, list[Folder]] = {}
-            for inner in subfolders(tree, folder):
-                if split := SPLIT_NAMES.get(inner[0][-1].lower()):
-                    named.setdefault(split, []).append(inner)
+            lost: list[str] = []
+            for entry in visible(tree, folder[1]):
+                split = SPLIT_NAMES.get(entry.name.lower())
+                if split and entry.place is not None:
+                    named.setdefault(split, []).append(((*folder[0], entry.name), entry.place))
+                elif split and entry.reason:
+                    lost.append(entry.name)
+            if len(named) == 1 and lost:
+                name = shown("/".join((*folder[0], lost[0])))
+                raise UserError(
+                    f"{name} in {tree.source} leads nowhere or out of it: put the folder in its place"
+                )
             if len(named) == len(SPLITS):
                 found.append(named)
         if len(found) > 1:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from rsslcli.core.data.archives import Parts
 from rsslcli.core.data.decoding import extensions, shown
 from rsslcli.core.data.file_tree import Key, Place, Tally, Tree, visible, walk
-from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.errors import UserError, sanitize
 
 MAX_IMAGES = 1_000_000  # 3 GB in memory
 _SOME = 5  # names in a message
@@ -104,7 +104,7 @@ def in_words(names: Iterable[str]) -> str:
     """The first few of some names or endings, sorted."""
     ordered = sorted(names)
     more = [f"{len(ordered) - _SOME} more"] if len(ordered) > _SOME else []
-    return ", ".join([one_line(name, 120) or "without ending" for name in ordered[:_SOME]] + more)
+    return ", ".join([sanitize(name, 120) or "without ending" for name in ordered[:_SOME]] + more)
 
 
 def told(kind: str, tally: Tally) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Split
-from rsslcli.core.errors import UserError, quoted
+from rsslcli.core.errors import UserError, short_repr
 
 _SIDE = 8  # pixels of the shrunk images
 _RATIO = 0.5  # a picture is recognized if the second nearest is twice as far away
@@ -53,9 +53,9 @@ def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
         if shown.argmax() != label and 2 * shown.max() > shown.sum():
             raise UserError(
                 f"{source} does not number the classes as the data set does: images with the label {label}, "
-                f"class {quoted(test.classes[label])} of the data set, are pictures of class "
-                f"{quoted(test.classes[shown.argmax()])}: rename the class folders of the data set so that "
-                "their names sort in the order of the labels, and prepare it again"
+                f"class {short_repr(test.classes[label])} of the data set, are pictures of class "
+                f"{short_repr(test.classes[shown.argmax()])}: rename the class folders of the data set so "
+                "that their names sort in the order of the labels, and prepare it again"
             )
     if len(bad_labels) or len(_disagreeing(wrong, np.zeros_like(said))):
         raise _out_of_order(str(source), wrong)
@@ -65,7 +65,7 @@ def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
 def describe_classes(classes: tuple[str, ...]) -> str:
     """Which number stands for which class, on one line: all of up to ten classes, else some."""
     numbers = range(len(classes))
-    shown = [f"{number} = {quoted(classes[number])}" for number in numbers]
+    shown = [f"{number} = {short_repr(classes[number])}" for number in numbers]
     return ", ".join(shown if len(shown) <= 10 else [*shown[:3], "…", shown[-1]])
 
 

@@ -13,7 +13,7 @@ from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
-from rsslcli.core.errors import UserError, nearest, one_line
+from rsslcli.core.errors import UserError, nearest, sanitize
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -199,7 +199,7 @@ def _left_out(record: dict[str, Any]) -> list[str]:
     examples = record.get("damaged_examples")
     if not isinstance(count, int) or not 0 < count <= MAX_IMAGES:
         return []
-    example = one_line(examples[0], 300) if isinstance(examples, list) and examples else "one of unknown name"
+    example = sanitize(examples[0], 300) if isinstance(examples, list) and examples else "one of unknown name"
     return [f"left out: damaged images, {count} in all, e.g. {example}"]
 
 

@@ -3,12 +3,11 @@
 import hashlib
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from rsslcli.core.data.corrupted import GENERATED, CorruptedSet, read_record
-from rsslcli.core.data.fetching import fetch, md5_of
+from rsslcli.core.data.fetching import Archive, fetch, md5_of
 from rsslcli.core.data.importing import (
     UNFINISHED,
     find_imported,
@@ -18,21 +17,6 @@ from rsslcli.core.data.store import Split
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import remove
 from rsslcli.core.progress import Note, Progress, silent
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A published archive, a plain tar."""
-
-    url: str
-    size: int
-    md5: str
-
-    @property
-    def file_name(self) -> str:
-        """What the file is called."""
-        return urlsplit(self.url).path.rsplit("/", 1)[-1]
-
 
 #: Hendrycks and Dietterich 2019.
 PUBLISHED = {

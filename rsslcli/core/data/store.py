@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rsslcli.core.errors import UserError, nearest, one_line
+from rsslcli.core.errors import UserError, nearest, sanitize
 from rsslcli.core.files import quietly, replacing
 
 Images = npt.NDArray[np.uint8]
@@ -118,7 +118,7 @@ def load_split(path: Path) -> Split:
     except FileNotFoundError:
         raise UserError(f"no split at {path}: run `rssl prepare-data`") from None
     except Exception as error:  # NumPy and zipfile raise almost anything on damaged and foreign files
-        reason = one_line(str(error) or type(error).__name__)
+        reason = sanitize(str(error) or type(error).__name__)
         raise UserError(
             f"{path} is damaged or not a prepared split ({reason}): delete it and run `rssl prepare-data`"
         ) from error

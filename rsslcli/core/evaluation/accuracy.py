@@ -20,11 +20,11 @@ from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import Split
-from rsslcli.core.errors import DivergedError, UserError, one_line, unknown
+from rsslcli.core.errors import DivergedError, UserError, sanitize, unknown
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
-from rsslcli.core.ranks import Ranks
+from rsslcli.core.ranks import World
 from rsslcli.core.runtime import autocast
 
 #: Images per forward pass, and on any other device. On the CPU few, whose activations stay in its caches
@@ -49,7 +49,7 @@ def check_scores(scores: object, images: int) -> Tensor:
         found = f"a {type(scores).__name__}"
     count = "one image" if images == 1 else f"{images} images"
     raise UserError(
-        f"the model must give scores (N, classes); for {count} it gave {one_line(found)}: "
+        f"the model must give scores (N, classes); for {count} it gave {sanitize(found)}: "
         "wrap it so that it returns the float tensor of scores alone"
     )
 
@@ -137,7 +137,7 @@ def evaluate(
     notes: Sequence[str] = (),
     foreign: bool = False,
     progress: Progress = silent,
-    ranks: Ranks | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Evaluate a classifier on a test set and its corrupted versions.
 
@@ -159,7 +159,7 @@ def evaluate(
         notes: what was noted on the classifier before; the result's notes begin with them.
         foreign: whether it was trained elsewhere: then a clean accuracy near chance is noted too.
         progress: told after every cell.
-        ranks: the processes that evaluate together, a cell each at a time. Each gets the result; the first
+        world: the processes that evaluate together, a cell each at a time. Each gets the result; the first
             one writes `partial`.
 
     Raises:
@@ -203,22 +203,22 @@ def evaluate(
         images = corrupted.cell(name, severity)
         return count_correct(classifier, images, scores[corrupted.labels], device, chosen, precision)
 
-    ranks = ranks or Ranks()
+    world = world or World()
     setting = test.checksum + corrupted.identity + computed_in
-    if not ranks.first:
+    if not world.is_main:
         partial = None
     fingerprint = _fingerprint(classifier, setting, [clean, chosen, scores]) if partial else ""
     sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
     counts = _Counts(partial, fingerprint, sizes)
-    counts.known = json.loads(ranks.agree(json.dumps(counts.known)))
+    counts.known = json.loads(world.broadcast(json.dumps(counts.known)))
     remaining = [cell for cell in cells if _key(*cell) not in counts.known]
-    for start in range(0, len(remaining), ranks.count):
+    for start in range(0, len(remaining), world.size):
         progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
-        at_once = remaining[start : start + ranks.count]
+        at_once = remaining[start : start + world.size]
         found = torch.zeros(len(at_once), 2, dtype=torch.int64)
-        if ranks.rank < len(at_once):
-            found[ranks.rank] = torch.tensor(count(*at_once[ranks.rank]))
-        correct, undecided = ranks.sum(found).T.tolist()
+        if world.rank < len(at_once):
+            found[world.rank] = torch.tensor(count(*at_once[world.rank]))
+        correct, undecided = world.all_reduce(found).T.tolist()
         for cell, n in zip(at_once, undecided, strict=True):
             if n:
                 raise _undecided(cell, n, sizes[_key(*cell)], computed_in)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rsslcli.core.errors import UserError, quoted
+from rsslcli.core.errors import UserError, short_repr
 
 #: The classes of CIFAR-10 in the order in which its classifiers give their scores, the order of their names.
 CIFAR10 = (
@@ -68,5 +68,5 @@ def match_classes(
 
 def _list(names: Sequence[str]) -> str:
     """Class names for a message: all of a few, else the first ones and the count."""
-    shown = ", ".join(map(quoted, names[:_MAX_NAMED]))
+    shown = ", ".join(map(short_repr, names[:_MAX_NAMED]))
     return shown if len(names) <= _MAX_NAMED else f"{shown}, … ({len(names)} classes)"

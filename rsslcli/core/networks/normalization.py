@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rsslcli.core.errors import UserError, quoted, unknown
+from rsslcli.core.errors import UserError, short_repr, unknown
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -33,7 +33,7 @@ def parse_normalization(text: str) -> Normalization:
         mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
     except ValueError:
         mean, std = (), ()
-    return check_normalization(mean, std, f"normalization {quoted(text)}")
+    return check_normalization(mean, std, f"normalization {short_repr(text)}")
 
 
 def check_normalization(mean: tuple[float, ...], std: tuple[float, ...], where: str) -> Normalization:

@@ -84,7 +84,7 @@ class WideResNet(nn.Module):
         self.block3 = NetworkBlock(blocks, 32 * width, 64 * width, 2)
         self.bn1 = BatchNorm2d(self.feature_width)
         self.fc = nn.Linear(self.feature_width, classes)
-        initialise(self)
+        initialize(self)
 
     def features(self, images: Tensor) -> Tensor:
         """The trunk: float images (N, 3, H, W) in [0, 1] → features (N, 64 · width)."""
@@ -127,7 +127,7 @@ class WideResNet(nn.Module):
         return network
 
 
-def initialise(network: nn.Module) -> None:
+def initialize(network: nn.Module) -> None:
     """He initialisation by each convolution's outputs, as in the WideResNet code; biases start at 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

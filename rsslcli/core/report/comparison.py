@@ -16,7 +16,7 @@ import numpy as np
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, coverage
-from rsslcli.core.errors import one_line
+from rsslcli.core.errors import sanitize
 from rsslcli.core.report.conditions import (
     describe_conditions,
     is_mixed,
@@ -185,7 +185,7 @@ class Study:
         )
         network = f"WRN-{of['depth']}-{of['width']}"
         epochs = f"{of['epochs']} epoch{'s' * (of['epochs'] != 1)}"
-        return f"{one_line(of['dataset'])}, {network}, {epochs}, {images}"
+        return f"{sanitize(of['dataset'])}, {network}, {epochs}, {images}"
 
 
 def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
@@ -294,7 +294,7 @@ def _words(value: object) -> str:
     if isinstance(value, Mapping) and not value:
         return "none"
     text = value if isinstance(value, str) else _key(value).replace('"', "")
-    return one_line(text)
+    return sanitize(text)
 
 
 def _label(config: Config) -> str:
@@ -333,7 +333,7 @@ def _key(value: object) -> str:
 def describe(settings: Mapping[str, Any]) -> str:
     """Settings in a line: "batch_norm joint, lr 0.2"."""
     words = {k: _key(v).replace('"', "") if isinstance(v, Mapping) else v for k, v in settings.items()}
-    return ", ".join(f"{name} {one_line(value)}" for name, value in words.items())
+    return ", ".join(f"{name} {sanitize(value)}" for name, value in words.items())
 
 
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:

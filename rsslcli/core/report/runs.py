@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.evaluation.files import other_evaluations
 from rsslcli.core.files import other_runs
 from rsslcli.core.report.conditions import (
@@ -103,7 +103,7 @@ class Run:
     @property
     def name(self) -> str:
         """The directory's name, on one line."""
-        return one_line(self.directory.name)
+        return sanitize(self.directory.name)
 
     def mean(self, corruptions: Iterable[str] | None = None) -> float:
         """The mean accuracy over corruptions and severities; NaN where one is missing.
@@ -133,9 +133,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
         try:
             runs.append(read_run(directory))
         except UserError as error:
-            left_out.append(LeftOut(directory, one_line(error)))
+            left_out.append(LeftOut(directory, sanitize(error)))
         except OSError as error:
-            left_out.append(LeftOut(directory, one_line(f"cannot be read: {error.strerror or error}")))
+            left_out.append(LeftOut(directory, sanitize(f"cannot be read: {error.strerror or error}")))
     return runs, left_out
 
 
@@ -211,11 +211,11 @@ def read_run(directory: Path) -> Run:
         images=images,
         clean_images=clean_images,
         excluded=excluded,
-        test_data=one_line(test_data),
-        corrupted_data=one_line(corrupted_data),
+        test_data=sanitize(test_data),
+        corrupted_data=sanitize(corrupted_data),
         origin=next((origin for origin in ORIGINS if origin == content.get("corrupted_origin")), None),
         dataset=str(content.get("dataset", config.dataset)),
-        precision=one_line(content.get("precision", "float32")),
+        precision=sanitize(content.get("precision", "float32")),
     )
 
 

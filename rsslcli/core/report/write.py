@@ -11,7 +11,7 @@ import numpy as np
 
 from rsslcli import __version__
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
-from rsslcli.core.errors import UserError, one_line
+from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import replacing
 from rsslcli.core.report.comparison import Comparison, Study, departures, make_studies
 from rsslcli.core.report.page import Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
@@ -260,5 +260,5 @@ def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Blo
     ]
     yield Table("Compared", columns, rows, _WORDS)
     if left_out:
-        rows = [[one_line(entry.directory), entry.reason] for entry in left_out]
+        rows = [[sanitize(entry.directory), entry.reason] for entry in left_out]
         yield Table("Left out", ["folder", "why"], rows, _WORDS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.errors import UserError, one_line, quoted
+from rsslcli.core.errors import UserError, sanitize, short_repr
 from rsslcli.core.tasks import check_task_names
 
 
@@ -130,8 +130,8 @@ class Cell:
         for key, value in there.items():
             if key not in apart and mine.get(key, value) != value:
                 raise UserError(
-                    f"{self.directory} is of another study, with another {key} ({quoted(value)} there, "
-                    f"{quoted(mine[key])} here): choose another --output"
+                    f"{self.directory} is of another study, with another {key} ({short_repr(value)} there, "
+                    f"{short_repr(mine[key])} here): choose another --output"
                 )
 
 
@@ -151,7 +151,7 @@ def log_file(cell: Cell) -> Path:
 def last_line(file: Path) -> str:
     """The last words in a file."""
     lines = _tail(file).decode(errors="replace").splitlines()
-    return one_line(next((line for line in reversed(lines) if line.strip()), "no reason is known"), 500)
+    return sanitize(next((line for line in reversed(lines) if line.strip()), "no reason is known"), 500)
 
 
 def _tail(file: Path, size: int = 8192) -> bytes:

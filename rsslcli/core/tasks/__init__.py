@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rsslcli.core.errors import UserError, quoted, unknown
+from rsslcli.core.errors import UserError, short_repr, unknown
 from rsslcli.core.tasks import own
 
 if TYPE_CHECKING:
@@ -81,18 +81,18 @@ def _build(name: str, options: Mapping[str, Any]) -> Task:
     allowed = kind.options()
     if not isinstance(options, Mapping):
         raise UserError(
-            f"task_options of '{name}': expected a mapping such as {{scale: 1.0}}, got {quoted(options)}"
+            f"task_options of '{name}': expected a mapping such as {{scale: 1.0}}, got {short_repr(options)}"
         )
     for key, value in options.items():
         if key not in allowed:
-            raise UserError(f"task '{name}' has no option {quoted(key)}: it takes {', '.join(allowed)}")
+            raise UserError(f"task '{name}' has no option {short_repr(key)}: it takes {', '.join(allowed)}")
         if isinstance(allowed[key], bool):
             fits, expected = isinstance(value, bool), "true or false"
         else:
             fits = isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 <= value <= 1e3
             expected = "a number from 1e-6 to 1000"
         if not fits:
-            raise UserError(f"task '{name}', option '{key}': expected {expected}, got {quoted(value)}")
+            raise UserError(f"task '{name}', option '{key}': expected {expected}, got {short_repr(value)}")
     return kind(**options)
 
 

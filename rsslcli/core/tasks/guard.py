@@ -9,7 +9,7 @@ from types import FunctionType, TracebackType
 import torch
 from torch import Tensor, nn
 
-from rsslcli.core.errors import RsslError, TaskError, one_line
+from rsslcli.core.errors import RsslError, TaskError, sanitize
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
@@ -146,7 +146,7 @@ def blaming(name: str, task: Task, part: str) -> Iterator[None]:
             raise
         text = str(error) if broken else f"fails: {kind.__name__}: {error}"
         place = _place(error.__traceback__, type(task), part)
-        raise TaskError(f"task '{name}': {part} {one_line(text, 300)}{place}") from error
+        raise TaskError(f"task '{name}': {part} {sanitize(text, 300)}{place}") from error
 
 
 def _place(traceback: TracebackType | None, kind: type[Task], part: str) -> str:
@@ -159,4 +159,4 @@ def _place(traceback: TracebackType | None, kind: type[Task], part: str) -> str:
         if str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package:
             file, line = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
         traceback = traceback.tb_next
-    return f" ({one_line(file)}, line {line})" if file else ""
+    return f" ({sanitize(file)}, line {line})" if file else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from rsslcli.core.errors import UserError, one_line, quoted
+from rsslcli.core.errors import UserError, sanitize, short_repr
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -143,7 +143,7 @@ def described(error: BaseException, file: str = "") -> str:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     where = f" ({file}, line {line})" if line else ""
-    return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__) + where
+    return sanitize(f"{type(error).__name__}: {text}" if text else type(error).__name__) + where
 
 
 @cache
@@ -189,7 +189,7 @@ def _check_name(name: str, origin: str) -> None:
 
     if not NAME.fullmatch(name):
         raise UserError(
-            f"{origin}: {quoted(name)} is no name for a task: use lower-case letters, digits and _"
+            f"{origin}: {short_repr(name)} is no name for a task: use lower-case letters, digits and _"
         )
     if name in TASKS or name in _TAKEN or hasattr(nn.ModuleDict, name):  # whose keys are attributes
         raise UserError(f"{origin}: the name '{name}' is taken: choose another one")

@@ -33,7 +33,7 @@ def automl_gradients(
     *,
     alpha: float | Tensor,
     beta: float,
-    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
     """One iteration of Algorithm 1 after the warm-up, up to the optimiser: updates λ and sets every `.grad`.
 
@@ -46,8 +46,8 @@ def automl_gradients(
         validation_loss: L_main on a validation batch, as a function of ψ.
         alpha: step size α of the look-ahead, Eq. (2).
         beta: learning rate β of λ.
-        total: where ranks share the batches, the losses are this rank's share and `total` sums over ranks.
-            What λ comes to is then the same on every rank; `.grad` is still this rank's share.
+        sum_over_ranks: sums a tensor over the ranks, where these share the batches and the losses are this
+            rank's share. λ is then the same on every rank; `.grad` remains this rank's share.
 
     Returns:
         The detached losses by task, and "meta": the meta loss. No value is read back from the device.
@@ -65,14 +65,14 @@ def automl_gradients(
     g_main = gradients[MAIN]
     g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
 
-    g = total(g_main + lambdas @ g_aux)  # ∂L/∂ψ
+    g = sum_over_ranks(g_main + lambdas @ g_aux)  # ∂L/∂ψ
     ahead = {
         name: (p.detach() - alpha * step).requires_grad_()
         for (name, p), step in zip(psi.items(), _unflatten(g, psi), strict=True)
     }
     meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
-    v = total(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()))))
-    meta_gradient = -alpha * total(g_aux @ v)  # ∂L_meta/∂λ
+    v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()))))
+    meta_gradient = -alpha * sum_over_ranks(g_aux @ v)  # ∂L_meta/∂λ
     lambdas.sub_(beta * meta_gradient).clamp_(min=0)
 
     g = g_main + lambdas @ g_aux  # with the updated λ

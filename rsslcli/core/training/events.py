@@ -39,10 +39,10 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
-class Noticed:
+class Notice:
     """Something that a person should know about the run, in one line."""
 
     text: str
 
 
-Event = Started | StepsDone | EpochDone | Noticed
+Event = Started | StepsDone | EpochDone | Notice

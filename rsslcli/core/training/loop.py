@@ -23,9 +23,9 @@ from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslErr
 from rsslcli.core.evaluation.accuracy import clean_images, count_correct
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
-from rsslcli.core.ranks import Ranks
+from rsslcli.core.ranks import World
 from rsslcli.core.runtime import describe_device, resolve_device, set_precision
-from rsslcli.core.training.events import EpochDone, Event, Noticed, Started, StepsDone
+from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.metrics import Metrics
 from rsslcli.core.training.step import DeviceData, Trainer
 from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -64,7 +64,7 @@ def train(
     resume: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks | None = None,
+    world: World | None = None,
 ) -> TrainingResult:
     """Train a network into a run directory: configuration, metrics, log and checkpoint.
 
@@ -76,7 +76,7 @@ def train(
         resume: go on from the directory's checkpoint; from the start where it has none yet.
         on_event: told what happens.
         should_stop: asked after every step; if true, the run is saved and the training stops.
-        ranks: the processes that train this run together, from `join_ranks`. Each calls this function; the
+        world: the processes that train this run together, from `join_world`. Each calls this function; the
             first one writes the files and tells what happens.
 
     Raises:
@@ -90,7 +90,7 @@ def train(
         raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
     if not resume:
         check_effective(config)
-    with _Run(config, directory, dataset, corrupted, on_event, should_stop, ranks or Ranks()) as run:
+    with _Run(config, directory, dataset, corrupted, on_event, should_stop, world or World()) as run:
         try:
             for epoch in range(run.step // run.trainer.steps_per_epoch, config.epochs):
                 run.train_epoch(epoch)
@@ -112,11 +112,11 @@ class _Run:
         corrupted: CorruptedSet | None,
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
-        ranks: Ranks,
+        world: World,
     ) -> None:
-        self.config, self.directory, self.dataset, self.ranks = config, directory, dataset, ranks
-        self.on_event = on_event if ranks.first else lambda event: None
-        self.should_stop: Callable[[], bool] = lambda: ranks.any(should_stop())
+        self.config, self.directory, self.dataset, self.world = config, directory, dataset, world
+        self.on_event = on_event if world.is_main else lambda event: None
+        self.should_stop: Callable[[], bool] = lambda: world.any(should_stop())
         self.began = self.saved = time.perf_counter()
         self.device = resolve_device(config.device)
 
@@ -133,7 +133,7 @@ class _Run:
             torch.from_numpy(validation.images).to(self.device),
             torch.from_numpy(validation.labels).to(self.device),
         )
-        self.trainer = Trainer(config, device_data, len(dataset.train.classes), ranks)
+        self.trainer = Trainer(config, device_data, len(dataset.train.classes), world)
         self.clean = clean_images(dataset.test, corrupted, self.excluded)
         if len(self.clean) > len(labels):  # an epoch is not tested on more images than it trained on
             kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
@@ -147,7 +147,7 @@ class _Run:
         config, trainer, device = self.config, self.trainer, describe_device(self.device)
         with ExitStack() as stack:
             metrics, log = None, Path(os.devnull)
-            if self.ranks.first:
+            if self.world.is_main:
                 stack.enter_context(locked(self.directory))
                 for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt"):
                     for leftover in self.directory.glob(f".{name}.*.part"):  # of a process that was killed
@@ -162,7 +162,7 @@ class _Run:
                 f"rssl {__version__}, torch {torch.__version__}, {device}: {config.name} on "
                 f"{self.dataset.name}, {images} images, {validation} to tune λ, "
                 f"steps {self.step} to {trainer.steps}"
-                + (f", {self.ranks.count} ranks" if self.ranks.count > 1 else "")
+                + (f", {self.world.size} ranks" if self.world.size > 1 else "")
             )
             self.on_event(
                 Started(
@@ -221,11 +221,11 @@ class _Run:
         trainer, test = self.trainer, self.dataset.test
         seconds = time.perf_counter() - self.epoch_began
         trainer.model.eval()
-        own = self.clean[self.ranks.part(len(self.clean))]
+        own = self.clean[self.world.shard(len(self.clean))]
         counts = count_correct(
             trainer.model.network, test.images, test.labels, self.device, own, self.config.precision
         )
-        correct, undecided = self.ranks.sum(torch.tensor(counts)).tolist()
+        correct, undecided = self.world.all_reduce(torch.tensor(counts)).tolist()
         if undecided:
             self._check_finite()  # which knows better where it began
             raise DivergedError(
@@ -284,7 +284,7 @@ class _Run:
         self.metrics.sync()
         self._check_finite()
         trainer = self.trainer
-        if self.ranks.first:
+        if self.world.is_main:
             save_checkpoint(
                 self.checkpoint,
                 Checkpoint(
@@ -326,7 +326,7 @@ class _Run:
     def _notice(self, text: str) -> None:
         """Tell a person, and the log."""
         self.note(text)
-        self.on_event(Noticed(text))
+        self.on_event(Notice(text))
 
     def _restore(self) -> int:
         """Put the checkpoint's state into the trainer and return the number of steps done."""

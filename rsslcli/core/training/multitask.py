@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.networks.batch_norm import keep_running_statistics
-from rsslcli.core.networks.wide_resnet import WideResNet, initialise
+from rsslcli.core.networks.wide_resnet import WideResNet, initialize
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import autocast
 from rsslcli.core.tasks.base import Task
@@ -48,7 +48,7 @@ class MultiTaskNetwork(nn.Module):
         self.heads = nn.ModuleDict(
             {name: make_head(name, task, network.feature_width) for name, task in tasks.items()}
         )
-        initialise(self.heads)
+        initialize(self.heads)
         self._features: Callable[[Tensor], Tensor] = network.features
         if compile:
             from torch._functorch import config as functorch_config

@@ -13,7 +13,7 @@ from rsslcli.core.data.augment import random_batch, to_float
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.ranks import Ranks
+from rsslcli.core.ranks import World
 from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks import build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
@@ -44,20 +44,20 @@ class Trainer:
         config: the settings.
         data: the images, on the device where all this happens.
         classes: outputs of the classifier.
-        ranks: the processes that share every batch; each has a trainer, and all hold the same state.
+        world: the processes that share every batch; each has a trainer, and all hold the same state.
 
     A step makes no value travel to the host and reads none from it but indices and the learning rate, so
     it also runs on the `meta` device. Every step of a kind (warm-up, or after it) runs the same operations
     on tensors of the same shapes.
     """
 
-    def __init__(self, config: Config, data: DeviceData, classes: int, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: Config, data: DeviceData, classes: int, world: World | None = None) -> None:
         self.config, self.data, self.device = config, data, data.images.device
-        self.ranks = ranks or Ranks()
+        self.world = world or World()
         for option in ("batch_size", "meta_batch_size"):
-            if getattr(config, option) < self.ranks.count:
+            if getattr(config, option) < self.world.size:
                 raise UserError(
-                    f"{option}: {getattr(config, option)} images cannot be shared by {self.ranks.count} ranks"
+                    f"{option}: {getattr(config, option)} images cannot be shared by {self.world.size} ranks"
                 )
         tasks = build_tasks(config.tasks, config.task_options)
         with torch.random.fork_rng(devices=[]):
@@ -150,8 +150,8 @@ class Trainer:
         Returns:
             The losses of the whole batch by task, detached scalars; "meta" among them where λ is tuned.
         """
-        config, data, ranks = self.config, self.data, self.ranks
-        own, share = ranks.part(config.batch_size), ranks.share(config.batch_size)
+        config, data, world = self.config, self.data, self.world
+        own, share = world.shard(config.batch_size), world.share(config.batch_size)
         random, chosen = BatchRandom(self.generator, config.batch_size, own), chosen[own]
         images = to_float(random_batch(data.images, chosen, random))
         groups = (
@@ -165,8 +165,8 @@ class Trainer:
                 generator=self.generator,
                 device=self.device,
             )
-            drawn = drawn[ranks.part(config.meta_batch_size)]
-            meta_share = ranks.share(config.meta_batch_size)
+            drawn = drawn[world.shard(config.meta_batch_size)]
+            meta_share = world.share(config.meta_batch_size)
             validation_loss = self.model.validation_loss(
                 to_float(data.validation_images[drawn]), data.validation_labels[drawn]
             )
@@ -178,7 +178,7 @@ class Trainer:
                 lambda psi: meta_share * validation_loss(psi),
                 alpha=config.lookahead_scale * self.rate,
                 beta=config.meta_lr,
-                total=ranks.sum,
+                sum_over_ranks=world.all_reduce,
             )
         else:
             weights = dict(zip(config.tasks, self.lambdas.unbind(), strict=True))
@@ -191,10 +191,10 @@ class Trainer:
 
         Gradients, losses, and the running statistics: all ranks go on from their mean.
         """
-        if self.ranks.count == 1:
+        if self.world.size == 1:
             return
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         for buffer in statistics:
             buffer.mul_(share)
-        self.ranks.sum_together([*gradients, *losses.values(), *statistics])
+        self.world.all_reduce_together([*gradients, *losses.values(), *statistics])

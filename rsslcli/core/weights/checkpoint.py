@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsslcli.core.config import Config
-from rsslcli.core.errors import RsslError, UserError, one_line, quoted
+from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.normalization import HALF, parse_normalization
 from rsslcli.core.networks.wide_resnet import WideResNet
@@ -120,7 +120,7 @@ def load_classifier(
     try:
         found = find_weights(content)
     except UserError as error:
-        raise UserError(f"{path}: {one_line(error, 400)}") from None
+        raise UserError(f"{path}: {sanitize(error, 400)}") from None
     state = copied(path, found.state if found else content.get("state_dict", content))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
@@ -156,7 +156,7 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Wid
     version = content.get("version")
     if not isinstance(version, int) or version != VERSION:
         raise UserError(
-            f"{path} has checkpoint version {quoted(version)}, this rssl reads version {VERSION}: "
+            f"{path} has checkpoint version {short_repr(version)}, this rssl reads version {VERSION}: "
             "use the rssl that wrote it"
         )
     for name, fits in _PARTS.items():
@@ -167,7 +167,7 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Wid
     try:
         values["config"] = Config(**values["config"])
     except (TypeError, UserError) as error:  # an option of another version, or a value out of range
-        raise UserError(f"{path} is a damaged checkpoint: its configuration: {one_line(error)}") from None
+        raise UserError(f"{path} is a damaged checkpoint: its configuration: {sanitize(error)}") from None
     config, lambdas = values["config"], values["lambdas"]
     if len(lambdas) != len(config.tasks):
         raise UserError(f"{path} is a damaged checkpoint: not one λ per task")
@@ -198,7 +198,7 @@ def _classifier(path: Path, state: Mapping[str, Tensor]) -> WideResNet:
         with torch.random.fork_rng(devices=[]):  # its initial weights are of no interest
             network = WideResNet.from_state_dict(state).eval()
     except UserError as error:
-        raise UserError(f"{path}: {one_line(error, 400)}") from None
+        raise UserError(f"{path}: {sanitize(error, 400)}") from None
     for name, value in network.state_dict().items():
         given = state.get(name, value)  # the oldest files count no batches
         # Averaging a state dict (EMA) makes floats of the counts of batches, which nothing here uses.
@@ -226,8 +226,8 @@ def _check_size(state: Mapping[str, Tensor]) -> None:
     for name, shape in (shapes | {"fc.weight": (last.shape[0], 4 * width)}).items():
         if name not in state or state[name].shape != shape:
             raise UserError(
-                f"these weights are not of a WideResNet for 32×32 images: {quoted(name)} is missing or has "
-                "another shape"
+                f"these weights are not of a WideResNet for 32×32 images: {short_repr(name)} is missing or "
+                "has another shape"
             )
 
 
@@ -242,7 +242,9 @@ def _check_finite(path: Path, name: str, value: Any) -> None:
     elif isinstance(value, Tensor | float) and not (
         math.isfinite(value) if isinstance(value, float) else value.isfinite().all()
     ):
-        raise UserError(f"{path} is a damaged checkpoint: NaN or infinity in {quoted(name)}: use another one")
+        raise UserError(
+            f"{path} is a damaged checkpoint: NaN or infinity in {short_repr(name)}: use another one"
+        )
 
 
 def _fits_weights(optimizer: Mapping[Any, Any], weights: list[Tensor]) -> bool:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from rsslcli.core.errors import one_line
+from rsslcli.core.errors import sanitize
 
 
 class ForeignObjectError(Exception):
@@ -264,7 +264,7 @@ def _named(argument: str) -> _Global:
     is_storage = module in ("torch", "torch.storage") and name.isidentifier() and name.endswith("Storage")
     is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
     if full not in _CALLABLE and not is_storage and not is_dtype:
-        raise ForeignObjectError(one_line(full, 80))
+        raise ForeignObjectError(sanitize(full, 80))
     return _Global(full)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rsslcli.core.errors import quoted
+from rsslcli.core.errors import short_repr
 from rsslcli.core.networks.normalization import Normalization, check_normalization
 
 _FIRST, _LAST = "block1.layer.0.conv1.weight", "fc.weight"
@@ -62,10 +62,10 @@ def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
     normalization = None
     if pair:
         mean, std = (tuple(map(float, part[name].flatten().tolist())) for name in pair)
-        normalization = check_normalization(mean, std, " and ".join(map(quoted, pair)))
+        normalization = check_normalization(mean, std, " and ".join(map(short_repr, pair)))
     state = {name[len(prefix) :]: part[name] for name in part if _is_part(name, prefix)}
     other = [_head(name, prefix) for name in part if not _is_part(name, prefix) and name not in pair]
-    unused = list(dict.fromkeys(map(quoted, [*other, *chosen.beside])))
+    unused = list(dict.fromkeys(map(short_repr, [*other, *chosen.beside])))
     if unused:
         more = f" and {len(unused) - _MAX_NAMED} more" if len(unused) > _MAX_NAMED else ""
         notes.append(f"not part of the WideResNet, and not used: {', '.join(unused[:_MAX_NAMED])}{more}")
@@ -87,9 +87,9 @@ def note_on_variant(state: Mapping[str, Tensor]) -> str | None:
     if not untrained or not all(re.fullmatch(r"block\d\.layer\.0\.bn1", layer) for layer in untrained):
         return None
     return (
-        f"{' and '.join(map(quoted, untrained))} took no part in the training: these weights are of another "
-        "architecture with the same names, such as that of FixMatch's and MixMatch's PyTorch code, which is "
-        "not supported, and the scores will be wrong"
+        f"{' and '.join(map(short_repr, untrained))} took no part in the training: these weights are of "
+        "another architecture with the same names, such as that of FixMatch's and MixMatch's PyTorch code, "
+        "which is not supported, and the scores will be wrong"
     )
 
 
@@ -116,7 +116,7 @@ class _Network:
 
     @property
     def place(self) -> str:
-        return " ".join(map(quoted, (*self.keys, self.prefix) if self.prefix else self.keys)) or "the top"
+        return " ".join(map(short_repr, (*self.keys, self.prefix) if self.prefix else self.keys)) or "the top"
 
 
 def _networks(content: Mapping[Any, Any]) -> Iterator[_Network]:

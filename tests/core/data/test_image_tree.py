@@ -438,6 +438,16 @@ def test_the_folders_of_splits_go_by_other_names_too(
     assert (len(train.labels), len(test.labels), notes) == (8, 6, [])
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_split_that_is_a_lost_link_is_refused_and_not_made_of_the_other(
+    tmp_path: Path, suffix: str
+) -> None:
+    root = write(tmp_path / "tree", *classes("data/train/"))
+    (root / "data/test").symlink_to("../elsewhere")
+    message = "'data/test' in SOURCE leads nowhere or out of it: put the folder in its place"
+    assert refusal(packed(root, suffix)) == message
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     root = write(tmp_path / "tree", *classes("train/"), *classes("training/"), *classes("test/"))
     assert (

@@ -11,6 +11,7 @@ from PIL import Image
 from rsslcli.core.data import cifar, shapes
 from rsslcli.core.data import prepare as module
 from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
+from rsslcli.core.data.decoding import ImageError
 from rsslcli.core.data.prepare import Prepared, prepare
 from rsslcli.core.data.store import Arrays, load_dataset, prepared_datasets
 from rsslcli.core.errors import UserError
@@ -240,15 +241,63 @@ def test_record_is_small_and_plain(tree: Path, data: Path) -> None:
         json.dumps({"kind": "image folder", "source": ["/tmp"]}),
         json.dumps({"kind": "image folder", "source": "x" * 5000}),
         json.dumps({"kind": "image folder", "source": "\0"}),
+        json.dumps({"kind": "image folder", "damaged": -1, "damaged_examples": 5}),
+        json.dumps({"kind": "image folder", "damaged": 10**30, "damaged_examples": ["\x1b[31m"]}),
+        json.dumps({"kind": "image folder", "damaged": 2, "damaged_examples": [["\x1b[31m"]]}),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_damaged_record(tree: Path, data: Path, record: str) -> None:
     """What is shown of it is printable, and it costs no more than preparing the data set again."""
     prepare("folder", data, source=tree)
     (data / "folder" / "prepared.json").write_text(record)
-    assert prepare("folder", data).kind in ("prepared before", "image folder")
+    found = prepare("folder", data)
+    assert found.kind in ("prepared before", "image folder")
+    assert all(note.isprintable() for note in found.notes)
     with pytest.raises(UserError, match="needs a source"):
         prepare("folder", data, limit=9)
     assert prepare("folder", data, source=tree).changed
     assert not prepare("folder", data, source=tree).changed
+
+
+def test_damaged_images_are_left_out_on_demand_and_recorded(tree: Path, data: Path) -> None:
+    for name in ("train/ant/1.png", "train/bee/2.png", "test/cow/3.png"):
+        (tree / name).write_bytes(b"damaged")
+    with pytest.raises(ImageError, match=r"cannot decode 3 of 30 images: 'test/cow/3.png'.*: replace or"):
+        prepare("folder", data, source=tree)
+    assert not (data / "folder").exists()
+
+    prepared = prepare("folder", data, source=tree, skip_damaged=True)
+    assert [len(split.labels) for split in (prepared.dataset.train, prepared.dataset.test)] == [16, 11]
+    note = "left out: damaged images, 3 in all, e.g. 'test/cow/3.png' (not an image)"
+    assert prepared.notes == (note,)
+    record = json.loads((data / "folder" / "prepared.json").read_text())
+    assert record["damaged"] == 3
+    assert record["damaged_examples"][1:] == [
+        f"'train/{name}.png' (not an image)" for name in ("ant/1", "bee/2")
+    ]
+
+    assert_idempotent(lambda: prepare("folder", data, source=tree, skip_damaged=True), data)
+    assert_idempotent(lambda: prepare("folder", data), data)
+    assert prepare("folder", data).notes == (note,)  # as often as it is asked for
+    with pytest.raises(ImageError):  # without the option it is another data set
+        prepare("folder", data, source=tree)
+
+
+def test_leaving_out_damaged_images_changes_nothing_where_there_are_none(tree: Path, data: Path) -> None:
+    prepared = prepare("folder", data, source=tree, skip_damaged=True)
+    assert prepared.notes == ()
+    assert "damaged" not in json.loads((data / "folder" / "prepared.json").read_text())
+    assert_idempotent(lambda: prepare("folder", data, source=tree), data)
+
+
+def test_a_folder_without_images_says_what_it_holds(data: Path, tmp_path: Path) -> None:
+    phone = tmp_path / "phone" / "cat"
+    phone.mkdir(parents=True)
+    (phone / "IMG_1.HEIC").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        prepare("folder", data, source=tmp_path / "phone")
+    assert str(caught.value) == (
+        f"{tmp_path / 'phone'} is not a source of images: found only .HEIC files, e.g. 'cat/IMG_1.HEIC': "
+        "convert them to JPEG or PNG"
+    )

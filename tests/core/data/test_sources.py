@@ -594,7 +594,7 @@ def test_classes_alone_are_split(tmp_path: Path, prefix: str, suffix: str) -> No
     assert notes == [
         f"no {lacking} in {source}: 4 of the 20 images, a fifth of each class, are the test set",
         f"not used: images outside the class folders, 1 in all, e.g. '{prefix}cover.png'",
-        f"not used: files of other formats (.TXT, .heic), 2 in all, e.g. '{prefix}bee/notes.TXT'",
+        f"not used: files of other formats (.TXT, .heic), 2 in all, e.g. '{prefix}ant/1.heic'",
     ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rsslcli.core.errors import UserError
 from rsslcli.core.networks.batch_norm import BatchNorm2d, keep_running_statistics
-from rsslcli.core.networks.wide_resnet import WideResNet, initialise
+from rsslcli.core.networks.wide_resnet import WideResNet, initialize
 from rsslcli.core.tasks import TASKS, build_tasks
 
 
@@ -134,7 +134,7 @@ def test_initialisation_is_he_by_the_outputs() -> None:
             assert abs(float(module.weight.detach().mean())) < 0.05 * (2 / fan_out) ** 0.5
     assert not network.fc.bias.any()
     head = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))
-    initialise(head)
+    initialize(head)
     assert not any(bool(m.bias.any()) for m in head.modules() if isinstance(m, nn.Linear))
 
 

@@ -21,7 +21,7 @@ from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.store import Dataset, make_split
 from rsslcli.core.data.validation import draw_validation_set, validation_source
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
-from rsslcli.core.training.events import EpochDone, Event, Noticed, Started, StepsDone
+from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.loop import train
 from rsslcli.core.training.step import Trainer
 from rsslcli.core.weights.checkpoint import load_checkpoint
@@ -346,7 +346,7 @@ def test_lambdas_that_tuning_has_made_zero_are_reported_once(
     events: list[Event] = []
     config = replace(CONFIG, initial_lambda=0.0)
     train(config, tmp_path / "run", dataset, corrupted, on_event=events.append)
-    (notice,) = (event for event in events if isinstance(event, Noticed))
+    (notice,) = (event for event in events if isinstance(event, Notice))
     expected = f"all λ are 0 after step {2 * STEPS}, so no task has an effect: try a lower meta_lr"
     assert notice.text == expected
     assert notice.text in (tmp_path / "run" / "log.txt").read_text()
@@ -367,7 +367,7 @@ def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on
     events: list[Event] = []
     result = train(config, run, dataset, corrupted, resume=True, on_event=events.append)
     assert result.lambdas == {"rotation": 0.5, "ir": 0.5}
-    (notice,) = (event for event in events if isinstance(event, Noticed))
+    (notice,) = (event for event in events if isinstance(event, Notice))
     assert notice.text.startswith("this run keeps λ as it is: warmup_epochs: AutoML tunes nothing")
 
 

@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_map
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.errors import UserError
-from rsslcli.core.ranks import Ranks
+from rsslcli.core.ranks import World
 from rsslcli.core.tasks import TASKS
 from rsslcli.core.training.step import DeviceData, Trainer
 
 
-def make_trainer(ranks: Ranks | None = None, **options: Any) -> Trainer:
+def make_trainer(world: World | None = None, **options: Any) -> Trainer:
     settings = {
         "tasks": tuple(TASKS),
         "automl": True,
@@ -36,7 +36,7 @@ def make_trainer(ranks: Ranks | None = None, **options: Any) -> Trainer:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (24,), generator=generator)
-    return Trainer(config, DeviceData(pad_images(images), labels, images[:12], labels[:12]), 10, ranks)
+    return Trainer(config, DeviceData(pad_images(images), labels, images[:12], labels[:12]), 10, world)
 
 
 class Recorder(TorchDispatchMode):
@@ -101,7 +101,7 @@ def test_the_recorder_sees_a_number_that_changes() -> None:
 @pytest.mark.parametrize("option", ["batch_size", "meta_batch_size"])
 def test_refuses_batches_too_small_to_share(option: str) -> None:
     with pytest.raises(UserError, match=f"{option}: 4 images cannot be shared by 5 ranks"):
-        make_trainer(Ranks(0, 5), **{"batch_size": 8, "meta_batch_size": 8, option: 4})
+        make_trainer(World(0, 5), **{"batch_size": 8, "meta_batch_size": 8, option: 4})
 
 
 @pytest.mark.slow

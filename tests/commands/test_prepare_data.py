@@ -1,0 +1,31 @@
+"""`rssl prepare-data` on images that are damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from helpers import Here
+
+
+def test_damaged_images_stop_the_preparation_or_are_left_out(home: Path, here: Here, tmp_path: Path) -> None:
+    shutil.copytree(home / "images", tmp_path / "images")
+    damaged = sorted((tmp_path / "images" / "train").rglob("*.png"))[:2]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:99])
+    command = f"prepare-data --dataset partial --source {tmp_path / 'images'} --data-dir {tmp_path / 'data'}"
+    hint = "replace or remove them, or go on without with `rssl prepare-data --skip-damaged`"
+    here.refuse(command, rf"cannot decode 2 of 200 images: .*{damaged[0].name}.*{damaged[1].name}.*: {hint}$")
+    assert not (tmp_path / "data" / "partial" / "prepared.json").exists()
+
+    note = (
+        f"note: left out: damaged images, 2 in all, e.g. 'train/{damaged[0].parent.name}/{damaged[0].name}'"
+    )
+    for done in ("prepared", "already prepared"):
+        code, out, err = here(f"{command} --skip-damaged")
+        assert code == 0
+        assert out.startswith(f"partial {done} in ")
+        assert ": 158 training and 40 test images" in out
+        assert note in err
+    assert json.loads((tmp_path / "data" / "partial" / "prepared.json").read_text())["damaged"] == 2
