@@ -4,8 +4,6 @@ What arrives is trusted no further than its md5 goes. An archive without a publi
 and is only checked as every import is.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import json
@@ -18,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 from urllib.parse import urlsplit
 
 from rsslcli.core.corruptions.names import CORRUPTIONS
@@ -31,9 +29,6 @@ from rsslcli.core.data.importing import (
 from rsslcli.core.errors import RsslError
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress
-
-if TYPE_CHECKING:
-    from rsslcli.core.data.published import Archive  # which imports this module
 
 TIMEOUT = 30.0  #: seconds to connect, and to wait for more bytes
 
