@@ -6,9 +6,11 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.main
 
 from rsslcli import __version__
 from rsslcli.commands.console import IS_MAIN_RANK, err, out, spell_options
@@ -72,6 +74,18 @@ _INTERRUPTED = 130
 
 # Typer exports this class only by way of its child.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+@cache
+def options() -> dict[str, str]:
+    """Every option of the commands by the name of its parameter, such as initial_lambda: --lambda."""
+    group: Any = typer.main.get_command(app)
+    return {
+        str(parameter.name): max(parameter.opts, key=len)
+        for command in group.commands.values()
+        for parameter in command.params
+        if parameter.param_type_name == "option"
+    }
 
 
 def _print_version(asked: bool) -> None:

@@ -229,7 +229,11 @@ def note(text: str) -> None:
 
 def spell_options(text: str) -> str:
     """A message of the engine in the words of the command line: `meta_lr` becomes --meta-lr."""
-    return re.sub(r"`([a-z_]+)`", lambda found: "--" + found[1].replace("_", "-"), text)
+    if "`" not in text:
+        return text
+    from rsslcli.app import options  # which imports this module
+
+    return re.sub(r"`([a-z_]+)`", lambda found: options().get(found[1], found[0]), text)
 
 
 def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int = 1) -> str:

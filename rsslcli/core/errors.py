@@ -1,6 +1,7 @@
 """The errors that a person sees: one clear line each, with the exit code of the command that meets them."""
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 
 
@@ -52,6 +53,21 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """The one of `choices` that was probably meant by `name`; None where none is near."""
     return next(iter(difflib.get_close_matches(name, list(choices), 1)), None)
+
+
+def rssl_command(*words: str, **options: object) -> str:
+    """A command of `rssl` as a person types it; the names of options follow from the keywords.
+
+    An option that is None or False is left out, one that is True stands alone.
+    """
+    parts = ["rssl", *words]
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        parts.append("--" + name.replace("_", "-"))
+        if value is not True:
+            parts.append(str(value))
+    return shlex.join(parts)
 
 
 def sanitize(text: object, limit: int = 200) -> str:

@@ -17,7 +17,7 @@ from rsslcli.core.study.cell import Cell
 from rsslcli.core.study.grid import choose, plan, save_plan
 from rsslcli.core.study.runner import CellEvent, Runner
 
-FLIP = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
+FLIP = Path(__file__).parents[3] / "docs" / "examples" / "flip.py"
 
 #: Stands for `rssl`: leaves the files that a training and an evaluation leave, or does what a file says.
 FAKE = """

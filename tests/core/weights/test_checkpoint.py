@@ -283,7 +283,7 @@ def test_safetensors_where_the_package_is_not_installed(tmp_path: Path) -> None:
         "from pathlib import Path; from rsslcli.core.weights.checkpoint import load_classifier\n"
         "load_classifier(Path('w.safetensors'))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
