@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -47,6 +51,41 @@ def refuse(arguments: str, cwd: Path, match: str, code: int = 2) -> None:
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("rssl: error: ")
     assert re.search(match, lines[0]), lines[0]
+
+
+def on_a_terminal(
+    command: list[str], environment: dict[str, str], *, cwd: Path | None = None, interrupt_at: str = ""
+) -> tuple[int, str]:
+    """The exit code of a command, and what it prints on a terminal, where Ctrl-C follows `interrupt_at`."""
+    main_end, terminal = pty.openpty()
+    clean = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    with subprocess.Popen(
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=cwd,
+        env=clean | {"TERM": "xterm-256color"} | environment,
+        start_new_session=True,
+        preexec_fn=_take_terminal,  # noqa: PLW1509
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        with (
+            contextlib.suppress(OSError),
+            os.fdopen(main_end, "r+b", buffering=0) as stream,
+        ):  # EIO at its end
+            while part := stream.read(65536):
+                shown += part
+                if interrupt_at and interrupt_at.encode() in shown:
+                    stream.write(b"\x03")
+                    interrupt_at = ""
+    return process.returncode, shown.decode()
+
+
+def _take_terminal() -> None:
+    """Let Ctrl-C on the terminal at stdin reach this process."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Here:

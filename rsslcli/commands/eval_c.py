@@ -189,13 +189,11 @@ def eval_c(
         )
     if not world.is_main:
         return
-    cautions: list[str] = []
     if protocol == "robustbench":
         result = with_robustbench(result)
-        cautions = _cautions(result, corrupted, trained)
     saved, remarks = _save(result, path, beside=output is None and part is None)
     _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
-    for text in [*result.notes[len(notes) :], *cautions, *remarks]:
+    for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
         note(text)
     if saved and trained and output is None:
         _suggest(saved, part, checkpoint, trained.config, data_dir)
@@ -285,8 +283,10 @@ def _print(result: Evaluation, title: str, saved: Path | None) -> None:
 
 
 def _cautions(result: Evaluation, corrupted: CorruptedSet, trained: Trained | None) -> list[str]:
-    """What to say beside a result that is compared with RobustBench's leaderboard."""
-    cautions = []
+    """What to say beside a result in RobustBench's terms; nothing beside others."""
+    cautions: list[str] = []
+    if "robustbench" not in result.about:
+        return cautions
     if trained and trained.config.automl and trained.config.validation_corruptions == "all":
         cautions.append("λ was tuned on these corruptions, on other images: say so beside published numbers")
     if result.about["corrupted_origin"] == "generated":

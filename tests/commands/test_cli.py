@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import pty
 import re
 import shlex
 import shutil
@@ -22,7 +20,7 @@ import pytest
 import torch
 import typer.main
 import yaml
-from helpers import RSSL, TINY, Here, refuse, rssl, succeed
+from helpers import RSSL, TINY, Here, on_a_terminal, refuse, rssl, succeed
 from PIL import Image
 
 from rsslcli.app import COMMANDS, app
@@ -311,7 +309,8 @@ def test_help_teaches_by_example(here: Here, monkeypatch: pytest.MonkeyPatch) ->
         page = here.succeed(f"{name} --help")
         explained, _, examples = page.partition("\nExamples:\n")
         assert all(len(line) <= 80 for line in explained.splitlines())
-        lines = [line.strip() for line in examples.splitlines() if not line.strip().startswith("#")]
+        whole = examples.replace(" \\\n", " ")
+        lines = [line.strip() for line in whole.splitlines() if not line.strip().startswith("#")]
         assert len(lines) >= 2, name
         for line in lines:
             _, command, *options = line.split()
@@ -468,21 +467,8 @@ def test_plain_output(home: Path, run: Path) -> None:
     assert piped.stdout.replace("\n", "").isprintable()
     assert piped.stderr == ""
     for setting, bars in (({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False), ({}, True)):
-        shown = on_a_terminal(command, {"TERM": "xterm-256color", "COLUMNS": "250"} | setting)
+        code, shown = on_a_terminal(command, {"TERM": "xterm-256color", "COLUMNS": "250"} | setting)
+        assert code == 0
         assert ("\x1b[1;31m" in shown) == (setting == {})
         assert bool(re.search(r"\x1b\[[\d;]*m", shown)) == (setting == {})
         assert ("\x1b" in shown) == bars
-
-
-def on_a_terminal(command: list[str], environment: dict[str, str]) -> str:
-    """What a command prints on a terminal."""
-    main_end, terminal = pty.openpty()
-    clean = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=clean | environment) as process:
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError), os.fdopen(main_end, "rb", buffering=0) as stream:  # EIO at its end
-            while part := stream.read(65536):
-                shown += part
-    assert process.returncode == 0
-    return shown.decode()

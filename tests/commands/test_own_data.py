@@ -124,7 +124,7 @@ def test_the_guide_runs(home: Path, followed: list[tuple[int, str, str]]) -> Non
 
 def test_preparing_says_what_the_guide_says(home: Path, followed: list[tuple[int, str, str]]) -> None:
     _, said, told = followed[0]
-    (promised,) = re.findall(r"```text\n(.*?)```", GUIDE, re.DOTALL)
+    promised = re.findall(r"```text\n(.*?)```", GUIDE, re.DOTALL)[0]
     expected = promised.replace("/home/you/.cache", str(home / ".cache")).splitlines()
     assert said.splitlines() == [expected[0], expected[3]]
     assert told.splitlines() == [expected[1], expected[2], expected[4]]
