@@ -11,8 +11,6 @@ import typer
 
 from rsslcli.commands import completion
 from rsslcli.commands.console import (
-    DEFAULT_DATA_DIR,
-    DataDir,
     err,
     note,
     out,
@@ -23,6 +21,7 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.commands.hints import suggest_training
+from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError
 

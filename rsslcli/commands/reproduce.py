@@ -24,19 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rsslcli.commands import completion
-from rsslcli.commands.console import (
-    DEFAULT_DATA_DIR,
-    DataDir,
-    DatasetName,
-    err,
-    note,
-    out,
-    split_names,
-    stop_on_signal,
-    waiting,
-)
+from rsslcli.commands.console import err, note, out, split_names, stop_on_signal, waiting
+from rsslcli.commands.options import DEFAULT_DATA_DIR, ConfigFile, DataDir, DatasetName, TaskFile
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
-from rsslcli.commands.training_run import ConfigFile, TaskFile
 from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.study.cell import Cell, shell_line
 from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_plan
