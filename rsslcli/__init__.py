@@ -6,6 +6,8 @@ From Python: `load_classifier`, `train` and `evaluate`; docs/python.md shows the
 import importlib
 from typing import TYPE_CHECKING
 
+from rsslcli.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from rsslcli.core.api import Classifier, evaluate, load_classifier, train
     from rsslcli.core.config import Config, make_config
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from rsslcli.core.training.loop import TrainingResult
     from rsslcli.core.weights.export import Exported, export_classifier
 
-__version__ = "0.1.0"
 __all__ = [
     "CORRUPTIONS", "BatchRandom", "Classifier", "Config", "DivergedError", "EpochDone", "Evaluation", "Event",
     "Exported", "InterruptedTrainingError", "Notice", "RsslError", "Started", "StepsDone", "Task",

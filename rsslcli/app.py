@@ -12,8 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.main
 
-from rsslcli import __version__
-from rsslcli.commands.console import IS_MAIN_RANK, err, out, spell_options
+from rsslcli.commands.console import IS_MAIN_RANK, err, out, set_option_names, spell_options
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
@@ -32,6 +31,7 @@ from rsslcli.core.errors import (
     nearest,
     short_repr,
 )
+from rsslcli.core.version import __version__
 
 #: The commands in the order of a first session.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -86,6 +86,9 @@ def options() -> dict[str, str]:
         for parameter in command.params
         if parameter.param_type_name == "option"
     }
+
+
+set_option_names(options)
 
 
 def _print_version(asked: bool) -> None:

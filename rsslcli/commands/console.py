@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -229,11 +229,17 @@ def note(text: str) -> None:
 
 def spell_options(text: str) -> str:
     """A message of the engine in the words of the command line: `meta_lr` becomes --meta-lr."""
-    if "`" not in text:
-        return text
-    from rsslcli.app import options  # which imports this module
+    names = _option_names() if "`" in text else {}
+    return re.sub(r"`([a-z_]+)`", lambda found: names.get(found[1], found[0]), text)
 
-    return re.sub(r"`([a-z_]+)`", lambda found: options().get(found[1], found[0]), text)
+
+def set_option_names(names: Callable[[], Mapping[str, str]]) -> None:
+    """Tell where the options of all commands are known, by the names of their parameters."""
+    global _option_names  # noqa: PLW0603
+    _option_names = names
+
+
+_option_names: Callable[[], Mapping[str, str]] = dict
 
 
 def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int = 1) -> str:

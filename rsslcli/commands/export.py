@@ -34,7 +34,7 @@ def export(
     check_checkpoints(checkpoint)
 
     with waiting():
-        from rsslcli import __version__
+        from rsslcli.core.version import __version__
         from rsslcli.core.weights.checkpoint import load_classifier
         from rsslcli.core.weights.export import check_export, export_classifier
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rsslcli import __version__
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import replacing
 from rsslcli.core.report.comparison import Comparison, Study, departures, make_studies
 from rsslcli.core.report.page import Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
 from rsslcli.core.report.runs import LeftOut, read_runs
+from rsslcli.core.version import __version__
 
 
 @dataclass(frozen=True)

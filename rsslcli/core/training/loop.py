@@ -13,7 +13,6 @@ from typing import NoReturn
 
 import torch
 
-from rsslcli import __version__
 from rsslcli.core.config import Config, check_effective
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.data.corrupted import CorruptedSet
@@ -28,6 +27,7 @@ from rsslcli.core.runtime import describe_device, resolve_device, set_precision
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.metrics import Metrics
 from rsslcli.core.training.step import DeviceData, Trainer
+from rsslcli.core.version import __version__
 from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 #: A checkpoint is written after every epoch, and within a long one this often.
