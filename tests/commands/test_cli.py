@@ -116,11 +116,11 @@ def test_eval_c_of_a_plain_state_dict(home: Path, run: Path, here: Here) -> None
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in WideResNet(10, 1).state_dict().items()}}, home / "w.pt"
     )
-    out = here.succeed("eval-c w.pt --dataset mine --corruptions fog --output w.json")
+    evaluate = "eval-c w.pt --dataset mine --corruptions fog --classes-by-position --output w.json"
+    out = here.succeed(evaluate)
     assert "40 images per cell" in out
     assert json.loads((home / "w.json").read_text())["excluded"] == []
-    command = "eval-c w.pt --dataset mine --corruptions fog --same-images-as run --output w.json"
-    assert "30 images per cell, 10 left out" in here.succeed(command)
+    assert "30 images per cell, 10 left out" in here.succeed(f"{evaluate} --same-images-as run")
     excluded = json.loads((home / "w.json").read_text())["excluded"]
     assert excluded == list(load_checkpoint(run).excluded)
 
