@@ -133,9 +133,9 @@ def eval_c(
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
-    excluded = set(trained.excluded if trained else ())
-    if same_images_as is not None:
-        excluded |= set(load_checkpoint(same_images_as).excluded)
+    compared = load_checkpoint(same_images_as) if same_images_as is not None else None
+    tuned = [run for run in (trained, compared) if run is not None]
+    excluded = {index for run in tuned for index in run.excluded}
     if leave_out_validation and not trained:
         raise UserError(
             f"--leave-out-validation: {checkpoint} has no seed to draw those images by: use --same-images-as"
@@ -158,7 +158,7 @@ def eval_c(
         )
         if leave_out_validation and trained and not trained.config.automl:
             excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
-        if trained and trained.excluded and trained.validation_data != corrupted.identity:
+        if any(run.excluded and run.validation_data != corrupted.identity for run in tuned):
             notes.append(
                 f"λ was tuned on another corrupted set than {corrupted.folder}; "
                 "the images with the same numbers are left out all the same"
@@ -181,6 +181,7 @@ def eval_c(
             precision=precision,
             about={"checkpoint": str(checkpoint), "dataset": name}
             | ({"step": trained.step} if trained else {})
+            | ({"classes_by_position": True} if classes_by_position else {})
             | {"weights": fingerprint_weights(network)},
             notes=notes,
             foreign=not trained,
