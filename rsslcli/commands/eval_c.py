@@ -108,7 +108,7 @@ def eval_c(
             network, data.test, corrupted,
             device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
             severities=severities, partial=path.with_name(path.name + ".partial") if path else None,
-            precision=precision, about=_about(checkpoint, name, trained, fingerprint_weights(network)),
+            precision=precision, about=_about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network)),
             notes=notes, foreign=not trained, progress=progress, world=world,
         )  # fmt: skip
     if not world.is_main:
@@ -123,10 +123,13 @@ def eval_c(
         _suggest(saved, part, checkpoint, trained.config, data_dir)
 
 
-def _about(checkpoint: Path, dataset: str, trained: Trained | None, weights: str) -> dict[str, Any]:
+def _about(
+    checkpoint: Path, dataset: str, trained: Trained | None, by_position: bool, weights: str
+) -> dict[str, Any]:
     """What the result says of its origin."""
     step = {"step": trained.step} if trained else {}
-    return {"checkpoint": str(checkpoint), "dataset": dataset, **step, "weights": weights}
+    position = {"classes_by_position": True} if by_position else {}
+    return {"checkpoint": str(checkpoint), "dataset": dataset, **step, **position, "weights": weights}
 
 
 _WRITERS = (".json", ".csv", ".md")

@@ -27,7 +27,7 @@ from rsslcli.commands import completion
 from rsslcli.commands.console import err, note, out, split_names, stop_on_signal, waiting
 from rsslcli.commands.options import DEFAULT_DATA_DIR, ConfigFile, DataDir, DatasetName, TaskFile
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
-from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.errors import InterruptedTrainingError, RsslError, StaleCorruptionsError, UserError
 from rsslcli.core.study.cell import Cell, shell_line
 from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_plan
 from rsslcli.core.study.runner import CellEvent, Runner, threads_each
@@ -151,6 +151,8 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
     try:
         data = load_dataset(data_dir, dataset)
         load_corrupted(data)
+    except StaleCorruptionsError:
+        raise  # what is there may be larger than the study's, and finished cells were evaluated on it
     except UserError:
         size = PRESETS[preset]
         downloads = size.corruptions == "download" and dataset == size.dataset

@@ -16,7 +16,7 @@ from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, sanitize, short_repr
 from rsslcli.core.evaluation import accuracy as evaluation
-from rsslcli.core.evaluation.class_names import match_classes
+from rsslcli.core.evaluation.class_names import carried_names, match_classes, networks_in
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.progress import Progress, silent
@@ -159,7 +159,8 @@ def evaluate(
         severities: which ones, of 1 to 5.
         limit: evaluate only so many source images.
         excluded: indices of source images to leave out, beside those that tuned the λ of the networks of ours
-            that the model is or holds, such as a `Classifier` in a wrapper.
+            that the model is or holds, such as a `Classifier` in a wrapper. A traced or exported program has
+            forgotten them, and the names of the classes.
         classes: names of the classes in the order of the model's scores, matched with those of the data set.
             By default what a network of ours in the model carries; without any, CIFAR-10's on CIFAR-10.
         classes_by_position: take score i for class i of the data set, whatever the names.
@@ -190,13 +191,15 @@ def evaluate(
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
     place = device if device is not None else tensor.device if tensor is not None else "cpu"
-    ours = [module for module in model.modules() if isinstance(module, WideResNet)]
-    tuned = {index for network in ours for index in network.excluded}
+    tuned = {index for network in networks_in(model) for index in network.excluded}
     with _evaluating(model):
         target, scores = _scores_of_one(model, place, precision)
+        outputs = evaluation.check_scores(scores, 1).shape[1]
+        if classes is None:
+            classes = () if classes_by_position else carried_names(model, outputs)
         score_of = match_classes(
-            _carried_classes(ours) if classes is None else classes,
-            evaluation.check_scores(scores, 1).shape[1],
+            classes,
+            outputs,
             data.test.classes,
             dataset,
             by_position=classes_by_position,
@@ -212,19 +215,13 @@ def evaluate(
             corruptions=corruptions,
             severities=severities,
             precision=precision,
-            about={"dataset": dataset},
-            foreign=not any(network.classes for network in ours),
+            foreign=not any(network.classes for network in networks_in(model)),
+            about={"dataset": dataset} | ({"classes_by_position": True} if classes_by_position else {}),
             progress=progress,
         )
     for text in result.notes:
         warnings.warn(text, stacklevel=2)
     return result
-
-
-def _carried_classes(networks: Sequence[WideResNet]) -> tuple[str, ...]:
-    """The names of the classes that networks of ours in one model carry; none where they differ."""
-    carried = {network.classes for network in networks}
-    return carried.pop() if len(carried) == 1 else ()
 
 
 def _folder(data_dir: str | Path | None) -> Path:

@@ -17,6 +17,10 @@ class UserError(RsslError):
     exit_code = 2
 
 
+class StaleCorruptionsError(UserError):
+    """A corrupted test set was made for other test images than those that its data set has now."""
+
+
 class InterruptedTrainingError(RsslError):
     """Training stopped because it was asked to, with everything saved."""
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rsslcli.core.data import cifar, image_tree, shapes
-from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted, record_test_images
 from rsslcli.core.data.corrupted_source import is_corrupted_set
 from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
-from rsslcli.core.errors import UserError, nearest, sanitize
+from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, sanitize
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -33,7 +33,7 @@ class Prepared:
     dataset: Dataset
     kind: str  #: what the source was, in words
     changed: bool  #: False when everything was in place already
-    #: the test images changed, and `folder`/corrupted is still of the old ones
+    #: `folder`/corrupted is of other test images than the data set has
     stale_corruptions: bool = False
     notes: tuple[str, ...] = ()  #: what was done to the images, a line each
     corrupted: CorruptedSet | None = None  #: the corrupted test set, if that is what was imported
@@ -84,7 +84,7 @@ def prepare(
     left_out = _left_out(record) if present else []
     if present and source is None and limit is None and resize:
         kind = str(record.get("kind", "prepared before"))
-        return Prepared(folder, present, kind, changed=False, notes=tuple(left_out))
+        return Prepared(folder, present, kind, False, _is_stale(present), notes=tuple(left_out))
     source = source or _recorded_source(record)
     notes: list[str] = []
     damaged: list[str] | None = [] if skip_damaged else None
@@ -92,9 +92,12 @@ def prepare(
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     in_place = present and record.items() >= (wanted | _checksums(present)).items()
     if present and in_place and (skip_damaged or not left_out):
-        return Prepared(folder, present, origin.kind, changed=False, notes=tuple(left_out))
+        return Prepared(folder, present, origin.kind, False, _is_stale(present), notes=tuple(left_out))
 
     train, test = origin.read(limit)
+    was = present.test.checksum if present else record.get("test")
+    if isinstance(was, str) and (folder / "corrupted" / "labels.npy").is_file():
+        record_test_images(folder / "corrupted", was)  # imports of before did not say which they are for
     remove(folder / "test.npz")  # until it is there again, the data set does not count as prepared
     splits = [
         save_split(folder / f"{split}.npz", *arrays) for split, arrays in (("train", train), ("test", test))
@@ -107,9 +110,18 @@ def prepare(
             done |= {"damaged": len(damaged), "damaged_examples": damaged[:_EXAMPLES]}
         file.write(json.dumps(done, indent=1).encode())
     notes += _left_out(done)
-    was = present.test.checksum if present else record.get("test")
-    stale = (dataset.corrupted_folder / "labels.npy").is_file() and was != dataset.test.checksum
-    return Prepared(folder, dataset, origin.kind, changed=True, stale_corruptions=stale, notes=tuple(notes))
+    return Prepared(folder, dataset, origin.kind, True, _is_stale(dataset), notes=tuple(notes))
+
+
+def _is_stale(dataset: Dataset) -> bool:
+    """Whether there is a corrupted test set, made for other test images than these."""
+    try:
+        check_source(open_corrupted(dataset.corrupted_folder, dataset.name), dataset)
+    except StaleCorruptionsError:
+        return True
+    except UserError:  # there is none, or none that can be used
+        return False
+    return False
 
 
 def _prepare_corrupted(

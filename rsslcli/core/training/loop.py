@@ -20,6 +20,7 @@ from rsslcli.core.data.store import Dataset, class_balanced_subset
 from rsslcli.core.data.validation import draw_validation_set
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.evaluation.accuracy import clean_images, count_correct
+from rsslcli.core.evaluation.class_names import list_names
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.ranks import World
@@ -332,6 +333,13 @@ class _Run:
         """Put the checkpoint's state into the trainer and return the number of steps done."""
         saved, trainer = load_checkpoint(self.checkpoint), self.trainer
         now = (self.dataset.train.checksum, self.validation_data, self.excluded)
+        if saved.classes != self.dataset.train.classes:
+            # The same names in another order are other data too: the labels differ.
+            names = (list_names(saved.classes), list_names(self.dataset.train.classes))
+            raise UserError(
+                f"{self.checkpoint} was trained on the classes {names[0]}, and '{self.dataset.name}' has "
+                f"{names[1]} now: prepare the data of before again"
+            )
         if (saved.train_data, saved.validation_data, saved.excluded) != now:
             raise UserError(
                 f"{self.checkpoint} was trained on other data than is prepared now: prepare that data again"

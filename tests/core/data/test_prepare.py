@@ -12,9 +12,10 @@ from rsslcli.core.data import cifar, shapes
 from rsslcli.core.data import prepare as module
 from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
 from rsslcli.core.data.decoding import ImageError
+from rsslcli.core.data.loading import load_corrupted
 from rsslcli.core.data.prepare import Prepared, prepare
 from rsslcli.core.data.store import Arrays, load_dataset, prepared_datasets
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import StaleCorruptionsError, UserError
 
 
 @pytest.fixture
@@ -301,3 +302,21 @@ def test_a_folder_without_images_says_what_it_holds(data: Path, tmp_path: Path) 
         f"{tmp_path / 'phone'} is not a source of images: found only .HEIC files, e.g. 'cat/IMG_1.HEIC': "
         "convert them to JPEG or PNG"
     )
+
+
+def test_a_set_imported_before_records_named_its_images_is_refused_once_they_change(
+    tree: Path, data: Path
+) -> None:
+    prepared = prepare("folder", data, source=tree)
+    folder = prepared.dataset.corrupted_folder
+    folder.mkdir()
+    labels = prepared.dataset.test.labels
+    np.save(folder / "fog.npy", np.zeros((5 * len(labels), 32, 32, 3), np.uint8))
+    np.save(folder / "labels.npy", np.tile(labels, 5))
+    load_corrupted(prepared.dataset)
+    other = prepare("folder", data, source=tree, limit=6)
+    assert other.stale_corruptions
+    with pytest.raises(StaleCorruptionsError):
+        load_corrupted(other.dataset)
+    assert prepare("folder", data, source=tree, limit=6).stale_corruptions
+    assert not prepare("folder", data, source=tree).stale_corruptions
