@@ -104,11 +104,12 @@ def eval_c(
             note(text)
         part = None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol]
         path = output or _default_path(checkpoint, trained, name, part)
+        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
         result = evaluate(
             network, data.test, corrupted,
             device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
             severities=severities, partial=path.with_name(path.name + ".partial") if path else None,
-            precision=precision, about=_about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network)),
+            precision=precision, about=about,
             notes=notes, foreign=not trained, progress=progress, world=world,
         )  # fmt: skip
     if not world.is_main:

@@ -54,11 +54,8 @@ def test_leave_out_validation(home: Path) -> None:
     expected = draw_validation_set(tuned, data, load_corrupted(data)).source
     assert json.loads((home / "plain" / "eval-c-partial.json").read_text())["excluded"] == list(expected)
     torch.save(WideResNet(10, 1).state_dict(), home / "w.pt")
-    refuse(
-        "eval-c w.pt --leave-out-validation",
-        cwd=home,
-        match="no seed to draw the images of --leave-out-validation by",
-    )
+    command = "eval-c w.pt --dataset mine --classes-by-position --leave-out-validation"
+    refuse(command, cwd=home, match="weights from elsewhere have no seed .*: use --same-images-as")
 
 
 def test_precision(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
