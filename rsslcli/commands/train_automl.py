@@ -10,7 +10,7 @@ from rsslcli.commands import completion
 from rsslcli.commands import training_run as options
 from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision, split_names
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import BEST_TASKS
+from rsslcli.core.tasks.registry import BEST_TASKS
 
 
 def train_automl(

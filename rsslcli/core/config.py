@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rsslcli.core.errors import UserError, sanitize, short_repr, unknown
-from rsslcli.core.tasks import check_task_names, check_task_words
+from rsslcli.core.tasks.registry import check_task_names, check_task_words
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "tf32", "bfloat16")

@@ -18,9 +18,9 @@ from rsslcli.core.evaluation.class_names import match_classes
 from rsslcli.core.files import replacing
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import derive_seed, seeded_generator
-from rsslcli.core.tasks import build_tasks
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.guard import outputs_of, picture_of, transformed
+from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import Checkpoint
 

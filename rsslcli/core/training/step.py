@@ -15,7 +15,7 @@ from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World
 from rsslcli.core.runtime import derive_seed, seeded_generator
-from rsslcli.core.tasks import build_tasks
+from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
 

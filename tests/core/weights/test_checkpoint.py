@@ -31,7 +31,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.wide_resnet import WideResNet
-from rsslcli.core.tasks import build_tasks
+from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import (
     FORMAT,
