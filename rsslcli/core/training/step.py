@@ -1,4 +1,4 @@
-"""One training step: a batch, its losses, Algorithm 1, the optimiser."""
+"""One training step: a batch, its losses, Algorithm 1, the optimizer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DeviceData:
 
 
 class Trainer:
-    """What changes from step to step: the network, λ and the optimiser.
+    """What changes from step to step: the network, λ and the optimizer.
 
     Args:
         config: the settings.
@@ -138,7 +138,7 @@ class Trainer:
         )
 
     def gradients(self, chosen: Tensor, *, tune: bool) -> dict[str, Tensor]:
-        """All of a step but the optimiser: sets every `.grad`, and λ where it is tuned.
+        """All of a step but the optimizer: sets every `.grad`, and λ where it is tuned.
 
         A CUDA graph can hold it: it is the same operations on the same shapes each time, and what changes
         from step to step stands in tensors (`rate`, `chosen`) and in the state of `generator`.
