@@ -93,7 +93,7 @@ _MACHINE = "Machine"
 def _load_task_files(context: typer.Context, paths: list[Path] | None) -> list[Path]:
     """Make the tasks in these files known, before any option that names them is looked at."""
     if paths and not context.resilient_parsing:  # which a shell asks for at every <TAB>
-        from rsslcli.core.tasks.own import load_task_file
+        from rsslcli.core.tasks.registry import load_task_file
 
         with waiting():
             import rsslcli.core.tasks.base  # noqa: F401 (the files import it, and PyTorch with it)

@@ -10,7 +10,7 @@ from rsslcli.commands import completion, options, training_run
 from rsslcli.commands.console import split_names
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import BEST_TASKS
+from rsslcli.core.tasks.registry import BEST_TASKS
 
 
 def train_automl(

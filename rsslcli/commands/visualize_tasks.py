@@ -21,7 +21,7 @@ from rsslcli.commands.console import (
 from rsslcli.commands.hints import suggest_evaluation, suggest_training
 from rsslcli.commands.options import DEFAULT_DATA_DIR, ClassesByPosition, DataDir, DatasetName
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import check_task_names
+from rsslcli.core.tasks.registry import check_task_names
 
 #: The columns of the paper's Figure 1, after the original.
 FIGURE_1 = "rotation,color,bir,inpaint,rgb,jigsaw"

@@ -65,7 +65,7 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
 
     Args:
         path: the directory or file, of torch.save or safetensors. Nothing in it is run.
-        normalization: how the input of weights from elsewhere is normalised: "half" (x·2 − 1), "cifar10",
+        normalization: how the input of weights from elsewhere is normalized: "half" (x·2 − 1), "cifar10",
             "none", or means and standard deviations as "R,G,B/R,G,B". By default what the file says, or else
             "half".
 
@@ -76,7 +76,7 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         UserError: no such file, a file of another kind, or a damaged one.
 
     Warns:
-        UserWarning: parts of the file are not used, it does not say how the input is normalised, or its
+        UserWarning: parts of the file are not used, it does not say how the input is normalized, or its
             weights are of another architecture with the same names.
     """
     network, _ = checkpoint.load_classifier(
@@ -150,7 +150,7 @@ def evaluate(
     """The accuracy of any classifier on a data set and its corrupted versions, as `rssl eval-c` measures it.
 
     Args:
-        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalisation is its own
+        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalization is its own
             affair. The images have the dtype of its parameters: a model in half precision is evaluated in it.
             It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
         dataset: a prepared data set with corrupted versions, such as "cifar10", or "shapes".

@@ -1,4 +1,14 @@
-"""The errors that a person sees: one clear line each, with the exit code of the command that meets them."""
+"""The errors that users see: one clear line each, and the exit code with which a command reports it.
+
+    RsslError (1)
+    ├── UserError (2), also a ValueError
+    ├── InterruptedTrainingError
+    ├── DivergedError
+    ├── TaskError
+    └── LostRankError
+
+Messages name a parameter in backticks, such as `meta_lr`; the command line spells it as its option.
+"""
 
 import difflib
 import shlex
@@ -11,8 +21,8 @@ class RsslError(Exception):
     exit_code = 1
 
 
-class UserError(RsslError):
-    """The user's mistake: a wrong option, missing data, a file of another kind."""
+class UserError(RsslError, ValueError):
+    """The user's mistake: an invalid setting, missing data, a file of the wrong kind."""
 
     exit_code = 2
 
@@ -22,7 +32,7 @@ class StaleCorruptionsError(UserError):
 
 
 class InterruptedTrainingError(RsslError):
-    """Training stopped because it was asked to, with everything saved."""
+    """Training stopped on request, with everything saved."""
 
 
 class DivergedError(RsslError):
@@ -30,24 +40,24 @@ class DivergedError(RsslError):
 
 
 class TaskError(RsslError):
-    """A task of the user's own fails, or does not keep to what `Task` asks for."""
+    """A custom task fails, or breaks the contract of `Task`."""
 
 
 class LostRankError(RsslError):
-    """Another process of this job ended, and this one cannot go on without it."""
+    """Another rank of this job ended, and this one cannot continue without it."""
 
 
 def short_repr(value: object) -> str:
-    """A value as messages show it: on one short line, whatever a file held in its place."""
+    """Format a value, which may come from any file, as one short line for a message."""
     if isinstance(value, list | tuple | set | Mapping):
-        return f"a {type(value).__name__}"  # which may hold itself
+        return f"a {type(value).__name__}"  # not printed: it may contain itself
     if isinstance(value, int) and value.bit_length() > 200:
-        return "a huge number"  # which Python refuses to print
+        return "a huge number"  # Python refuses to print it
     return sanitize(repr(value[:60] if isinstance(value, str | bytes) else value), 300)
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
-    """The error for a name that is none of `choices`: it names the nearest one, or all."""
+    """Make the error for a name that is not among `choices`: it suggests the nearest one, or lists all."""
     names = list(choices)
     near = nearest(short_repr(name).strip("'").lower(), names)
     hint = f"did you mean '{near}'?" if near else f"choose from {', '.join(names)}"
@@ -55,14 +65,14 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The one of `choices` that was probably meant by `name`; None where none is near."""
+    """The choice that `name` probably means; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(choices), 1)), None)
 
 
 def rssl_command(*words: str, **options: object) -> str:
-    """A command of `rssl` as a person types it; the names of options follow from the keywords.
+    """Format an `rssl` command for the shell; keywords become options.
 
-    An option that is None or False is left out, one that is True stands alone.
+    None and False omit the option; True makes it a flag.
     """
     parts = ["rssl", *words]
     for name, value in options.items():
@@ -75,6 +85,6 @@ def rssl_command(*words: str, **options: object) -> str:
 
 
 def sanitize(text: object, limit: int = 200) -> str:
-    """Text from outside as messages show it: one short line without control characters."""
+    """Make untrusted text safe for a message: one short line without control characters."""
     line = " ".join(str(text).split())[:limit]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

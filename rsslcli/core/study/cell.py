@@ -13,7 +13,7 @@ from typing import Any
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, sanitize, short_repr
-from rsslcli.core.tasks import check_task_names
+from rsslcli.core.tasks.registry import check_task_names
 
 
 @dataclass(frozen=True)

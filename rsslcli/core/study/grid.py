@@ -12,7 +12,7 @@ from rsslcli.core.config import check_effective, config_layers, merge
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.study.cell import Cell
-from rsslcli.core.tasks import BEST_TASKS, TASKS, check_task_names, check_task_words
+from rsslcli.core.tasks.registry import BEST_TASKS, TASKS, check_task_names, check_task_words
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def export_classifier(
     """Write `network` to `path`, as ONNX or as a torch.export program by its suffix, .onnx or .pt2.
 
     The program takes `images`, float32 (N, 3, 32, 32) in [0, 1] with any N, and gives `scores`, float32
-    (N, classes); the normalisation is inside. Before the file is written it is run, on random images, and
+    (N, classes); the normalization is inside. Before the file is written it is run, on random images, and
     compared with `network`; ONNX only where onnxruntime is installed.
 
     Args:
