@@ -60,7 +60,7 @@ def eval_c(
     rssl eval-c augmix.pt --dataset cifar10 --protocol robustbench --output augmix.json
     # a baseline, on the images that an AutoML run of the same seed and settings is tested on
     rssl eval-c runs/baseline --leave-out-validation
-    # in half the time, where the CPU or GPU knows bfloat16
+    # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
     severities = parse_severities(severity)

@@ -43,7 +43,7 @@ DatasetName = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="auto takes CUDA where there is a GPU.",
+        help="auto uses CUDA if there is a GPU.",
         metavar=f"<{'|'.join(DEVICES)}>",
         autocompletion=completion.devices,
         rich_help_panel="Machine",
@@ -52,7 +52,7 @@ Device = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="How to multiply: float32, the default; bfloat16 is faster on GPUs and on CPUs that know it, "
+        help="Numeric precision: float32 by default; bfloat16 is faster on GPUs and CPUs that support it, "
         "tf32 on GPUs.",
         metavar=f"<{'|'.join(PRECISIONS)}>",
         autocompletion=completion.precisions,
@@ -69,7 +69,7 @@ Checkpoint = Annotated[
 Normalization = Annotated[
     str | None,
     typer.Option(
-        help="How the input of weights from elsewhere is normalised, where the file does not say: half "
+        help="How the input of weights from elsewhere is normalized, if the file does not say: half "
         "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
         metavar="<half|cifar10|none|…>",
     ),
@@ -114,7 +114,7 @@ TaskFile = Annotated[
 TrainSize = Annotated[
     int | None,
     typer.Option(
-        help="Train on a seeded, class-balanced subset of so many images.",
+        help="Train on a seeded, class-balanced subset of N images.",
         rich_help_panel="Data",
     ),
 ]
@@ -131,7 +131,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A YAML file of options: over the preset, under what is given here.",
+        help="A YAML file of settings; it overrides the preset, and options override it.",
         metavar="<file.yaml>",
         rich_help_panel=_TRAINING,
     ),
@@ -186,7 +186,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with the run in --output, with its own options.",
+        help="Continue the run in --output with its own settings.",
         rich_help_panel=_RUN,
     ),
 ]

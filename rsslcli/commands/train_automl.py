@@ -65,7 +65,7 @@ def train_automl(
 
     # a first look, in minutes
     rssl train-automl --preset quick
-    # other tasks, fewer epochs, a name of one's own
+    # other tasks, fewer epochs, a name of your own
     rssl train-automl --tasks rotation,jigsaw --epochs 30 --output runs/mine
     # go on after Ctrl-C
     rssl train-automl --resume --output runs/mine

@@ -47,7 +47,7 @@ def train_single(
 
     # the baseline
     rssl train-single --task none
-    # one task, and images of one's own
+    # one task, and images of your own
     rssl train-single --task rotation --dataset mine --epochs 30
     # what would be done, setting by setting
     rssl train-single --task rotation --preset quick --print-config

@@ -151,7 +151,7 @@ def _train(given: Given, config: Config, *, automl: bool, single: bool) -> None:
         except InterruptedTrainingError as stopped:
             words = _resuming_words(given, directory, automl=automl, single=single)
             command = shell_command(*words, data_dir=data_dir, ranks=world.size)
-            resumable = InterruptedTrainingError(f"{stopped}; go on with: {command}")
+            resumable = InterruptedTrainingError(f"{stopped}; resume with: {command}")
             # Another rank may be the one that was told to stop.
             resumable.exit_code = 128 + (received[0] if received else signal.SIGTERM)
             raise resumable from None
@@ -177,7 +177,7 @@ def _layers(given: Given, tasks: list[str] | None, automl: bool, default_tasks: 
         layers = config_layers(given.preset or "paper", given.config, {**options, "tasks": tasks})
         return [("default", {"tasks": default_tasks}), *layers, ("the command", {"automl": automl})]
     if output is None:
-        raise UserError("--resume needs --output, the run directory to go on with")
+        raise UserError("--resume needs --output, the run directory to continue")
     changed = [key for key, value in options.items() if value is not None and key != "device"]
     changed += [key for key in ("preset", "config") if getattr(given, key) is not None] + (
         ["tasks"] if tasks else []
@@ -187,7 +187,7 @@ def _layers(given: Given, tasks: list[str] | None, automl: bool, default_tasks: 
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")
     if not (output / "config.yaml").is_file():
         hint = other_runs(output) or "there is no config.yaml"
-        raise UserError(f"{output} holds no run to go on with: {hint}")
+        raise UserError(f"{output} holds no run to continue: {hint}")
     return config_layers(file=output / "config.yaml", overrides={"device": options.get("device")})
 
 
@@ -205,7 +205,7 @@ def _note_without_effect(given: Given, config: Config) -> None:
 
 
 def _resuming_words(given: Given, directory: Path, *, automl: bool, single: bool) -> list[str | Path]:
-    """The arguments of `rssl` that go on with a run."""
+    """The arguments of `rssl` that resume a run."""
     words: list[str | Path] = ["train-single" if single else "train-automl"]
     if not automl and not single:
         words.append("--fixed")
@@ -219,7 +219,8 @@ def _new_directory(config: Config) -> Path:
     """Make the directory of a run that was not given one: its time comes first, so that names sort."""
     time = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     name = config.name if len(config.name) <= 60 else f"{config.name.split('-')[0]}-{len(config.tasks)}-tasks"
-    directory, number = Path("runs", f"{time}-{name}"), 1
+    directory = Path("runs", f"{time}-{name}")
+    number = 1
     while True:
         try:
             directory.mkdir(parents=True)
@@ -236,7 +237,8 @@ def _remove_empty(directory: Path) -> None:
 
 
 #: Columns of the bar, and fewer to which a narrow terminal may shorten it.
-_BAR, _SHORT_BAR = 24, 8
+_BAR = 24
+_SHORT_BAR = 8
 
 
 class TrainingView:
