@@ -295,10 +295,11 @@ def test_classes_one_folder_too_high_are_told(tmp_path: Path) -> None:
     assert f"the classes are 2023, 2024, and in all of their folders are folders named ant, bee: {doubt}" in (
         "\n".join(told(above))
     )
-    parts = [f"{name}/{part}/{i}.png" for name in ("ant", "bee") for part in ("a", "b") for i in range(3)]
-    assert f"folders named a, b: {doubt}" in "\n".join(told(write(tmp_path / "alone", *parts)))
+    covered = [f"{year}/{name}" for year in (2023, 2024) for name in ("cover.png", *classes())]
+    assert f"folders named ant, bee: {doubt}" in "\n".join(told(write(tmp_path / "covered", *covered)))
     # Folders that classes have by chance, or one in common, are their own matter.
-    own = [f"{name}/{part}/{i}.png" for name, part in ("ax", "ay", "bx", "bz") for i in range(3)]
+    own = [f"train/{name}/{part}/{i}.png" for name, part in ("ax", "ay", "bx", "bz") for i in range(3)]
+    own += classes("test/", names=("a", "b"))
     assert doubt not in "\n".join(told(write(tmp_path / "own", *own)))
 
 
