@@ -177,7 +177,8 @@ def evaluate(
         DivergedError: scores are NaN or infinite.
 
     Warns:
-        UserWarning: the clean accuracy is near chance, of a model that rssl did not train. The result's
+        UserWarning: the clean accuracy is near chance, of a model that rssl did not train; a network of ours
+            in it gets input that is normalized twice; corrupted images are doubtful. The result's
             `notes` hold the text.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
@@ -193,7 +194,8 @@ def evaluate(
     place = device if device is not None else tensor.device if tensor is not None else "cpu"
     tuned = {index for network in networks_in(model) for index in network.excluded}
     with _evaluating(model):
-        target, scores = _scores_of_one(model, place, precision)
+        with _inputs_of(networks_in(model)) as inputs:
+            target, scores = _scores_of_one(model, place, precision)
         outputs = evaluation.check_scores(scores, 1).shape[1]
         if classes is None:
             classes = () if classes_by_position else carried_names(model, outputs)
@@ -217,6 +219,7 @@ def evaluate(
             precision=precision,
             foreign=not any(network.classes for network in networks_in(model)),
             about={"dataset": dataset} | ({"classes_by_position": True} if classes_by_position else {}),
+            notes=_notes_on_inputs(inputs),
             progress=progress,
         )
     for text in result.notes:
@@ -229,10 +232,35 @@ def _folder(data_dir: str | Path | None) -> Path:
 
 
 @torch.inference_mode()
+@contextlib.contextmanager
+def _inputs_of(networks: Sequence[WideResNet]) -> Iterator[list[Tensor]]:
+    """Within this context, the list takes what these networks are given."""
+    inputs: list[Tensor] = []
+    hooks = [network.register_forward_pre_hook(lambda _, args: inputs.extend(args)) for network in networks]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _notes_on_inputs(inputs: Sequence[Tensor]) -> list[str]:
+    """A note where a network of ours is given values far outside [0, 1], of an image from black to white."""
+    for values in inputs:
+        lowest, highest = (float(value) for value in values.detach().aminmax())
+        if lowest < -0.5 or highest > 1.5:
+            return [
+                f"the model gives the WideResNet in it values from {lowest:.2f} to {highest:.2f} in place of "
+                "images in [0, 1]: that network normalizes its input itself, so remove the normalization "
+                "before it"
+            ]
+    return []
+
+
 def _scores_of_one(
     model: nn.Module, place: str | torch.device, precision: str
 ) -> tuple[torch.device, object]:
-    """Move the model to a device, and return that with what the model gives for one gray image.
+    """Move the model to a device, and return that with the model's output for one image, black to white.
 
     Raises:
         UserError: it cannot be there, or fails; what it raised is the cause.
@@ -240,7 +268,7 @@ def _scores_of_one(
     dtype = evaluation.model_dtype(model)
     try:
         device = torch.device(place)
-        image = torch.full((1, 3, 32, 32), 0.5, dtype=dtype, device=device)
+        image = torch.linspace(0, 1, 3 * 32 * 32, device=device).reshape(1, 3, 32, 32).to(dtype)
         with autocast(device, precision == "bfloat16" and dtype is torch.float32):
             scores = model.to(device)(image)
         if isinstance(scores, Tensor):

@@ -56,13 +56,15 @@ class Arrays(NamedTuple):
     images: Images  #: (N, 32, 32, 3)
     labels: Labels  #: (N,)
     classes: tuple[str, ...]
+    files: tuple[str, ...] = ()  #: the file of each image, where there is one
 
     def limited(self, limit: int | None) -> "Arrays":
         """A seeded, class-balanced subset of `limit` images; all of them if there are no more than that."""
         if limit is None or limit >= len(self.labels):
             return self
         chosen = class_balanced_subset(self.labels, limit, seed=0)
-        return Arrays(self.images[chosen], self.labels[chosen], self.classes)
+        files = tuple(self.files[index] for index in chosen) if self.files else ()
+        return Arrays(self.images[chosen], self.labels[chosen], self.classes, files)
 
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:
