@@ -152,7 +152,7 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     assert cell.status() == "done"
     os.utime(run / "checkpoint.pt", (time.time() + 9, time.time() + 9))  # trained on after the evaluation
     assert cell.status() == "begun"
-    cell.failure.write_text("no luck")
+    cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
     (run / "config.yaml").write_text(cell.config.to_yaml().replace("epochs: 6", "epochs: 7"))
     with pytest.raises(UserError, match="is of another study, with another epochs"):
