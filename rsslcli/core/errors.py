@@ -56,18 +56,24 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def rssl_command(*words: str, **options: object) -> str:
-    """A command of `rssl` as a person types it; the names of options follow from the keywords.
+    """A command of `rssl` as a person types it; see `command_arguments`."""
+    return shlex.join(["rssl", *command_arguments(*words, **options)])
 
-    An option that is None or False is left out, one that is True stands alone.
+
+def command_arguments(*words: str, **options: object) -> list[str]:
+    """The arguments of a command of `rssl`; the names of options follow from the keywords.
+
+    An option that is None or False is left out, one that is True stands alone; a list or tuple repeats it.
     """
-    parts = ["rssl", *words]
+    arguments = list(words)
     for name, value in options.items():
-        if value is None or value is False:
-            continue
-        parts.append("--" + name.replace("_", "-"))
-        if value is not True:
-            parts.append(str(value))
-    return shlex.join(parts)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is None or each is False:
+                continue
+            arguments.append("--" + name.replace("_", "-"))
+            if each is not True:
+                arguments.append(str(each))
+    return arguments
 
 
 def sanitize(text: object, limit: int = 200) -> str:

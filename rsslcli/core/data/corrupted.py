@@ -7,7 +7,6 @@ of the generator, or that of the import.
 import hashlib
 import io
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.errors import UserError, rssl_command, sanitize
 from rsslcli.core.files import quietly, remove, replacing
 
 #: The record of a generated set: what each file was made from, and which severities are finished.
@@ -78,7 +77,7 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     if not names:
         raise UserError(
             f"no corrupted test set for {dataset_name!r} in {folder}: "
-            f"run `rssl prepare-data --dataset {dataset_name} --corruptions generate`"
+            f"run `{rssl_command('prepare-data', dataset=dataset_name, corruptions='generate')}`"
         )
     labels = _read_labels(folder / "labels.npy")
     for name in names:
@@ -105,16 +104,17 @@ def check_source(corrupted: CorruptedSet, test: Split, dataset_name: str) -> Non
     if generated := read_record(folder, GENERATED):
         count = corrupted.images_per_cell
         source = source_checksum(test.images[:count], test.labels[:count])
-        mends = "--corruptions generate"
+        mend: dict[str, object] = {"corruptions": "generate"}
         fits = all(_source_in(generated.get(name)) == source for name in corrupted.names)
     else:
         imported = read_record(folder)
-        mends = _mends_import(imported)
+        mend = _import_again(imported)
         fits = imported.get("test", test.checksum) == test.checksum
     if not fits:
+        command = rssl_command("prepare-data", dataset=dataset_name, **mend)
         raise UserError(
             f"the corrupted images in {folder} were made for other test images than those of "
-            f"'{dataset_name}': prepare them again with `rssl prepare-data --dataset {dataset_name} {mends}`"
+            f"'{dataset_name}': prepare them again with `{command}`"
         )
 
 
@@ -123,12 +123,12 @@ def _source_in(entry: object) -> object:
     return identity.get("source") if isinstance(identity, dict) else None
 
 
-def _mends_import(record: Mapping[str, Any]) -> str:
-    """The options that import a set again: from the path it came from, or else from where it is published."""
+def _import_again(record: Mapping[str, Any]) -> dict[str, object]:
+    """The options that import a set again: from the path it came from, or else the published set."""
     origin = record.get("origin")
     if isinstance(origin, str) and origin.startswith("/") and origin.isprintable():
-        return f"--source {shlex.quote(origin)}"
-    return "--corruptions download"
+        return {"source": origin}
+    return {"corruptions": "download"}
 
 
 def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any]) -> CorruptedSet:

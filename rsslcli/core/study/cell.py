@@ -11,7 +11,7 @@ from typing import Any
 
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.errors import UserError, sanitize, short_repr
+from rsslcli.core.errors import UserError, command_arguments, sanitize, short_repr
 from rsslcli.core.run_folder import RunFolder, State, partial_evaluation, tail
 from rsslcli.core.tasks import check_task_names
 
@@ -96,19 +96,17 @@ class Cell:
         """What is left to run: the arguments of `rssl`, command by command.
 
         Args:
-            options: those that every command gets, such as --data-dir.
+            options: arguments that every command gets, such as those for the data folder.
         """
-        directory = str(self.directory)
-        evaluate = ["eval-c", directory, "--leave-out-validation", *options]
-        files = [part for file in self.task_files for part in ("--task-file", str(file))]
+        evaluate = command_arguments("eval-c", str(self.directory), leave_out_validation=True)
         if self.folder.is_trained():
-            return [evaluate]
+            return [[*evaluate, *options]]
+        train = list(self.train)
         if self.folder.checkpoint.is_file():
-            resume = [self.train[0], "--resume", "--output", directory]
-            if self.train[0] == "train-automl" and not self.config.automl:
-                resume.append("--fixed")
-            return [[*resume, *files, *options], evaluate]
-        return [[*self.train, *files, "--output", directory, *options], evaluate]
+            fixed = self.train[0] == "train-automl" and not self.config.automl
+            train = command_arguments(self.train[0], resume=True, fixed=fixed)
+        train += command_arguments(task_file=self.task_files, output=self.directory)
+        return [[*train, *options], [*evaluate, *options]]
 
     def _check_same(self, there: Mapping[str, Any]) -> None:
         mine = self.config.to_dict()
@@ -118,7 +116,7 @@ class Cell:
             if key not in apart and mine.get(key, value) != value:
                 raise UserError(
                     f"{self.directory} is of another study, with another {key} ({short_repr(value)} there, "
-                    f"{short_repr(mine[key])} here): choose another --output"
+                    f"{short_repr(mine[key])} here): choose another `output`"
                 )
 
 

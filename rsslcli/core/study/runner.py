@@ -64,7 +64,7 @@ class Runner:
         jobs: cells at once: one per GPU, or CPU threads shared out among them.
         gpus: how many there are; jobs take turns on them.
         images: training images of the data set, by which the progress of a training is told.
-        options: what every command gets, such as --data-dir.
+        options: arguments that every command gets, such as those for the data folder.
         on_event: told what happens.
         should_stop: asked several times a second; if true, running cells save and stop.
     """

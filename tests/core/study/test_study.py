@@ -97,9 +97,9 @@ def test_options_of_a_study(tmp_path: Path) -> None:
     assert {cell.config.dataset for cell in plan("quick", tmp_path, dataset="x")} == {"x"}
     with pytest.raises(UserError, match="unknown preset 'papr': did you mean 'paper'"):
         plan("papr", tmp_path)
-    with pytest.raises(UserError, match="--seeds 0"):
+    with pytest.raises(UserError, match="`seeds` 0"):
         plan("paper", tmp_path, seeds=0)
-    with pytest.raises(UserError, match="--add-task ir: the study has that task"):
+    with pytest.raises(UserError, match="`add_task` ir: the study has that task"):
         plan("paper", tmp_path, add_tasks=["ir"])
 
 
