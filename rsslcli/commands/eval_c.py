@@ -24,9 +24,10 @@ from rsslcli.commands.hints import suggest_evaluation, suggest_report
 from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
-from rsslcli.core.evaluation.files import WHOLE, evaluation_path, save_whole
+from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
+from rsslcli.core.run_folder import EVALUATION, partial_evaluation
 
 if TYPE_CHECKING:
     from rsslcli.core.data.corrupted import CorruptedSet
@@ -108,7 +109,7 @@ def eval_c(
         result = evaluate(
             network, data.test, corrupted,
             device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
-            severities=severities, partial=path.with_name(path.name + ".partial") if path else None,
+            severities=severities, partial=partial_evaluation(path) if path else None,
             precision=precision, about=about,
             notes=notes, foreign=not trained, progress=progress, world=world,
         )  # fmt: skip
@@ -174,8 +175,8 @@ def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path 
 def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
     """Say what to do next with a run whose evaluation is saved beside it."""
     if part:
-        note(f"this is a part of the whole evaluation, {WHOLE}, which reports read")
-    if saved.with_name(WHOLE).is_file():
+        note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
+    if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
     else:
         suggest_evaluation(checkpoint, config, data_dir)

@@ -38,6 +38,7 @@ from rsslcli.core.config import (
 )
 from rsslcli.core.errors import InterruptedTrainingError, UserError
 from rsslcli.core.files import other_runs
+from rsslcli.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rsslcli.core.training.events import Event
@@ -129,7 +130,7 @@ def _train(given: Given, config: Config, *, automl: bool, single: bool) -> None:
             stack.callback(_remove_empty, directory)
         view = stack.enter_context(TrainingView(config))
         listeners: list[Callable[[Event], None]] = [view]
-        if given.tensorboard or (given.resume and (directory / "tensorboard").is_dir()):
+        if given.tensorboard or (given.resume and RunFolder(directory).tensorboard.is_dir()):
             listeners.append(stack.enter_context(TensorBoardWriter()))
 
         def tell(event: Event) -> None:
@@ -185,10 +186,10 @@ def _layers(given: Given, tasks: list[str] | None, automl: bool, default_tasks: 
     if changed:
         names = ", ".join(map(_option, changed))
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")
-    if not (output / "config.yaml").is_file():
+    if not RunFolder(output).is_run():
         hint = other_runs(output) or "there is no config.yaml"
         raise UserError(f"{output} holds no run to continue: {hint}")
-    return config_layers(file=output / "config.yaml", overrides={"device": options.get("device")})
+    return config_layers(file=RunFolder(output).config, overrides={"device": options.get("device")})
 
 
 def _option(key: str) -> str:

@@ -70,18 +70,24 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def rssl_command(*words: str, **options: object) -> str:
-    """Format an `rssl` command for the shell; keywords become options.
+    """A command of `rssl` as a person types it; see `command_arguments`."""
+    return shlex.join(["rssl", *command_arguments(*words, **options)])
 
-    None and False omit the option; True makes it a flag.
+
+def command_arguments(*words: str, **options: object) -> list[str]:
+    """Format the arguments of an `rssl` command; keywords become options.
+
+    None and False omit the option; True makes it a flag; a list or tuple repeats it.
     """
-    parts = ["rssl", *words]
+    arguments = list(words)
     for name, value in options.items():
-        if value is None or value is False:
-            continue
-        parts.append("--" + name.replace("_", "-"))
-        if value is not True:
-            parts.append(str(value))
-    return shlex.join(parts)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is None or each is False:
+                continue
+            arguments.append("--" + name.replace("_", "-"))
+            if each is not True:
+                arguments.append(str(each))
+    return arguments
 
 
 def sanitize(text: object, limit: int = 200) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from rsslcli.core.errors import RsslError, UserError, nearest
+from rsslcli.core.run_folder import CHECKPOINT, CONFIG
 
 #: If no run has a similar name, list all runs, up to this many.
 _FEW_RUNS = 5
@@ -42,7 +43,7 @@ def checkpoint_path(path: Path) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    file = path / "checkpoint.pt" if path.is_dir() else path
+    file = path / CHECKPOINT if path.is_dir() else path
     if not file.is_file():
         hint = other_runs(path) or "train one with `rssl train-automl` or `rssl train-single`"
         raise UserError(f"no checkpoint at {file}: {hint}")
@@ -57,7 +58,7 @@ def other_runs(path: Path) -> str:
     runs: dict[str, Path] = {}
     with suppress(OSError):
         for folder in (Path("runs"), path.parent):
-            runs |= {file.parent.name: file.parent for file in folder.glob("*/config.yaml")}
+            runs |= {file.parent.name: file.parent for file in folder.glob(f"*/{CONFIG}")}
     if path.is_dir():
         runs.pop(path.name, None)
     if near := nearest(path.name, runs):

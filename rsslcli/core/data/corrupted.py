@@ -79,7 +79,7 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     if not names:
         raise UserError(
             f"no corrupted test set for {dataset_name!r} in {folder}: "
-            f"run `rssl prepare-data --dataset {dataset_name} --corruptions generate`"
+            f"run `{rssl_command('prepare-data', dataset=dataset_name, corruptions='generate')}`"
         )
     labels = _read_labels(folder / "labels.npy")
     for name in names:
@@ -105,7 +105,7 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
         UserError: a label is no class of the data set.
     """
     folder, test = corrupted.folder, dataset.test
-    mends: dict[str, object] = {"corruptions": "generate"}
+    mend: dict[str, object] = {"corruptions": "generate"}
     if generated := read_record(folder, GENERATED):
         count = corrupted.images_per_cell
         source = source_checksum(test.images[:count], test.labels[:count])
@@ -115,13 +115,13 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
         )
     else:
         imported = read_record(folder)
-        mends = _mends_import(imported)
+        mend = _import_again(imported)
         fits = imported.get("test", test.checksum) == test.checksum
     if not fits:
         data_dir = dataset.folder.parent
         if data_dir != default_data_dir():
-            mends["data_dir"] = data_dir
-        command = rssl_command("prepare-data", dataset=dataset.name, **mends)
+            mend["data_dir"] = data_dir
+        command = rssl_command("prepare-data", dataset=dataset.name, **mend)
         raise StaleCorruptionsError(
             f"the corrupted images in {folder} were made for other test images than those of "
             f"'{dataset.name}': prepare them again with `{command}`"
@@ -151,7 +151,7 @@ def _source_in(entry: object) -> object:
     return identity.get("source") if isinstance(identity, dict) else None
 
 
-def _mends_import(record: Mapping[str, Any]) -> dict[str, object]:
+def _import_again(record: Mapping[str, Any]) -> dict[str, object]:
     """The options that import a set again: from where it is published, or from the path it came from."""
     origin = str(record.get("origin"))
     if re.fullmatch("[0-9a-f]{32}", origin):  # the md5 of a published archive

@@ -73,7 +73,7 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
         raise ImageError(message, reason) from error
     if image is None:
         raise UserError(
-            f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or leave out --no-resize"
+            f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or let it be resized"
         )
     return image, size
 

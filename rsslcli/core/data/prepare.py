@@ -14,7 +14,7 @@ from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
-from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, sanitize
+from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, rssl_command, sanitize
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -161,12 +161,13 @@ def _recognise(
     """Tell what the source is from its content, the default source of `name` if None."""
     if name == "shapes":
         if source is not None:
-            raise UserError("shapes is drawn and takes no --source: choose another name for your images")
+            raise UserError("shapes is drawn and takes no `source`: choose another name for your images")
         return _Source("drawn shapes", f"shapes-{shapes.VERSION}", _draw)
     official = cifar.official_name(source) if source else name if name in cifar.OFFICIAL else None
     if official:
         if name in cifar.OFFICIAL and name != official:
-            raise UserError(f"{source} is {official}, not {name}: prepare it with --dataset {official}")
+            command = rssl_command("prepare-data", dataset=official, source=source)
+            raise UserError(f"{source} is {official}, not {name}: prepare it with `{command}`")
 
         def read_official(limit: int | None) -> tuple[Arrays, Arrays]:
             train, test = cifar.read_cifar(official, source, folder / "download", progress)
@@ -177,7 +178,7 @@ def _recognise(
     if source is None:
         near = nearest(name, (*cifar.OFFICIAL, "shapes"))
         hint = f"did you mean '{near}'? Else " if near else ""
-        raise UserError(f"data set {name!r} needs a source: {hint}give --source PATH, {_ACCEPTED}")
+        raise UserError(f"data set {name!r} needs a source: {hint}give as `source` {_ACCEPTED}")
     if image_tree.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",

@@ -24,6 +24,7 @@ from rsslcli.core.evaluation.class_names import list_names
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.ranks import World
+from rsslcli.core.run_folder import CHECKPOINT, CONFIG, FINISHED, LOG, METRICS, RunFolder
 from rsslcli.core.runtime import describe_device, resolve_device, set_precision
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.metrics import Metrics
@@ -87,7 +88,7 @@ def train(
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
         RsslError: a file cannot be written.
     """
-    if (directory / "checkpoint.pt").exists() and not resume:
+    if RunFolder(directory).checkpoint.exists() and not resume:
         raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
     if not resume:
         check_effective(config)
@@ -139,7 +140,7 @@ class _Run:
         if len(self.clean) > len(labels):  # an epoch is not tested on more images than it trained on
             kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
             self.clean = self.clean[kept]
-        self.checkpoint = directory / "checkpoint.pt"
+        self.checkpoint = RunFolder(directory).checkpoint
         self.step = self._restore() if self.checkpoint.exists() else 0
         self.saved_step = self.step
         self.reported_zero = False
@@ -150,12 +151,12 @@ class _Run:
             metrics, log = None, Path(os.devnull)
             if self.world.is_main:
                 stack.enter_context(locked(self.directory))
-                for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt"):
+                for name in (CONFIG, METRICS, CHECKPOINT):
                     for leftover in self.directory.glob(f".{name}.*.part"):  # of a process that was killed
                         remove(leftover)
-                with replacing(self.directory / "config.yaml") as file:
+                with replacing(self.directory / CONFIG) as file:
                     file.write(config.to_yaml().encode())
-                metrics, log = self.directory / "metrics.jsonl", self.directory / "log.txt"
+                metrics, log = self.directory / METRICS, self.directory / LOG
             self.metrics = stack.enter_context(Metrics(metrics, self.step))
             self.log = stack.enter_context(log.open("ab", buffering=0))
             images, validation = len(trainer.data.labels), len(trainer.data.validation_labels)
@@ -259,7 +260,7 @@ class _Run:
 
     def result(self) -> TrainingResult:
         """What the finished run came to."""
-        self.note("finished")
+        self.note(FINISHED)
         lambdas = dict(zip(self.config.tasks, self.trainer.lambdas.tolist(), strict=True))
         seconds = time.perf_counter() - self.began
         return TrainingResult(
@@ -277,7 +278,7 @@ class _Run:
         try:
             self.log.write(f"{now} {text}\n".encode())
         except OSError as error:
-            raise RsslError(f"cannot write {self.directory / 'log.txt'}: {error.strerror}") from None
+            raise RsslError(f"cannot write {self.directory / LOG}: {error.strerror}") from None
 
     def save(self) -> None:
         """Write the checkpoint; the metrics up to it are on disk before it is."""

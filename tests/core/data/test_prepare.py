@@ -62,7 +62,7 @@ def test_shapes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(split.labels) for split in (limited.dataset.train, limited.dataset.test)] == [40, 30]
     assert_idempotent(lambda: prepare("shapes", data, limit=40), data)
     assert_idempotent(lambda: prepare("shapes", data), data)  # asked for nothing in particular
-    with pytest.raises(UserError, match="takes no --source"):
+    with pytest.raises(UserError, match="takes no `source`"):
         prepare("shapes", data, source=data)
 
 

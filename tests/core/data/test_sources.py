@@ -766,7 +766,7 @@ def test_failed_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise urllib.error.URLError("no\nroute")
 
     monkeypatch.setattr("urllib.request.urlopen", no_connection)
-    with pytest.raises(RsslError, match=r"cannot download https://.*--source") as caught:
+    with pytest.raises(RsslError, match=r"cannot download https://.*`source`") as caught:
         read_cifar("cifar10", None, tmp_path)
     assert caught.value.exit_code == 1
     assert str(caught.value).isprintable()

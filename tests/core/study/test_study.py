@@ -97,9 +97,9 @@ def test_options_of_a_study(tmp_path: Path) -> None:
     assert {cell.config.dataset for cell in plan("quick", tmp_path, dataset="x")} == {"x"}
     with pytest.raises(UserError, match="unknown preset 'papr': did you mean 'paper'"):
         plan("papr", tmp_path)
-    with pytest.raises(UserError, match="--seeds 0"):
+    with pytest.raises(UserError, match="`seeds` 0"):
         plan("paper", tmp_path, seeds=0)
-    with pytest.raises(UserError, match="--add-task ir: the study has that task"):
+    with pytest.raises(UserError, match="`add_task` ir: the study has that task"):
         plan("paper", tmp_path, add_tasks=["ir"])
 
 
@@ -152,7 +152,7 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     assert cell.status() == "done"
     os.utime(run / "checkpoint.pt", (time.time() + 9, time.time() + 9))  # trained on after the evaluation
     assert cell.status() == "begun"
-    cell.failure.write_text("no luck")
+    cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
     (run / "config.yaml").write_text(cell.config.to_yaml().replace("epochs: 6", "epochs: 7"))
     with pytest.raises(UserError, match="is of another study, with another epochs"):
