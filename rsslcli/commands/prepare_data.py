@@ -240,6 +240,6 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
 
 def _is_imported(prepared: Prepared) -> bool:
     """Whether the corrupted images that are of other test images come from elsewhere."""
-    from rsslcli.core.data.corrupted import GENERATED
+    from rsslcli.core.corruptions.record import GENERATED
 
     return prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()

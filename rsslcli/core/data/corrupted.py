@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.corruptions.record import GENERATED, source_checksum
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.data.store import IMAGE_SHAPE, Dataset, Images, Labels, Split
 from rsslcli.core.errors import StaleCorruptionsError, UserError, rssl_command, sanitize
 from rsslcli.core.files import quietly, remove, replacing
 
-#: The record of a generated set: what each file was made from, and which severities are finished.
-GENERATED = "corruptions.json"
 #: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
 IMPORTED = "downloaded.json"
 _SAMPLES = 20  # images of each cell that go into the identity
@@ -85,13 +83,6 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     for name in names:
         _map_blocks(folder / f"{name}.npy", len(labels))
     return CorruptedSet(folder, names, labels)
-
-
-def source_checksum(images: Images, labels: npt.NDArray[Any]) -> str:
-    """What a generated set is made from: the sha256, hexadecimal, of its source images and their labels."""
-    digest = hashlib.sha256(np.ascontiguousarray(images).data)
-    digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
-    return digest.hexdigest()
 
 
 def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
-    GENERATED,
     CorruptedSet,
     open_corrupted,
     read_record,

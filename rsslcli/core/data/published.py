@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rsslcli.core.data.corrupted import GENERATED, CorruptedSet, read_record
+from rsslcli.core.corruptions.record import GENERATED
+from rsslcli.core.data.corrupted import CorruptedSet, read_record
 from rsslcli.core.data.fetching import Archive, fetch, md5_of
 from rsslcli.core.data.importing import (
     UNFINISHED,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rsslcli.core.corruptions.generate import generate_corrupted
+from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
-    GENERATED,
     CorruptedSet,
     check_source,
     open_corrupted,
