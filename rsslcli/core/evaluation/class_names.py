@@ -1,4 +1,4 @@
-"""Which score of a classifier stands for which class of a data set: matched by name."""
+"""Matching the scores of a classifier with the classes of a data set, by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rsslcli.core.errors import UserError, short_repr
 
-#: The classes of CIFAR-10 in the order in which its classifiers give their scores, the order of their names.
+#: The classes of CIFAR-10 in the usual order of a classifier's scores, which is alphabetical.
 CIFAR10 = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -22,24 +22,24 @@ def match_classes(
     by_position: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[int, ...]:
-    """Find the score of each class of a data set.
+    """Find the index of the score of each class of a data set.
 
     Args:
         scored: the names of the classes in the order of the classifier's scores; empty if it carries none.
-        outputs: how many scores it gives.
+        outputs: number of its scores.
         classes: the names of the data set's classes, in the order of its labels.
         dataset: the data set's name, for messages.
         by_position: take score i for class i, whatever the names.
-        note: told, in a line, when the names were not what decided.
+        note: called with one line if the match is not by name.
 
     Returns:
         For each label of the data set, the index of its score.
 
     Raises:
-        UserError: the classifier tells other classes apart, or carries no names and the classes are not
-            those of CIFAR-10.
+        UserError: the classifier has other classes, or carries no names and the classes are not those of
+            CIFAR-10.
     """
-    same_count = f"the classifier gives {outputs} scores, '{dataset}' has {len(classes)} classes"
+    same_count = f"the classifier has {outputs} outputs but '{dataset}' has {len(classes)} classes"
     if by_position:
         if outputs != len(classes):
             raise UserError(f"{same_count}: they cannot be matched by position")
@@ -58,8 +58,8 @@ def match_classes(
         )
     if {*scored} != {*classes}:
         raise UserError(
-            f"the classifier tells apart {_list(scored)}, but '{dataset}' has {_list(classes)}: choose the "
-            "data set that it was trained on or, if only the names differ, match them by position "
+            f"the classifier has the classes {_list(scored)}, but '{dataset}' has {_list(classes)}: choose "
+            "the data set that it was trained on or, if only the names differ, match them by position "
             "(`classes_by_position`)"
         )
     position = {name: index for index, name in enumerate(scored)}
@@ -67,6 +67,6 @@ def match_classes(
 
 
 def _list(names: Sequence[str]) -> str:
-    """Class names for a message: all of a few, else the first ones and the count."""
+    """Format class names for a message: all if they are few, else the first ones and the count."""
     shown = ", ".join(map(short_repr, names[:_MAX_NAMED]))
     return shown if len(names) <= _MAX_NAMED else f"{shown}, … ({len(names)} classes)"

@@ -353,7 +353,7 @@ class _Run:
         now = (self.dataset.train.checksum, self.validation_data, self.excluded)
         if (saved.train_data, saved.validation_data, saved.excluded) != now:
             raise UserError(
-                f"{self.checkpoint} was trained on different data than is prepared now: prepare that data again"
+                f"{self.checkpoint} was trained on different data than is prepared now: prepare it again"
             )
         try:
             trainer.model.network.load_state_dict(saved.classifier)

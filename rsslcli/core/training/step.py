@@ -202,7 +202,7 @@ class Trainer:
         return losses
 
     def _sum_over_ranks(self, losses: dict[str, Tensor], share: float) -> None:
-        """Sum the ranks' shares of gradients and losses, and average the running statistics, in one exchange."""
+        """Sum the ranks' shares of gradients and losses, and average the running statistics."""
         if self.world.size == 1:
             return
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
