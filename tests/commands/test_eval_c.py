@@ -168,7 +168,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     options = "--dataset mine --protocol robustbench --same-images-as ours --output public.json"
     public = rssl(f"eval-c public.pt {options} --classes-by-position", cwd=home)
     assert public.returncode == 0, public.stderr
-    assert "public.pt: not part of the WideResNet, and not used: 'rot_pred', 'epoch'" in public.stderr
+    assert "public.pt: not part of the WideResNet, so not used: 'rot_pred', 'epoch'" in public.stderr
     assert "public.pt does not say how its input is normalized" in public.stderr
 
     eval_c(home / "ours", data_dir=home / "data", protocol="robustbench")
