@@ -139,7 +139,7 @@ class Odd(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {"device": "cpu"}, "mode on cpu: "),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), {"device": "gpu"}, "on gpu: RuntimeError: "),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).half(), {"precision": "bfloat16"}, "is float16: "),
-        (Odd(lambda x: x.flatten(1)[:, :100]), {}, "gives 100 scores, 'shapes' has 10 classes: they cannot"),
+        (Odd(lambda x: x.flatten(1)[:, :100]), {}, "has 100 outputs but 'shapes' has 10 classes: "),
         (None, {"severities": [0, 5]}, "severities: expected some of 1 to 5, got [0, 5]"),
         (None, {"severities": []}, "severities: expected some of 1 to 5, got []"),
         (None, {"corruptions": ["fogg"]}, "unknown corruption 'fogg': did you mean 'fog'?"),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -32,16 +32,15 @@ MAX_MAPPING = 200
 #: Every number is below this limit, so that it fits an int64.
 _LIMIT = 2**63
 
-_T = TypeVar("_T")
+
+def _at_least(minimum: int, *, below: int = _LIMIT) -> dict[str, Any]:
+    """Declare the range of a number, as the metadata of a field of `Config`."""
+    return {"minimum": minimum, "below": below}
 
 
-def _setting(
-    default: _T, *, minimum: float | None = None, below: float = _LIMIT, choices: Sequence[str] = ()
-) -> _T:
-    """A field of `Config` with its limits: a range for a number, `choices` for a word."""
-    limits = {"minimum": minimum, "below": below, "choices": choices}
-    value: _T = field(default=default, metadata=limits)
-    return value
+def _one_of(choices: Sequence[str]) -> dict[str, Any]:
+    """Declare the choices of a word, as the metadata of a field of `Config`."""
+    return {"choices": choices}
 
 
 @dataclass(frozen=True)
@@ -60,36 +59,38 @@ class Config:
     tasks: tuple[str, ...] = ()
     #: Tune λ with Algorithm 1; otherwise λ keeps its initial value.
     automl: bool = False
-    epochs: int = _setting(100, minimum=1)
-    batch_size: int = _setting(64, minimum=2)
+    epochs: int = field(default=100, metadata=_at_least(1))
+    batch_size: int = field(default=64, metadata=_at_least(2))
     #: Train on a seeded, class-balanced subset of this many images; None uses all of them.
-    train_size: int | None = _setting(None, minimum=1)
-    lr: float = _setting(0.1, minimum=0)
-    min_lr: float = _setting(1e-6, minimum=0)
-    momentum: float = _setting(0.9, minimum=0, below=1)
+    train_size: int | None = field(default=None, metadata=_at_least(1))
+    lr: float = field(default=0.1, metadata=_at_least(0))
+    min_lr: float = field(default=1e-6, metadata=_at_least(0))
+    momentum: float = field(default=0.9, metadata=_at_least(0, below=1))
     nesterov: bool = True
-    weight_decay: float = _setting(5e-4, minimum=0)
-    initial_lambda: float = _setting(0.5, minimum=0)
+    weight_decay: float = field(default=5e-4, metadata=_at_least(0))
+    initial_lambda: float = field(default=0.5, metadata=_at_least(0))
     #: β, the learning rate of λ.
-    meta_lr: float = _setting(0.1, minimum=0)
-    meta_batch_size: int = _setting(25, minimum=2)
+    meta_lr: float = field(default=0.1, metadata=_at_least(0))
+    meta_batch_size: int = field(default=25, metadata=_at_least(2))
     #: The look-ahead's α divided by the learning rate α_t.
-    lookahead_scale: float = _setting(1.0, minimum=0)
+    lookahead_scale: float = field(default=1.0, metadata=_at_least(0))
     #: τ, the epochs at the start during which λ stays fixed.
-    warmup_epochs: int = _setting(5, minimum=0)
+    warmup_epochs: int = field(default=5, metadata=_at_least(0))
     #: Number of source images whose corrupted versions tune λ; every evaluation excludes them.
-    validation_images: int = _setting(100, minimum=1)
+    validation_images: int = field(default=100, metadata=_at_least(1))
     #: Which corruptions tune λ: "all", as in the paper, or "extra", the four that the benchmark reserves
     #: for tuning, so that the other 15 stay unseen.
-    validation_corruptions: ValidationCorruptions = _setting("all", choices=VALIDATION_CORRUPTIONS)
-    depth: int = _setting(40, minimum=10)
-    width: int = _setting(2, minimum=1)
-    batch_norm: BatchNormMode = _setting("per-task", choices=BATCH_NORM_MODES)
+    validation_corruptions: ValidationCorruptions = field(
+        default="all", metadata=_one_of(VALIDATION_CORRUPTIONS)
+    )
+    depth: int = field(default=40, metadata=_at_least(10))
+    width: int = field(default=2, metadata=_at_least(1))
+    batch_norm: BatchNormMode = field(default="per-task", metadata=_one_of(BATCH_NORM_MODES))
     #: Options by task, such as {bir: {sigma: 1.5}}.
     task_options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    seed: int = _setting(0, minimum=0)
-    device: Device = _setting("auto", choices=DEVICES)
-    precision: Precision = _setting("float32", choices=PRECISIONS)
+    seed: int = field(default=0, metadata=_at_least(0))
+    device: Device = field(default="auto", metadata=_one_of(DEVICES))
+    precision: Precision = field(default="float32", metadata=_one_of(PRECISIONS))
     #: Compile trunk and heads with torch.compile.
     compile: bool = False
 

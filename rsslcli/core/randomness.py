@@ -12,8 +12,8 @@ from torch import Tensor
 class BatchRandom:
     """Random numbers for a batch of images: each method returns one row per image, on the images' device.
 
-    If ranks share a batch, each rank draws the numbers of the whole batch and keeps those of its local images,
-    so an image's numbers do not depend on the number of ranks.
+    If ranks share a batch, each rank draws the numbers of the whole batch and keeps those of its local
+    images, so an image's numbers do not depend on the number of ranks.
 
     Attributes:
         generator: the source, on the device of the images; None is torch's default generator.

@@ -34,7 +34,7 @@ class World:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def share(self, count: int) -> float:
-        """The local part as a fraction of `count` items: the weight of its mean in the mean over all items."""
+        """The local part's fraction of `count` items: the weight of its mean in the mean over all."""
         part = self.shard(count)
         return float(part.stop - part.start) / count
 

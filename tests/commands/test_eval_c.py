@@ -107,7 +107,7 @@ def test_whole_evaluations_replace_each_other_where_they_cover_as_much(home: Pat
     assert json.loads((home / "again" / "eval-c.json").read_text()) == first
     code, out, err = here("eval-c again --leave-out-validation")
     assert (code, "written to again/eval-c.json\n" in out) == (0, True)
-    assert "note: eval-c-40-images.json keeps the evaluation that left out other images\n" in err
+    assert "note: eval-c-40-images.json keeps the evaluation that excluded other images\n" in err
     assert json.loads((home / "again" / "eval-c-40-images.json").read_text()) == first
     save_run(home / "again", CONFIG)  # other weights
     here.succeed("eval-c again --precision bfloat16")
@@ -170,7 +170,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     options = "--dataset mine --protocol robustbench --same-images-as ours --output public.json"
     public = rssl(f"eval-c public.pt {options} --classes-by-position", cwd=home)
     assert public.returncode == 0, public.stderr
-    assert "public.pt: not part of the WideResNet, and not used: 'rot_pred', 'epoch'" in public.stderr
+    assert "public.pt: not part of the WideResNet, so not used: 'rot_pred', 'epoch'" in public.stderr
     assert "public.pt does not say how its input is normalized" in public.stderr
 
     eval_c(home / "ours", data_dir=home / "data", protocol="robustbench")
@@ -228,7 +228,7 @@ def test_weights_near_chance_are_noted_in_the_result(home: Path) -> None:
         ("none.pt --protocol robustbench --limit 5", "leave out --corruptions, --severity and --limit"),
         ("none.pt --normalization cifar", "unknown normalization 'cifar': did you mean 'cifar10'"),
         ("none.pt --normalization 1,2,3/4,5,6", "expected three means and three standard deviations"),
-        ("seven.pt --dataset mine", "the classifier gives 7 scores, 'mine' has 10 classes"),
+        ("seven.pt --dataset mine", "the classifier has 7 outputs but 'mine' has 10 classes"),
     ],
 )
 def test_mistakes(home: Path, arguments: str, match: str) -> None:

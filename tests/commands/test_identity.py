@@ -53,7 +53,7 @@ def test_renamed_classes_are_refused_until_the_user_knows_better(mine: tuple[Pat
     first = sorted(path.name for path in (folder / "images").iterdir())[0]
     (folder / "images" / first).rename(folder / "images" / "zebra")
     here.succeed("prepare-data --dataset mine --source images --corruptions generate")
-    expected = f"tells apart '{first}', .* but 'mine' has .*'zebra': .*--classes-by-position"
+    expected = f"has the classes '{first}', .* but 'mine' has .*'zebra': .*--classes-by-position"
     here.refuse(EVALUATE, expected)
     assert accuracies(folder) == before, "the result of before stays"
     here.refuse("visualize-tasks --checkpoint runs/mine --images 1", expected)

@@ -316,7 +316,7 @@ def test_checkpoints_that_do_not_fit(split: Split, monkeypatch: pytest.MonkeyPat
         draw_tasks(split, ["ir"], checkpoint=checkpoint)
     with pytest.raises(UserError, match=r"without tasks$"):
         draw_tasks(split, ["ir"], checkpoint=trained((), {"main": scores(4, 0)}))
-    with pytest.raises(UserError, match=r"tells apart 'cat', 'dog', .* but 'these images' has 'a', 'b', "):
+    with pytest.raises(UserError, match=r"has the classes 'cat', .* but 'these images' has 'a', 'b', "):
         draw_tasks(make([0, 1] * 9, ("a", "b", "c", "d")), ["rotation"], checkpoint=checkpoint)
     monkeypatch.setattr(type(build_tasks(["rotation"])["rotation"]), "head", lambda *_: nn.Linear(64, 5))
     with pytest.raises(UserError, match="heads are not of the tasks as they are here: size mismatch"):

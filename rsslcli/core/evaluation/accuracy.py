@@ -1,4 +1,4 @@
-"""Accuracy on the clean and the corrupted test set (section 3), without the images that tuned λ."""
+"""Accuracy on the clean and corrupted test sets (section 3), excluding the images that tuned λ."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import World
 from rsslcli.core.runtime import autocast
 
-#: Images per forward pass, and on any other device. On the CPU few, whose activations stay in its caches
+#: Images per forward pass by device type. Small batches on the CPU keep the activations in its caches
 #: (docs/performance.md).
 BATCH_SIZE = {"cpu": 100, "cuda": 500}
-
-
+#: Images per forward pass on other devices.
 _OTHER_BATCH_SIZE = 500
 
 
 def check_scores(scores: object, images: int) -> Tensor:
-    """Return what a classifier gave for so many images, if it is a float tensor (images, classes).
+    """Return the output of a classifier for `images` images if it is a float tensor (images, classes).
 
     Raises:
-        UserError: it is something else.
+        UserError: it is not.
     """
     if isinstance(scores, Tensor):
         if scores.dim() == 2 and len(scores) == images and scores.is_floating_point():
@@ -51,12 +50,12 @@ def check_scores(scores: object, images: int) -> Tensor:
     count = "one image" if images == 1 else f"{images} images"
     raise UserError(
         f"the model must give scores (N, classes); for {count} it gave {sanitize(found)}: "
-        "wrap it so that it returns the float tensor of scores alone"
+        "wrap it so that it returns only the float tensor of scores"
     )
 
 
 def model_dtype(classifier: nn.Module) -> torch.dtype:
-    """The dtype to compute in: that of the first floating-point parameter or buffer; float32 without any."""
+    """The dtype of the first floating-point parameter or buffer; float32 if there is none."""
     tensors = chain(classifier.parameters(), classifier.buffers())
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
@@ -74,26 +73,26 @@ def count_correct(
     chosen: npt.NDArray[np.int64] | None = None,
     precision: str = "float32",
 ) -> tuple[int, int]:
-    """How many images the classifier gets right, and of how many the highest score is NaN or infinite.
+    """Count the images that the classifier gets right, and those whose highest score is NaN or infinite.
 
-    The latter have no class: unless there are none, the former is no result.
+    The latter have no predicted class: the first count is meaningless unless the second is 0.
 
     Args:
-        classifier: maps floats (N, 3, H, W) in [0, 1], of its own dtype, to scores (N, classes); on `device`.
-        images: uint8 (N, H, W, 3); a memory map is read batch by batch.
+        classifier: maps floats (N, 3, H, W) in [0, 1], of its dtype, to scores (N, classes); on `device`.
+        images: uint8 (N, H, W, 3); may be a memory map, which is read batch by batch.
         labels: int64 (N,).
         device: where to compute.
-        chosen: indices of the images to take; all by default.
-        precision: "bfloat16" computes under autocast; whether CUDA multiplies in TF32 otherwise is a setting
-            of the process, `rsslcli.core.runtime.set_precision`.
+        chosen: indices of the images to evaluate; all by default.
+        precision: "bfloat16" computes under autocast. TF32 on CUDA is a setting of the process, see
+            `rsslcli.core.runtime.set_precision`.
 
     Raises:
-        UserError: the classifier gives something else than scores.
+        UserError: the classifier does not return scores.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
     size = BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE)
     dtype = model_dtype(classifier)
-    # Both counts stay on the device until the last batch, so that the host waits once.
+    # Both counts stay on the device until the last batch, so that the host waits only once.
     correct = torch.zeros((), dtype=torch.int64, device=device)
     undecided = torch.zeros_like(correct)
     with autocast(device, precision == "bfloat16"):
@@ -111,9 +110,9 @@ def count_correct(
 def clean_images(
     test: Split, corrupted: CorruptedSet | None, excluded: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """Indices of the clean test images to evaluate, sorted.
+    """The sorted indices of the clean test images to evaluate.
 
-    `excluded` speaks of them only if they are the source images of `corrupted` in the same order.
+    `excluded` applies to them only if they are the source images of `corrupted` in the same order.
     """
     every = np.arange(len(test.labels))
     if corrupted is None or not aligned(corrupted, test):
@@ -147,25 +146,25 @@ def evaluate(
         test: the clean test set.
         corrupted: its corrupted versions.
         device: where to compute.
-        score_of: for each label, the index of its score, see `match_classes`; label i has score i by default.
-        excluded: indices into `corrupted` of the source images to leave out, and into `test` where both
+        score_of: the index of the score of each label, see `match_classes`; by default score i for label i.
+        excluded: indices of the source images in `corrupted` to exclude; they also apply to `test` if both
             hold the same images in the same order.
         limit: evaluate only the first `limit` source images that are not excluded.
-        corruptions: which ones; all that there are by default.
-        severities: which ones.
-        partial: a file for the counts of finished cells. If it is of the same evaluation, interrupted, its
-            cells are not evaluated again; it is removed in the end.
+        corruptions: names of the corruptions; all those in `corrupted` by default.
+        severities: numbers from 1 to 5.
+        partial: a file for the counts of finished cells. If an interrupted run of the same evaluation wrote
+            it, its cells are not evaluated again. It is removed in the end.
         precision: as for `count_correct`.
-        about: what the result shall say of its origin, such as the checkpoint's name.
-        notes: what was noted on the classifier before; the result's notes begin with them.
-        foreign: whether it was trained elsewhere: then a clean accuracy near chance is noted too.
-        progress: told after every cell.
-        world: the processes that evaluate together, a cell each at a time. Each gets the result; the first
-            one writes `partial`.
+        about: entries that describe the origin of the result, such as the checkpoint's name.
+        notes: earlier notes on the classifier, with which the result's notes begin.
+        foreign: the classifier was trained elsewhere: add a note if the clean accuracy is near chance.
+        progress: called at every cell.
+        world: the ranks that evaluate together, one cell each at a time. Each gets the result; rank 0 writes
+            `partial`.
 
     Raises:
-        UserError: nothing is left to evaluate, a corruption is not in the set, the classifier gives something
-            else than scores, or `precision` is "bfloat16" and it does not compute in float32.
+        UserError: no image is left to evaluate, a corruption is not in the set, the classifier returns no
+            scores, or `precision` is "bfloat16" and it is not a float32 model.
         DivergedError: scores are NaN or infinite.
     """
     names = list(dict.fromkeys(corrupted.names if corruptions is None else corruptions))
@@ -175,11 +174,11 @@ def evaluate(
         if name not in corrupted.names:
             raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
     every = np.arange(corrupted.images_per_cell)
-    left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # each once
+    left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # valid ones, without duplicates
     chosen = np.setdiff1d(every, left_out)[:limit]
     if not len(chosen):
         raise UserError(
-            f"{corrupted.folder}: no image is left to evaluate once those that tuned λ are left out"
+            f"{corrupted.folder}: no image is left to evaluate after excluding those that tuned λ"
         )
     clean = clean_images(test, corrupted, left_out.tolist())[:limit]
     if limit is not None and aligned(corrupted, test):
@@ -188,8 +187,8 @@ def evaluate(
     dtype = _dtype_name(model_dtype(classifier))
     if dtype != "float32" and precision == "bfloat16":
         raise UserError(
-            f"precision bfloat16 is for float32 models, and this one is {dtype}: "
-            "leave it out, and the model is evaluated in its own precision"
+            f"precision bfloat16 is for float32 models, but this one is {dtype}: "
+            "without `precision`, the model is evaluated in its dtype"
         )
     computed_in = precision if dtype == "float32" else dtype
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
@@ -213,6 +212,7 @@ def evaluate(
     counts = _Counts(partial, fingerprint, sizes)
     counts.known = json.loads(world.broadcast(json.dumps(counts.known)))
     remaining = [cell for cell in cells if _key(*cell) not in counts.known]
+    # Each rank evaluates one cell at a time; the sum over ranks collects their counts.
     for start in range(0, len(remaining), world.size):
         progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
         at_once = remaining[start : start + world.size]
@@ -253,11 +253,12 @@ def evaluate(
 
 
 class _Counts:
-    """How many images of each finished cell were right, kept on disk until the evaluation is whole."""
+    """The number of correct images of each finished cell, stored on disk until the evaluation is complete."""
 
     def __init__(self, path: Path | None, fingerprint: str, sizes: Mapping[str, int]) -> None:
-        """Read what `path` has of this evaluation, whose cells have `sizes` images."""
-        self.path, self.fingerprint = path, fingerprint
+        """Read the counts of this evaluation from `path`; `sizes` gives the images of each cell."""
+        self.path = path
+        self.fingerprint = fingerprint
         self.known: dict[str, int] = {}
         if path is None or not path.is_file():
             return
@@ -271,7 +272,7 @@ class _Counts:
             ):
                 self.known = {cell: known[cell] for cell in sizes if cell in known}
         except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # damaged: evaluate anew
+            pass  # damaged: evaluate all cells again
 
     def add(self, correct: Mapping[str, int]) -> None:
         self.known |= correct
@@ -284,20 +285,20 @@ class _Counts:
             self.path.unlink(missing_ok=True)
 
 
-#: The clean test set, among the cells.
+#: The cell that stands for the clean test set.
 _CLEAN = ("clean", 0)
 
 
 def _key(name: str, severity: int) -> str:
-    """What a cell is called in the file of counts."""
+    """The key of a cell in the file of counts."""
     return f"{name}/{severity}"
 
 
 def _undecided(cell: tuple[str, int], count: int, images: int, precision: str) -> DivergedError:
-    """The error for a cell in which so many of the images have no class."""
+    """The error for a cell in which `count` of the images have no predicted class."""
     place = "the clean test set" if cell == _CLEAN else f"{cell[0]} at severity {cell[1]}"
-    narrow = precision in ("bfloat16", "float16")
-    advice = "evaluate in float32" if narrow else "check the weights, and how the input is normalized"
+    is_half = precision in ("bfloat16", "float16")
+    advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
     return DivergedError(
         f"{place}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
         f"class: {advice}"
@@ -310,7 +311,7 @@ def fingerprint_weights(classifier: nn.Module) -> str:
 
 
 def _fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
-    """What tells one evaluation from another: the weights, the images and precision, which of the images."""
+    """A fingerprint of an evaluation: the weights, the data and precision, and the indices of the images."""
     digest = hashlib.sha256(setting.encode())
     for indices in chosen:
         digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())

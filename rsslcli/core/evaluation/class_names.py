@@ -1,4 +1,4 @@
-"""Which score of a classifier stands for which class of a data set: matched by name."""
+"""Matching the scores of a classifier with the classes of a data set, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from rsslcli.core.errors import UserError, short_repr
 from rsslcli.core.networks.wide_resnet import WideResNet
 
-#: The classes of CIFAR-10 in the order in which its classifiers give their scores, the order of their names.
+#: The classes of CIFAR-10 in the usual order of a classifier's scores, which is alphabetical.
 CIFAR10 = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -26,15 +26,15 @@ def match_classes(
     by_position: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[int, ...]:
-    """Find the score of each class of a data set.
+    """Find the index of the score of each class of a data set.
 
     Args:
         scored: the names of the classes in the order of the classifier's scores; empty if it carries none.
-        outputs: how many scores it gives.
+        outputs: number of its scores.
         classes: the names of the data set's classes, in the order of its labels.
         dataset: the data set's name, for messages.
         by_position: take score i for class i, whatever the names.
-        note: told, in a line, when the names were not what decided.
+        note: called with one line if the match is not by name.
 
     Returns:
         For each label of the data set, the index of its score.
@@ -43,7 +43,7 @@ def match_classes(
         UserError: the classifier tells other classes apart, carries no names and the classes are not those
             of CIFAR-10, or has not one name, of its own, for each score.
     """
-    same_count = f"the classifier gives {outputs} scores, '{dataset}' has {len(classes)} classes"
+    same_count = f"the classifier has {outputs} outputs but '{dataset}' has {len(classes)} classes"
     if by_position:
         if outputs != len(classes):
             raise UserError(f"{same_count}: they cannot be matched by position")
@@ -72,7 +72,7 @@ def match_classes(
             else ""
         )
         raise UserError(
-            f"the classifier tells apart {list_names(scored, classes)}, but '{dataset}' has "
+            f"the classifier has the classes {list_names(scored, classes)}, but '{dataset}' has "
             f"{list_names(classes, scored)}: choose the data set that it was trained on{advice}"
         )
     return tuple(position[name] for name in wanted)

@@ -1,11 +1,11 @@
-"""Where evaluations lie beside their checkpoint, so that none replaces a better one. Imports no torch."""
+"""File names of evaluations beside their checkpoint; none replaces a better one. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.files import replacing
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 _MAX_BYTES = 16 << 20
 
 
-def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: str | None = None) -> Path:
-    """Where an evaluation of a checkpoint goes: eval-c.json beside it, or a name that says what differs.
+#: Why an evaluation is not a complete one of the usual protocol.
+Part = Literal["partial", "robustbench"]
+
+
+def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: Part | None = None) -> Path:
+    """The path of an evaluation: eval-c.json beside the checkpoint, or a name that says what differs.
 
     Args:
-        checkpoint: the file; its name counts unless it is that of a run, checkpoint.pt.
-        dataset: on what, unless it is what the checkpoint was trained on.
-        part: what is evaluated, unless it is every cell and image: "partial" or "robustbench".
+        checkpoint: the file. Its name becomes part of the path unless it is checkpoint.pt, as in a run.
+        dataset: the data set, unless the checkpoint was trained on it.
+        part: what is evaluated, unless it is every cell and image.
     """
     other = None if checkpoint.name == CHECKPOINT else checkpoint.stem
     words = [word for word in (Path(EVALUATION).stem, other, dataset, part) if word]
@@ -31,19 +35,20 @@ def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: str |
 
 
 def other_evaluations(directory: Path) -> list[str]:
-    """The names of the evaluations in a run directory that are not its whole one, sorted."""
+    """The sorted file names of the evaluations in a run directory besides its complete one."""
     return sorted(path.name for path in directory.glob(f"{Path(EVALUATION).stem}-*.json"))
 
 
 def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
-    """Write a whole evaluation without losing one of the same weights on the same data.
+    """Write a complete evaluation without losing an earlier one of the same weights on the same data.
 
-    One in higher precision keeps its place, and `result` goes beside it, named by its precision. One that
-    left out other images moves aside, named by the number of its images. Any other file at `path` is
-    replaced: it is of other weights or data, covers no more than `result`, or is damaged.
+    An earlier one in higher precision stays at `path`, and `result` goes beside it, named after its
+    precision. An earlier one that excluded other images moves aside, named after its number of images. Any
+    other file at `path` is replaced: it has other weights or data, covers no more than `result`, or is
+    damaged.
 
     Returns:
-        Where `result` is, and notes on the evaluation that was at `path`, one line each.
+        The path of `result`, and notes on the evaluation that was at `path`, one line each.
 
     Raises:
         RsslError: a file cannot be written.
@@ -60,13 +65,13 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
             kept = path.with_name(f"{path.stem}-{earlier['images']}-images.json")
             with replacing(kept) as file:
                 file.write(path.read_bytes())
-            notes.append(f"{kept.name} keeps the evaluation that left out other images")
+            notes.append(f"{kept.name} keeps the evaluation that excluded other images")
     result.save(path)
     return path, notes
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """An evaluation; None where there is none, or it is damaged."""
+    """Read an evaluation; None if there is none, or it is damaged."""
     try:
         with path.open("rb") as file:
             content = json.loads(file.read(_MAX_BYTES))
@@ -77,12 +82,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _same_subject(earlier: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
-    """Whether an earlier evaluation is of the same weights on the same data."""
+    """True if an earlier evaluation has the same weights and data."""
     # Older files lack the fingerprint of the weights.
     keys = ["test_data", "corrupted_data", "weights" if "weights" in earlier else "step"]
     return all(earlier.get(key) == about.get(key) for key in keys)
 
 
 def _rank(precision: object) -> int:
-    """Where a precision stands, the highest first."""
+    """The rank of a precision; 0 is the highest."""
     return PRECISIONS.index(precision) if precision in PRECISIONS else len(PRECISIONS)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: accuracies, their means, and the forms in which it is written."""
+"""The result of an evaluation: accuracies, their means, and its output formats."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, co
 from rsslcli.core.data.store import Split
 from rsslcli.core.files import replacing
 
-#: A row of the table: its name, and fractions of 1.
+#: A row of the table: its name, and accuracies in [0, 1].
 _Row = tuple[str, list[float | None]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found. Accuracies are fractions of 1.
+    """The result of an evaluation. Accuracies are in [0, 1].
 
     Attributes:
-        clean_accuracy: on the clean test set.
-        clean_images: how many clean images that is.
-        accuracy: by corruption, at severity 1 to 5; None where a severity was not evaluated.
-        images: source images evaluated in each cell of `accuracy`.
-        excluded: indices of the source images left out: those that tuned λ, here or in a run to compare with.
-        about: what was evaluated on what: names and fingerprints.
-        notes: what a person should know beside the numbers, a line each.
+        clean_accuracy: accuracy on the clean test set.
+        clean_images: number of clean images evaluated.
+        accuracy: by corruption, accuracies at severities 1 to 5; None for a severity that was not evaluated.
+        images: number of source images evaluated in each cell of `accuracy`.
+        excluded: indices of the excluded source images: those that tuned λ, here or in a run to compare with.
+        about: names and fingerprints of the weights and data.
+        notes: what the reader of the numbers should know, one line each.
     """
 
     clean_accuracy: float
@@ -44,20 +44,20 @@ class Evaluation:
 
     @property
     def mean_accuracy(self) -> float | None:
-        """The paper's number: the mean over all 19 corruptions; None where some were not evaluated."""
+        """The paper's metric: the mean over all 19 corruptions; None if some were not evaluated."""
         return self.mean(CORRUPTIONS)
 
     @property
     def mean_accuracy_15(self) -> float | None:
-        """The benchmark's usual number: the mean over its 15 test corruptions; None where one is missing."""
+        """The benchmark's usual metric: the mean over its 15 test corruptions; None if one is missing."""
         return self.mean(STANDARD)
 
     def mean(self, names: Sequence[str]) -> float | None:
-        """The mean over these corruptions and all severities; None where one was not evaluated."""
+        """The mean over these corruptions and all severities; None if a cell was not evaluated."""
         return _mean([cell for name in names for cell in self.accuracy.get(name, [None])])
 
     def mean_at(self, severity: int, names: Sequence[str] = CORRUPTIONS) -> float | None:
-        """The mean over these corruptions at one severity; None where one was not evaluated there."""
+        """The mean over these corruptions at one severity; None if a cell was not evaluated."""
         return _mean([self.accuracy[name][severity - 1] if name in self.accuracy else None for name in names])
 
     @property
@@ -66,22 +66,20 @@ class Evaluation:
         return coverage(self.accuracy)
 
     def means(self) -> dict[str, float | None]:
-        """By its name: the clean accuracy, the mean over what was evaluated, that of the usual 15 if known.
+        """The clean accuracy, the mean over the evaluated corruptions, and that over the usual 15 if known.
 
-        The mean over what was evaluated is None where a severity was not.
+        The mean over the evaluated corruptions is None if a severity is missing.
         """
         means = {"clean": self.clean_accuracy, f"mean of {self.coverage}": self.mean(tuple(self.accuracy))}
-        return (
-            means
-            if self.mean_accuracy_15 is None
-            else means | {"mean of the usual 15": self.mean_accuracy_15}
-        )
+        if self.mean_accuracy_15 is not None:
+            means["mean of the usual 15"] = self.mean_accuracy_15
+        return means
 
     def rows(self) -> list[_Row]:
-        """The rows of a table: clean, each corruption, the mean over those that were evaluated.
+        """The rows of a table: clean, each corruption, and the mean over the evaluated ones.
 
-        Each is a name and seven fractions of 1: the accuracy at severity 1 to 5, their mean, and the drop,
-        which is the clean accuracy minus that mean. None stands for what was not evaluated.
+        Each is a name and seven numbers: the accuracies at severities 1 to 5, their mean, and the drop, which
+        is the clean accuracy minus that mean. None stands for what was not evaluated.
         """
         names = tuple(self.accuracy)
 
@@ -95,7 +93,7 @@ class Evaluation:
         ]
 
     def to_json(self) -> str:
-        """The evaluation as a JSON object, as `eval-c` writes it."""
+        """Format the evaluation as a JSON object, as `rssl eval-c` writes it."""
         content = {
             "clean_accuracy": self.clean_accuracy,
             "mean_accuracy": self.mean_accuracy,
@@ -112,7 +110,7 @@ class Evaluation:
         return json.dumps(content, indent=2) + "\n"
 
     def to_csv(self) -> str:
-        """A line per corruption and severity: corruption,severity,accuracy,images; clean is severity 0."""
+        """Format one line per cell: corruption,severity,accuracy,images; clean has severity 0."""
         lines = ["corruption,severity,accuracy,images", f"clean,0,{self.clean_accuracy},{self.clean_images}"]
         for name, values in self.accuracy.items():
             cells = zip(SEVERITIES, values, strict=True)
@@ -120,7 +118,7 @@ class Evaluation:
         return "\n".join(lines) + "\n"
 
     def to_markdown(self) -> str:
-        """A table in percent: clean and a row per corruption, a column per severity, means and drops."""
+        """Format a table in percent: a row per corruption, a column per severity, means and drops."""
         lines = ["| corruption | 1 | 2 | 3 | 4 | 5 | mean | drop |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
         for name, values in self.rows():
             cells = ["–" if cell is None else f"{100 * cell:.2f}" for cell in values]
@@ -140,23 +138,23 @@ class Evaluation:
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path | str) -> None:
-        """Write to `path`, whole or not at all: CSV or Markdown if it ends in .csv or .md, else JSON."""
+        """Write to `path` atomically: CSV or Markdown if it ends in .csv or .md, else JSON."""
         path = Path(path)
         text = {".csv": self.to_csv, ".md": self.to_markdown}.get(path.suffix, self.to_json)()
         with replacing(path) as file:
             file.write(text.encode())
 
 
-#: Test images that RobustBench evaluates in each cell.
+#: Number of test images that RobustBench evaluates in each cell.
 ROBUSTBENCH_IMAGES = 10_000
 
 
 def with_robustbench(result: Evaluation) -> Evaluation:
-    """`result` with an entry `robustbench` that says it in RobustBench's terms (Croce et al. 2021).
+    """Add an entry `robustbench` with the metrics of RobustBench (Croce et al. 2021).
 
     Its protocol: the 15 corruptions at all 5 severities, the whole test set, the mean of the 75 accuracies.
-    `clean_acc` and `corruptions_acc` are in percent, as in its model cards; `corruptions_mce` is the mean
-    corruption error, not normalized by another network, which for CIFAR is 100 minus the latter.
+    `clean_acc` and `corruptions_acc` are in percent, as in its model cards. `corruptions_mce` is the mean
+    corruption error, not normalized by another network: for CIFAR, 100 minus `corruptions_acc`.
     """
     mean = result.mean_accuracy_15
     terms = {
@@ -168,20 +166,18 @@ def with_robustbench(result: Evaluation) -> Evaluation:
     return dataclasses.replace(result, about={**result.about, "robustbench": terms})
 
 
-#: An accuracy within this share of the way from guessing to 1 is near chance, and so is one that so many
-#: standard errors do not tell from guessing (one-sided, 99.5 %).
+#: An accuracy is near chance within this fraction of the way from guessing to 1,
 _NEAR_CHANCE = 0.1
-
-
+#: or within this many standard errors of guessing (one-sided, 99.5 %).
 _STANDARD_ERRORS = 2.576
 
 
 def note_on_chance(result: Evaluation, test: Split) -> str | None:
-    """A note where the clean accuracy is near chance, which says what is usually wrong; None elsewhere.
+    """A note on the usual causes if the clean accuracy is near chance; otherwise None.
 
-    Chance is the share of the most frequent class of `test`. An accuracy is near it if it is at most a tenth
-    of the way from there to 1, or, of few images, not significantly higher. It is also significantly below
-    half of the way: a handful of images says nothing.
+    Chance is the fraction of the most frequent class in `test`. An accuracy is near it if it is at most a
+    tenth of the way from there to 1 or, for few images, not significantly higher. It must also be
+    significantly below half of the way, since a handful of images proves nothing.
     """
     chance = float(np.bincount(test.labels).max()) / len(test.labels)
     halfway = (1 + chance) / 2

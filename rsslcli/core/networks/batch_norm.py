@@ -1,4 +1,4 @@
-"""Batch normalization whose running statistics can be left alone."""
+"""Batch normalization with running statistics that can be frozen."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization whose running statistics can be left alone while it still trains.
+    """Batch normalization that can train without updating its running statistics.
 
-    The main task's passes update them; passes of other tasks and of the meta step only use the
-    statistics of their own batch (see `keep_running_statistics`).
+    The main task's passes update them. Passes of other tasks and of the meta step only use the statistics of
+    their batch (see `keep_running_statistics`).
     """
 
     updates_statistics = True
@@ -26,7 +26,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 @contextmanager
 def keep_running_statistics(network: nn.Module) -> Iterator[None]:
-    """Within this context, training passes through `network` leave its running statistics alone."""
+    """Within this context, training passes through `network` do not update its running statistics."""
     layers = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
     before = [layer.updates_statistics for layer in layers]
     for layer in layers:

@@ -15,9 +15,9 @@ def linear_head(features: int, outputs: int) -> nn.Module:
 def deconvolution_head(features: int, *channels: int, hidden: bool = False) -> nn.Sequential:
     """A stack of transposed convolutions, supplement A.1: features (N, features) → (N, channels[-1], S, S).
 
-    The first one (kernel 4, stride 1, padding 0) makes 4×4 of 1×1; each further one (kernel 4, stride 2,
-    padding 1) doubles the side, so S = 2 ** (len(channels) + 1). BatchNorm and ReLU stand between them;
-    a convolution before a BatchNorm has no bias, which the BatchNorm would take away again. With `hidden`,
+    The first one (kernel 4, stride 1, padding 0) maps 1×1 to 4×4; each further one (kernel 4, stride 2,
+    padding 1) doubles the side, so S = 2 ** (len(channels) + 1). BatchNorm and ReLU come between them;
+    a convolution before a BatchNorm has no bias, since the BatchNorm would cancel it. With `hidden`,
     FC(features, features) and ReLU come first, as in the paper's published precursor code.
     """
     layers: list[nn.Module] = [nn.Linear(features, features), nn.ReLU()] if hidden else []

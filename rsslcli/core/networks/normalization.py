@@ -1,4 +1,4 @@
-"""Normalization of a classifier's input: (x − mean) / std per channel, x in [0, 1]. Imports nothing heavy."""
+"""Normalization of a classifier's input, (x − mean) / std per channel with x in [0, 1]. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from rsslcli.core.errors import UserError, short_repr, unknown
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
-#: x·2 − 1: ours, and that of AugMix (Hendrycks et al. 2020) and its forerunners.
+#: x·2 − 1: used by this package, and by AugMix (Hendrycks et al. 2020) and its predecessors.
 HALF: Normalization = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 #: Mean and standard deviation of red, green and blue, by name.
 NORMALIZATIONS: dict[str, Normalization] = {
     "half": HALF,
-    # Of CIFAR-10's training images, as in the usual PyTorch code of the WideResNet's training.
+    # The statistics of CIFAR-10's training images, as in the usual PyTorch training code for WideResNets.
     "cifar10": ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 
 def parse_normalization(text: str) -> Normalization:
-    """The normalization called `text`, or the one it spells out: "R,G,B/R,G,B", means before deviations.
+    """Parse a normalization: a name, or the means and standard deviations as "R,G,B/R,G,B".
 
     Raises:
-        UserError: it is neither, or no normalization of values in [0, 1].
+        UserError: `text` is neither, or does not fit values in [0, 1].
     """
     if "/" not in text:
         if text not in NORMALIZATIONS:
@@ -32,15 +32,15 @@ def parse_normalization(text: str) -> Normalization:
     try:
         mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
     except ValueError:
-        mean, std = (), ()
+        mean = std = ()
     return check_normalization(mean, std, f"normalization {short_repr(text)}")
 
 
 def check_normalization(mean: tuple[float, ...], std: tuple[float, ...], where: str) -> Normalization:
-    """`mean` and `std`, if they can be those of three channels of values in [0, 1].
+    """Return `mean` and `std` if they fit three channels of values in [0, 1].
 
     Raises:
-        UserError: they cannot; the message begins with `where`.
+        UserError: they do not; the message begins with `where`.
     """
     numbers = (*mean, *std)
     if (

@@ -1,4 +1,4 @@
-"""The networks of supplement A.1: the WideResNet trunk with its classifier, and the heads of the tasks."""
+"""WideResNet, the network of supplement A.1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BasicBlock(nn.Module):
         self.convShortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place where nothing else reads the tensor: an evaluation takes 0.95 of the time.
+        # In place where nothing else reads the tensor: this takes 5 % off the time of an evaluation.
         activated = F.relu(self.bn1(x), inplace=True)
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated)), inplace=True))
         # The shortcut of a widening block starts after the shared activation, as in the original code.
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class NetworkBlock(nn.Module):
-    """A stage of residual blocks; the first one changes resolution and width."""
+    """A stage of residual blocks; its first block changes resolution and width."""
 
     def __init__(self, count: int, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -49,19 +49,22 @@ class NetworkBlock(nn.Module):
 class WideResNet(nn.Module):
     """WideResNet: the trunk θc (all but `fc`) and the main task's classifier θmain (`fc`), supplement A.1.
 
-    Module names are those of the public WRN-40-2 checkpoints, so their state dicts load as they are. The
-    input is normalized as x·2 − 1 unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), say otherwise:
-    RobustBench's names. They are None, and no part of the state dict, in all that we train ourselves.
+    Module names are those of the public WRN-40-2 checkpoints, so that their state dicts load unchanged. The
+    input is normalized as x·2 − 1 unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), are set; their
+    names are RobustBench's. In networks trained here they are None, and not part of the state dict.
 
     Attributes:
-        classes: the names of the classes in the order of the scores; empty where they are not known. Like
-            `excluded` a plain attribute, so that it stays with the network in whatever wraps or copies it.
+        classes: class names in the order of the scores; empty if unknown. Like `excluded`, it is a plain
+            attribute, so that wrappers and copies of the network keep it.
         excluded: indices of the source images that tuned λ; no evaluation may use them.
 
     Args:
-        depth: layers, 6n + 4; the paper's is 40.
-        width: widening factor; the paper's is 2, which gives 64 · 2 = 128 features.
-        classes: outputs of the classifier.
+        depth: number of layers, 6n + 4; 40 in the paper.
+        width: widening factor; 2 in the paper, which gives 64 · 2 = 128 features.
+        classes: number of the classifier's outputs.
+
+    Raises:
+        ValueError: no WideResNet has this depth and width.
     """
 
     def __init__(self, depth: int = 40, width: int = 2, classes: int = 10) -> None:
@@ -99,20 +102,21 @@ class WideResNet(nn.Module):
         return scores
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Let the network compute (x − mean) / std of its input, given per channel of x in [0, 1]."""
+        """Normalize the input as (x − mean) / std per channel, with x in [0, 1]."""
         like = self.conv1.weight
         self.mu, self.sigma = (like.new_tensor(list(values)).view(1, 3, 1, 1) for values in (mean, std))
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> WideResNet:
-        """Build the network that `state` belongs to, its size read off the tensors, and load it.
+        """Build the network that `state` belongs to, inferring its size from the tensors, and load it.
 
         Raises:
             UserError: `state` is not of a WideResNet with 16 · width channels in its first stage.
         """
         wrong = "these weights are not of a WideResNet for 32×32 images"
         state = {str(name): value for name, value in state.items()}
-        first, last = "block1.layer.0.conv1.weight", "fc.weight"
+        first = "block1.layer.0.conv1.weight"
+        last = "fc.weight"
         for name in (first, last):
             if not isinstance(state.get(name), Tensor) or state[name].dim() == 0:
                 raise UserError(f"{wrong}: no tensor '{name}'")
@@ -121,14 +125,14 @@ class WideResNet(nn.Module):
             network = cls(6 * blocks + 4, state[first].shape[0] // 16, state[last].shape[0])
             network.load_state_dict(state)
         except (ValueError, RuntimeError) as error:
-            lines = str(error).split("\n")  # torch names what is wrong below a headline
+            lines = str(error).split("\n")  # torch lists the errors below a headline
             reason = " ".join(" ".join(lines[1:] or lines).split())
             raise UserError(f"{wrong}: {reason[:200]}") from None
         return network
 
 
 def initialize(network: nn.Module) -> None:
-    """He initialization by each convolution's outputs, as in the WideResNet code; biases start at 0."""
+    """He initialization (fan-out) of convolutions, as in the WideResNet code; linear biases start at 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

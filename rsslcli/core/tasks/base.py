@@ -1,4 +1,4 @@
-"""What a self-supervision task is."""
+"""`Task`, the base class of all self-supervision tasks."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from rsslcli.core.randomness import BatchRandom
 class Task(ABC):
     """A self-supervision task: a transform of images into inputs and targets, a head, and a loss.
 
-    To make one, derive a class from this, in a file or a package of your own: see docs/tasks.md.
-    The fields of the dataclass are the task's options: positive numbers, or true and false. A class with
-    options of its own is decorated with `@dataclass(frozen=True)`.
+    To define a custom task, derive a class from this one in a file or package: see docs/tasks.md. The fields
+    of the dataclass are the task's options: positive numbers, or booleans. A class that adds options needs
+    the decorator `@dataclass(frozen=True)`.
     """
 
-    #: Multiplies the loss, before λ does.
+    #: Factor of the loss, in addition to λ.
     scale: float = 1.0
 
-    #: How Figure 1 calls the task; its name serves where this is empty.
+    #: The task's title in Figure 1; by default its name.
     title: ClassVar[str] = ""
-    #: Of a task that classifies: what each score stands for, in a word or two.
+    #: For a classification task: the meaning of each score, in a word or two.
     answers: ClassVar[Sequence[str]] = ()
-    #: Whether the inputs are the images as they are, so that the main task's forward pass serves this one.
+    #: True if the inputs are the unchanged images, so that the task shares the main task's forward pass.
     clean_input: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> dict[str, float | bool]:
-        """The task's options with their defaults."""
+        """The task's options and their defaults."""
         return {option.name: getattr(cls, option.name) for option in dataclasses.fields(cls)}
 
     @abstractmethod
     def head(self, features: int) -> nn.Module:
         """The network θaux that maps trunk features (M, features) to the task's outputs (supplement A.1).
 
-        It draws no random numbers (no dropout), so that a resumed run goes on exactly. Its convolutions, and
-        the biases of its linear layers, are initialized as those of the trunk.
+        It must draw no random numbers (no dropout), so that runs resume exactly. Its convolutions, and the
+        biases of its linear layers, are initialized like those of the trunk.
         """
 
     @abstractmethod
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        """Derive the task from a batch.
+        """Make inputs and targets from a batch of images.
 
-        Works on any device, `meta` included, and does not wait for it.
+        It must work on any device, including `meta`, and must not copy values to the host.
 
         Args:
             images: float (N, 3, H, W) in [0, 1].
-            random: where random numbers come from: a row for each of the N images.
+            random: the source of random numbers, one row per image.
 
         Returns:
-            inputs: float (M, 3, H, W) in [0, 1]. Where M = v · N, the v views of image i are i, i + N, …
-            targets: what `loss` compares the outputs with, first dimension M.
+            inputs: float (M, 3, H, W) in [0, 1], where M = v · N; the v views of image i are i, i + N, …
+            targets: the targets of `loss`, with first dimension M.
         """
 
     @abstractmethod
@@ -65,17 +65,16 @@ class Task(ABC):
         """The mean loss over the batch, times `scale`: a scalar of the dtype of `outputs`."""
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor | None:
-        """What the network makes of each input, as an image that `visualize-tasks --checkpoint` shows.
+        """Show the network's outputs as images, for `rssl visualize-tasks` with a checkpoint.
 
-        Best is what the image would be if the network were right, to be compared with the original. The
-        default is the outputs, where they are images; where there is no picture, the likeliest of `answers`
-        are shown.
+        Ideally, a picture is what the original would be if the network were right. The default returns the
+        outputs if they are images. Without a picture, the likeliest of `answers` are shown.
 
         Args:
             inputs: float (M, 3, H, W) in [0, 1], on the CPU.
-            outputs: what the head made of them.
+            outputs: the outputs of the head.
 
         Returns:
-            float (M, 3, H, W), shown as if cut to [0, 1]; or None.
+            float (M, 3, H, W), clamped to [0, 1] when shown; or None.
         """
         return outputs if outputs.shape == inputs.shape else None

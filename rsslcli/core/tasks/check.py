@@ -1,4 +1,4 @@
-"""`check_task`: test a task thoroughly before anything is trained with it."""
+"""`check_task`: test a task thoroughly before training with it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from rsslcli.core.tasks.guard import blaming, expect, loss_of, make_head, output
 
 
 def check_task(task: Task, *, size: int = 32, features: int = 128) -> None:
-    """Check that a task keeps to all that `Task` asks for. One line tests a task of your own.
+    """Check that a task keeps the contract of `Task`: one line tests a custom task.
 
-    It runs on the CPU, in float32 and float64 and in both memory layouts, and on the `meta` device, where a
-    tensor of another device or waiting for a value fails: so that it will train on a GPU without slowing it
-    down, shared by any number of ranks, and go on after an interruption as if nothing had happened.
+    The check runs the task on the CPU, in float32 and float64 and in both memory layouts, and on the `meta`
+    device, where tensors of another device and reading values fail. A task that passes trains on a GPU
+    without making it wait, on any number of ranks, and resumes exactly after an interruption.
 
     Args:
-        task: the task, with whatever options.
-        size: height and width of the images to try it with.
-        features: how many the trunk gives to its head.
+        task: the task, with any options.
+        size: height and width of the test images.
+        features: number of trunk features that its head gets.
 
     Raises:
-        TaskError: the first promise that it breaks, in one line, with the place in its file.
+        TaskError: the first rule that it breaks, in one line, with the place in its file.
     """
-    name, images = type(task).__name__, _sample(8, size)
+    name = type(task).__name__
+    images = _sample(8, size)
     inputs, targets = _check_transform(name, task, images)
     _check_parts(name, task, images, inputs, targets)
 
@@ -40,7 +41,7 @@ def check_task(task: Task, *, size: int = 32, features: int = 128) -> None:
     outputs = outputs_of(name, task, head, seen)
     again = outputs_of(name, task, head, seen)
     with blaming(name, task, "head"):
-        expect(torch.equal(outputs, again), "gives something else each time")
+        expect(torch.equal(outputs, again), "gives different results each time")
         expect(torch.equal(torch.get_rng_state(), state), "draws random numbers")
 
     loss = _check_loss(name, task, outputs, targets)
@@ -61,35 +62,38 @@ def check_task(task: Task, *, size: int = 32, features: int = 128) -> None:
             f"cannot name {len(task.answers)} answers where there are {scores} scores",
         )
 
+    # On the meta device, tensors have no values: reading one, or mixing in a CPU tensor, fails.
     elsewhere = torch.empty_like(images, device="meta")
     try:
         inputs, targets = transformed(name, task, elsewhere, BatchRandom())
         outputs = outputs_of(name, task, head.to("meta"), torch.empty(len(inputs), features, device="meta"))
         loss_of(name, task, outputs, targets)
     except (TaskError, NotImplementedError, RuntimeError) as error:
-        raise TaskError(f"{error}: it must stay on the device of the images and not wait for it") from error
+        raise TaskError(f"{error}: it must stay on the images' device and read no values") from error
 
 
 def _check_transform(name: str, task: Task, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The transform of `images`, checked for all that a batch by itself can show."""
-    before, state = images.clone(), torch.get_rng_state()
+    """Transform `images` and check everything that a single batch can show."""
+    before = images.clone()
+    state = torch.get_rng_state()
     inputs, targets = transformed(name, task, images, _random())
     again = transformed(name, task, images, _random())
     double = transformed(name, task, images.double(), _random())
     last = transformed(name, task, images.contiguous(memory_format=torch.channels_last), _random())
     with blaming(name, task, "transform"):
         expect(torch.equal(images, before), "changes the images that it is given")
-        expect(torch.equal(torch.get_rng_state(), state), "draws random numbers that are not from `random`")
-        expect(_same(again, (inputs, targets)), "gives something else each time")
-        expect(_same(last, (inputs, targets)), "gives something else for images in channels-last layout")
-        expect(_close(double[0], inputs), "gives something else for images of float64")
-        low, high = float(inputs.min()), float(inputs.max())
+        expect(torch.equal(torch.get_rng_state(), state), "draws random numbers from elsewhere than `random`")
+        expect(_same(again, (inputs, targets)), "gives different results each time")
+        expect(_same(last, (inputs, targets)), "gives different results for images in channels-last layout")
+        expect(_close(double[0], inputs), "gives different results for images of float64")
+        low = float(inputs.min())
+        high = float(inputs.max())
         expect(low >= -1e-6 and high <= 1 + 1e-6, f"gives inputs from {low:.3g} to {high:.3g}, not 0 to 1")
     return inputs, targets
 
 
 def _check_parts(name: str, task: Task, images: Tensor, inputs: Tensor, targets: Tensor) -> None:
-    """Check that ranks which share a batch make of their images what one alone would."""
+    """Check that ranks that share a batch get the same results for their images as a single process."""
     count = len(images)
     views = len(inputs) // count
     for part in (slice(0, 3), slice(3, count)):
@@ -98,14 +102,15 @@ def _check_parts(name: str, task: Task, images: Tensor, inputs: Tensor, targets:
         with blaming(name, task, "transform"):
             expect(
                 _same(found, (whole[0], whole[1])),
-                "gives an image something else in a part of the batch than in the whole: the views of image "
-                "i are i, i + N, …, and `random` gives a row of numbers for each image",
+                "gives an image different results in a part of the batch than in the whole: the views of "
+                "image i are i, i + N, …, and `random` gives one row of numbers per image",
             )
 
 
 def _check_loss(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss, checked to be a mean over the batch that `scale` multiplies."""
-    loss, half = loss_of(name, task, outputs, targets), len(outputs) // 2
+    """Check that the loss is a mean over the batch, multiplied by `scale`, and return it."""
+    loss = loss_of(name, task, outputs, targets)
+    half = len(outputs) // 2
     with blaming(name, task, "loss"):
         expect(bool(loss.isfinite()), f"is {float(loss.detach())}")
         halves = [task.loss(outputs[p], targets[p]) for p in (slice(0, half), slice(half, None))]
@@ -114,7 +119,7 @@ def _check_loss(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Tens
         expect(_close(doubled, 2 * loss), "is not multiplied by `scale`")
         if outputs.dim() == 4:
             last = task.loss(outputs.contiguous(memory_format=torch.channels_last), targets)
-            expect(_close(last, loss), "is another one for outputs in channels-last layout")
+            expect(_close(last, loss), "differs for outputs in channels-last layout")
     return loss
 
 
@@ -125,7 +130,7 @@ def _sample(count: int, size: int) -> Tensor:
 
 
 def _random() -> BatchRandom:
-    """Random numbers that are the same each time."""
+    """The same random numbers at each call."""
     return BatchRandom(torch.Generator().manual_seed(0))
 
 

@@ -1,4 +1,4 @@
-"""Coloring (section 3): which color has each pixel of a gray image?"""
+"""Coloring (section 3): predict the color of each pixel of a gray image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _XYZ_TO_RGB = (
     (-0.9692549 * 0.95047, 1.8759900, 0.0415559 * 1.08883),
     (0.0556466 * 0.95047, -0.2040413, 1.0573111 * 1.08883),
 )
-# ITU-R BT.601 luma, the usual weights of a gray picture.
+# ITU-R BT.601 luma, the usual weights for converting to gray.
 _LUMA = (0.2989, 0.5870, 0.1140)
 
 
@@ -54,7 +54,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
         lab: float (N, 3, H, W).
 
     Returns:
-        float (N, 3, H, W) in [0, 1]; colors that sRGB does not have are cut to its range.
+        float (N, 3, H, W) in [0, 1]; colors outside of sRGB are clipped to its range.
     """
     lightness, a, b = lab.unbind(1)
     fy = (lightness + 16) / 116
@@ -65,7 +65,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """The luma of RGB images (N, 3, H, W) on all three channels, in the same shape."""
+    """Convert RGB images (N, 3, H, W) to gray: their luma in all three channels, in the same shape."""
     red, green, blue = images.unbind(1)
     gray = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     return gray.unsqueeze(1).expand_as(images)
@@ -92,11 +92,11 @@ class Coloring(Task):
         return self.scale * F.cross_entropy(_by_channel(outputs), targets)
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The gray images in the colors of the likeliest bins, each taken at its middle."""
+        """The gray images, colored with the centers of the likeliest bins."""
         ab = (_by_channel(outputs).argmax(1) + 0.5) * (256 / BINS) - 128
         return lab_to_rgb(torch.cat([rgb_to_lab(inputs)[:, :1], ab], dim=1))
 
 
 def _by_channel(outputs: Tensor) -> Tensor:
-    """Scores (N, 64, H, W) as (N, 32, 2, H, W): a bin each for A and for B."""
+    """Scores (N, 64, H, W) as (N, 32, 2, H, W): one score per bin, for A and for B."""
     return outputs.view(len(outputs), 2, BINS, *outputs.shape[2:]).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Inpainting (section 3): what was in the center that is now missing?"""
+"""Inpainting (section 3): fill in the missing center of the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Inpainting(Task):
     """
 
     scale: float = 30.0
-    #: Begin the decoder with a hidden layer, as the precursor code does.
+    #: Start the decoder with a hidden layer, as the precursor code does.
     hidden: bool = False
 
     title: ClassVar[str] = "Inpainting"
@@ -33,7 +33,8 @@ class Inpainting(Task):
         return deconvolution_head(features, 64, 3, hidden=self.hidden).append(nn.Sigmoid())
 
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        hole, inputs = _hole(images), images.clone()
+        hole = _hole(images)
+        inputs = images.clone()
         inputs[hole] = 1.0
         return inputs, images[hole]
 
@@ -41,7 +42,7 @@ class Inpainting(Task):
         return self.scale * F.mse_loss(outputs, targets)
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The images with their center filled in."""
+        """The inputs with the predicted center filled in."""
         filled = inputs.clone()
         filled[_hole(inputs)] = outputs
         return filled
@@ -49,5 +50,6 @@ class Inpainting(Task):
 
 def _hole(images: Tensor) -> tuple[EllipsisType, slice, slice]:
     """The index of the central pixels of images (N, 3, H, W)."""
-    top, left = (images.shape[2] - HOLE) // 2, (images.shape[3] - HOLE) // 2
+    top = (images.shape[2] - HOLE) // 2
+    left = (images.shape[3] - HOLE) // 2
     return (..., slice(top, top + HOLE), slice(left, left + HOLE))

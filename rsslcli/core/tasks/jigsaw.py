@@ -1,4 +1,4 @@
-"""Jigsaw puzzle (section 3): in which of the 4! = 24 orders stand the four quarters of the image?"""
+"""Jigsaw puzzle (section 3): predict which of the 4! = 24 orders the quarters of the image are in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Jigsaw(PermutationTask):
 
     def arrange(self, images: Tensor, order: Tensor) -> Tensor:
         count, channels, height, width = images.shape
-        height, width = height // 2, width // 2
+        height //= 2
+        width //= 2
         quarters = images.reshape(count, channels, 2, height, 2, width).permute(0, 2, 4, 1, 3, 5)
         quarters = quarters.reshape(count, 4, channels, height, width)
         placed = quarters[torch.arange(count, device=images.device)[:, None], order]

@@ -1,4 +1,4 @@
-"""What color-channel guessing and the jigsaw puzzle share: parts in random order, to be told which order."""
+"""The base of color-channel guessing and the jigsaw puzzle: predict the order of shuffled parts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rsslcli.core.tasks.base import Task
 
 @cache
 def orders(parts: int, device: torch.device) -> Tensor:
-    """All orders of `parts` parts, lexicographically: int64 (parts!, parts); row 0 leaves them in place.
+    """All orders of `parts` parts, lexicographically: int64 (parts!, parts); row 0 is the identity.
 
-    Kept on the device, since copying them there anew would make every step wait.
+    The tensor is cached on the device: copying it there again would make every step wait.
     """
     return torch.tensor(list(permutations(range(parts))), device=device)
 
@@ -33,7 +33,7 @@ class PermutationTask(Task):
 
     @abstractmethod
     def arrange(self, images: Tensor, order: Tensor) -> Tensor:
-        """Put part order[n, p] of image n at place p; images (N, 3, H, W), order int64 (N, parts)."""
+        """Put part order[n, p] of image n at position p; images (N, 3, H, W), order int64 (N, parts)."""
 
     def head(self, features: int) -> nn.Module:
         return linear_head(features, factorial(self.parts))
@@ -46,6 +46,6 @@ class PermutationTask(Task):
         return self.scale * F.cross_entropy(outputs, targets)
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The parts put back from the order that the network says."""
+        """The parts, put back in place according to the predicted order."""
         order = orders(self.parts, inputs.device)[outputs.argmax(1)]
         return self.arrange(inputs, order.argsort(1))

@@ -1,4 +1,4 @@
-"""Image reconstruction and image deblurring (section 3): give back the image, or the sharp one."""
+"""Image reconstruction and image deblurring (section 3): output the image, or its sharp version."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class ImageReconstruction(Task):
     """Reconstruct the image itself: an autoencoder.
 
     Targets and outputs are float (N, 3, H, W) in [0, 1]. The loss is the mean squared error over pixels and
-    channels; with scale 1 and λ = 0.5 it is too small to act beside cross-entropies. Supplement A.1 lists no
-    sigmoid here, but without one a scale of 10 or more diverges at the paper's learning rate of 0.1.
+    channels; with scale 1 and λ = 0.5 it is negligible beside cross-entropies. Supplement A.1 lists no
+    sigmoid here, but without it a scale of 10 or more diverges at the paper's learning rate of 0.1.
     """
 
     scale: float = 30.0
-    #: End the decoder in a sigmoid, which keeps the outputs in the range of images.
+    #: End the decoder with a sigmoid, which keeps the outputs in the range of images.
     sigmoid: bool = True
-    #: Begin it with a hidden layer, as the precursor code does.
+    #: Start the decoder with a hidden layer, as the precursor code does.
     hidden: bool = False
 
     title: ClassVar[str] = "Image reconstruction"
@@ -49,7 +49,8 @@ class ImageReconstruction(Task):
 class ImageDeblurring(ImageReconstruction):
     """Reconstruct the image from its blurred version (BIR).
 
-    `sigma` is the standard deviation of the Gaussian blur in pixels: visible, and still recognizable.
+    `sigma` is the standard deviation of the Gaussian blur in pixels. By default, the blur is visible but the
+    content is still recognizable.
     """
 
     sigma: float = 1.5
@@ -64,7 +65,7 @@ class ImageDeblurring(ImageReconstruction):
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Blur float images (N, C, H, W) with a Gaussian of `sigma` pixels, reflected at the borders.
 
-    A separable blur is a matrix product from either side, which keeps the borders exact and needs no padding.
+    A separable blur is a matrix product from both sides; it treats the borders exactly and needs no padding.
     """
     height, width = images.shape[2:]
     rows = _blur_matrix(height, sigma, images.device, images.dtype)

@@ -1,4 +1,4 @@
-"""Color-channel guessing (section 3): in which of the 3! = 6 orders stand the color channels?"""
+"""Color-channel guessing (section 3): predict which of the 3! = 6 orders the color channels are in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotation (section 3): which of 0°, 90°, 180°, 270° was the image turned by?"""
+"""Rotation (section 3): predict whether the image was rotated by 0°, 90°, 180° or 270°."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rsslcli.core.tasks.base import Task
 
 
 class Rotation(Task):
-    """Predict the angle. Every image appears in all four orientations, so the batch grows fourfold.
+    """Predict the rotation angle. Every image appears in all four orientations, so M = 4 N.
 
     The targets are int64 (4N,): the number of quarter turns, counter-clockwise. The loss is cross-entropy.
     """
@@ -35,6 +35,6 @@ class Rotation(Task):
         return self.scale * F.cross_entropy(outputs, targets)
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The images turned back by the angles that the network says."""
+        """The inputs, rotated back by the predicted angles."""
         turns = outputs.argmax(1).tolist()
         return torch.stack([torch.rot90(x, -k, (1, 2)) for x, k in zip(inputs, turns, strict=True)])

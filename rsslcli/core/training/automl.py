@@ -1,11 +1,11 @@
-"""Algorithm 1: task weights λ that tune themselves while the network trains (section 4).
+"""Algorithm 1: tune the task weights λ while the network trains (section 4).
 
 The total loss L = L_main + Σ λᵢ L_aux,i is linear in λ, so the look-ahead ψ' = ψ − α ∂L/∂ψ of Eq. (2) is
 linear in λ too, and the meta-gradient is an inner product of two plain gradients:
 
     ∂L_meta/∂λᵢ = −α ⟨ ∂L_aux,i/∂ψ, ∂L_main(X_val; ψ')/∂ψ' ⟩
 
-That is exact: no second derivative is dropped, none is needed. And since ψ does not move between the two
+This is exact: no second derivative is needed, so none is dropped. And since ψ does not change between the two
 halves of the algorithm, the update with the new λ reuses the gradients that the first half computed.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 MAIN = "main"
 
-#: Losses that share a forward pass, by task; `MAIN` is among one group's. Made and consumed one at a time.
+#: Groups of losses that share a forward pass, each by task; one contains `MAIN`. Computed one at a time.
 LossGroups = Iterable[Mapping[str, Tensor]]
 #: Parameters by name, ψ = (θc, θmain).
 Parameters = Mapping[str, Tensor]
@@ -35,7 +35,7 @@ def automl_gradients(
     beta: float,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
-    """One iteration of Algorithm 1 after the warm-up, up to the optimizer: updates λ and sets every `.grad`.
+    """One iteration of Algorithm 1 after the warm-up, without the optimizer: update λ, set every `.grad`.
 
     Args:
         groups: the losses of the training batch. Each needs its own gradient, so a group of m losses costs
@@ -46,22 +46,23 @@ def automl_gradients(
         validation_loss: L_main on a validation batch, as a function of ψ.
         alpha: step size α of the look-ahead, Eq. (2).
         beta: learning rate β of λ.
-        sum_over_ranks: sums a tensor over the ranks, where these share the batches and the losses are this
-            rank's share. λ is then the same on every rank; `.grad` remains this rank's share.
+        sum_over_ranks: sums a tensor over the ranks if they share the batches, so that the losses are local
+            shares. λ is then the same on every rank; `.grad` stays the local share.
 
     Returns:
-        The detached losses by task, and "meta": the meta loss. No value is read back from the device.
+        The detached losses by task, and the meta loss as "meta". No value is copied to the host.
     """
     losses: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}  # ∂L/∂ψ of each task's own loss, flat
-    own: dict[str, tuple[Tensor, ...]] = {}  # ∂L_aux,i/∂θaux,i
+    gradients: dict[str, Tensor] = {}  # ∂L_main/∂ψ and ∂L_aux,i/∂ψ, flat
+    head_gradients: dict[str, tuple[Tensor, ...]] = {}  # ∂L_aux,i/∂θaux,i
     for group in groups:
+        # The last backward pass of a group frees the graph that its losses share.
         for remaining, (task, loss) in zip(range(len(group) - 1, -1, -1), group.items(), strict=True):
             wanted = [*psi.values(), *heads.get(task, ())]
             parts = torch.autograd.grad(loss, wanted, retain_graph=remaining > 0, materialize_grads=True)
             losses[task] = loss.detach()
             gradients[task] = _flatten(parts[: len(psi)])
-            own[task] = parts[len(psi) :]
+            head_gradients[task] = parts[len(psi) :]
     g_main = gradients[MAIN]
     g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
 
@@ -79,7 +80,7 @@ def automl_gradients(
     for p, part in zip(psi.values(), _unflatten(g, psi), strict=True):
         p.grad = part
     for weight, (task, parameters) in zip(lambdas, heads.items(), strict=True):
-        for p, part in zip(parameters, own[task], strict=True):
+        for p, part in zip(parameters, head_gradients[task], strict=True):
             p.grad = weight * part
     return losses | {"meta": meta_loss.detach()}
 
@@ -87,11 +88,11 @@ def automl_gradients(
 def fixed_gradients(
     groups: LossGroups, parameters: Iterable[Tensor], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """One iteration with λ as it is (warm-up, single task, no AutoML): sets every `.grad`.
+    """One iteration with fixed λ (warm-up, single task, no AutoML): set every `.grad`.
 
     Args:
         groups: the losses of the training batch; each group costs one backward pass.
-        parameters: all parameters φ, whose old gradients are dropped.
+        parameters: all parameters φ; their old gradients are discarded.
         weights: λᵢ by task, scalars on the device.
 
     Returns:

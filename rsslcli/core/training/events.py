@@ -12,7 +12,7 @@ from rsslcli.core.config import Config
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins, or goes on after `step` of its `steps`."""
+    """A run starts, or resumes after `step` of its `steps`."""
 
     config: Config
     directory: Path
@@ -26,21 +26,21 @@ class Started:
 
 @dataclass(frozen=True)
 class StepsDone:
-    """Some steps are done; `record` is the metrics line of the last one."""
+    """Some steps are done; `record` holds the metrics of the last one."""
 
     record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is done and saved; `record` is its metrics line."""
+    """An epoch is done and saved; `record` holds its metrics."""
 
     record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that a person should know about the run, in one line."""
+    """Something that the user should know about the run, in one line."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs, metrics, checkpoints, resuming."""
+"""The training loop: epochs, metrics, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rsslcli.core.training.step import DeviceData, Trainer
 from rsslcli.core.version import __version__
 from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-#: A checkpoint is written after every epoch, and within a long one this often.
+#: Checkpoints are written after every epoch, and within long epochs this often.
 CHECKPOINT_SECONDS = 600.0
 
 
@@ -42,11 +42,11 @@ class TrainingResult:
 
     Attributes:
         directory: the run directory.
-        checkpoint: the file of its weights.
-        clean_accuracy: after the last epoch, a fraction of 1.
-        clean_images: of how many test images: no more than an epoch has, and none that tune λ.
-        lambdas: the weight of each task at the end.
-        seconds: how long this process took.
+        checkpoint: the checkpoint file.
+        clean_accuracy: clean accuracy after the last epoch, in [0, 1].
+        clean_images: number of test images for it: none that tune λ, and at most as many as an epoch has.
+        lambdas: the final λ by task.
+        seconds: the time that this process took.
     """
 
     directory: Path
@@ -72,24 +72,26 @@ def train(
 
     Args:
         config: the settings.
-        directory: the run directory, made where it is missing.
-        dataset: what to train on.
-        corrupted: the corrupted test set; needed to tune λ, where `config.automl`.
-        resume: go on from the directory's checkpoint; from the start where it has none yet.
-        on_event: told what happens.
-        should_stop: asked after every step; if true, the run is saved and the training stops.
-        world: the processes that train this run together, from `join_world`. Each calls this function; the
-            first one writes the files and tells what happens.
+        directory: the run directory, created if missing.
+        dataset: the data to train on.
+        corrupted: the corrupted test set; needed to tune λ if `config.automl`.
+        resume: continue from the directory's checkpoint, or start if it has none yet.
+        on_event: called with each event.
+        should_stop: called after every step; if it returns true, the run is saved and training stops.
+        world: the ranks that train this run together, from `join_world`. Each calls this function; rank 0
+            writes the files and reports events.
 
     Raises:
-        UserError: the directory holds a run already and `resume` is false, another process is writing it,
+        UserError: the directory already holds a run and `resume` is false, another process is writing it, the
             data does not fit, or a new run would tune no λ or have tasks without effect (`check_effective`).
-        InterruptedTrainingError: `should_stop` said so, on any rank.
-        DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
+        InterruptedTrainingError: `should_stop` returned true on any rank.
+        DivergedError: a loss, a λ or a weight is not finite; the checkpoint is an earlier one.
         RsslError: a file cannot be written.
     """
     if RunFolder(directory).checkpoint.exists() and not resume:
-        raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
+        raise UserError(
+            f"{directory} holds a run already: pass `resume` to continue, or choose another `output`"
+        )
     if not resume:
         check_effective(config)
     with _Run(config, directory, dataset, corrupted, on_event, should_stop, world or World()) as run:
@@ -116,7 +118,10 @@ class _Run:
         should_stop: Callable[[], bool],
         world: World,
     ) -> None:
-        self.config, self.directory, self.dataset, self.world = config, directory, dataset, world
+        self.config = config
+        self.directory = directory
+        self.dataset = dataset
+        self.world = world
         self.on_event = on_event if world.is_main else lambda event: None
         self.should_stop: Callable[[], bool] = lambda: world.any(should_stop())
         self.began = self.saved = time.perf_counter()
@@ -125,10 +130,12 @@ class _Run:
         validation = draw_validation_set(config, dataset, corrupted)
         self.excluded = validation.source
         self.validation_data = corrupted.identity if config.automl and corrupted else ""
-        images, labels = dataset.train.images, dataset.train.labels
+        images = dataset.train.images
+        labels = dataset.train.labels
         if config.train_size is not None:
             chosen = class_balanced_subset(labels, config.train_size, config.seed, "train_size")
-            images, labels = images[chosen], labels[chosen]
+            images = images[chosen]
+            labels = labels[chosen]
         device_data = DeviceData(
             pad_images(torch.from_numpy(images).to(self.device)),
             torch.from_numpy(labels).to(self.device),
@@ -137,7 +144,7 @@ class _Run:
         )
         self.trainer = Trainer(config, device_data, len(dataset.train.classes), world)
         self.clean = clean_images(dataset.test, corrupted, self.excluded)
-        if len(self.clean) > len(labels):  # an epoch is not tested on more images than it trained on
+        if len(self.clean) > len(labels):  # do not test on more images than an epoch trains on
             kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
             self.clean = self.clean[kept]
         self.checkpoint = RunFolder(directory).checkpoint
@@ -146,20 +153,25 @@ class _Run:
         self.reported_zero = False
 
     def __enter__(self) -> _Run:
-        config, trainer, device = self.config, self.trainer, describe_device(self.device)
+        config = self.config
+        trainer = self.trainer
+        device = describe_device(self.device)
         with ExitStack() as stack:
-            metrics, log = None, Path(os.devnull)
+            metrics = None
+            log = Path(os.devnull)
             if self.world.is_main:
                 stack.enter_context(locked(self.directory))
                 for name in (CONFIG, METRICS, CHECKPOINT):
-                    for leftover in self.directory.glob(f".{name}.*.part"):  # of a process that was killed
+                    for leftover in self.directory.glob(f".{name}.*.part"):  # left by a killed process
                         remove(leftover)
                 with replacing(self.directory / CONFIG) as file:
                     file.write(config.to_yaml().encode())
-                metrics, log = self.directory / METRICS, self.directory / LOG
+                metrics = self.directory / METRICS
+                log = self.directory / LOG
             self.metrics = stack.enter_context(Metrics(metrics, self.step))
             self.log = stack.enter_context(log.open("ab", buffering=0))
-            images, validation = len(trainer.data.labels), len(trainer.data.validation_labels)
+            images = len(trainer.data.labels)
+            validation = len(trainer.data.validation_labels)
             self.note(
                 f"rssl {__version__}, torch {torch.__version__}, {device}: {config.name} on "
                 f"{self.dataset.name}, {images} images, {validation} to tune λ, "
@@ -180,11 +192,11 @@ class _Run:
             )
             set_precision(config.precision, self.device, self._notice)
             if config.untuned:
-                self._notice(f"this run keeps λ as it is: {config.untuned}")
+                self._notice(f"this run leaves λ unchanged: {config.untuned}")
             if config.automl and len(self.excluded) < config.validation_images:
                 self._notice(
-                    f"{len(self.excluded)} source images tune λ, not {config.validation_images}: "
-                    "half of those that are corrupted, the others are left to test on"
+                    f"{len(self.excluded)} source images tune λ, not {config.validation_images}: half of the "
+                    "corrupted images; the other half is kept for testing"
                 )
             self._files = stack.pop_all()
         return self
@@ -193,12 +205,14 @@ class _Run:
         self._files.close()
 
     def train_epoch(self, epoch: int) -> None:
-        """Do the steps of the epoch that are left; every step's random choices follow from its number."""
-        trainer, batch = self.trainer, self.config.batch_size
+        """Do the remaining steps of the epoch. A step's random choices depend only on its number."""
+        trainer = self.trainer
+        batch = self.config.batch_size
         trainer.model.train()
         order = trainer.epoch_order(epoch)
         first = epoch * trainer.steps_per_epoch
-        self.epoch_began, self.epoch_steps = time.perf_counter(), first + trainer.steps_per_epoch - self.step
+        self.epoch_began = time.perf_counter()
+        self.epoch_steps = first + trainer.steps_per_epoch - self.step
         for step in range(self.step, first + trainer.steps_per_epoch):
             position = (step - first) * batch
             values = trainer.step(step, order[position : position + batch])
@@ -208,7 +222,7 @@ class _Run:
             if record is not None:
                 self.on_event(StepsDone(record))
             if step + 1 == first + trainer.steps_per_epoch:
-                break  # what is saved at the end of an epoch includes its accuracy
+                break  # `finish_epoch` saves the end of an epoch, after measuring its accuracy
             if self.should_stop():
                 self.save()
                 self.stop()
@@ -219,20 +233,21 @@ class _Run:
             self.on_event(StepsDone(record))
 
     def finish_epoch(self, epoch: int) -> None:
-        """Measure the clean accuracy, record it, save."""
-        trainer, test = self.trainer, self.dataset.test
+        """Measure and record the clean accuracy, then save."""
+        trainer = self.trainer
+        test = self.dataset.test
         seconds = time.perf_counter() - self.epoch_began
         trainer.model.eval()
-        own = self.clean[self.world.shard(len(self.clean))]
+        local = self.clean[self.world.shard(len(self.clean))]
         counts = count_correct(
-            trainer.model.network, test.images, test.labels, self.device, own, self.config.precision
+            trainer.model.network, test.images, test.labels, self.device, local, self.config.precision
         )
         correct, undecided = self.world.all_reduce(torch.tensor(counts)).tolist()
         if undecided:
-            self._check_finite()  # which knows better where it began
+            self._check_finite()  # its message names the weight
             raise DivergedError(
                 f"training diverged by step {self.step}: the highest score of {undecided} of "
-                f"{len(self.clean)} clean test images is NaN or infinite; lower --lr"
+                f"{len(self.clean)} clean test images is NaN or infinite; lower `lr`"
             )
         record = {
             "step": self.step,
@@ -252,14 +267,14 @@ class _Run:
             self.stop()
 
     def stop(self) -> NoReturn:
-        """Leave the run, which is saved, to be resumed."""
+        """End this process's part of a saved run, which can be resumed."""
         self.note(f"stopped at step {self.step}")
         raise InterruptedTrainingError(
             f"stopped at step {self.step} of {self.trainer.steps}, all saved in {self.directory}"
         )
 
     def result(self) -> TrainingResult:
-        """What the finished run came to."""
+        """Log the end of the run and return its result."""
         self.note(FINISHED)
         lambdas = dict(zip(self.config.tasks, self.trainer.lambdas.tolist(), strict=True))
         seconds = time.perf_counter() - self.began
@@ -273,7 +288,7 @@ class _Run:
         )
 
     def note(self, text: str) -> None:
-        """Add a line to the log."""
+        """Append a line to the log."""
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         try:
             self.log.write(f"{now} {text}\n".encode())
@@ -281,7 +296,7 @@ class _Run:
             raise RsslError(f"cannot write {self.directory / LOG}: {error.strerror}") from None
 
     def save(self) -> None:
-        """Write the checkpoint; the metrics up to it are on disk before it is."""
+        """Write the checkpoint, after the metrics up to it are on the disk."""
         self.metrics.flush()
         self.metrics.sync()
         self._check_finite()
@@ -302,37 +317,41 @@ class _Run:
                     validation_data=self.validation_data,
                 ),
             )
-        self.saved, self.saved_step = time.perf_counter(), self.step
+        self.saved = time.perf_counter()
+        self.saved_step = self.step
 
     def _check_finite(self) -> None:
-        """Raise DivergedError where a weight is not a finite number."""
+        """Raise DivergedError if a weight is not finite."""
         for name, value in self.trainer.model.state_dict().items():
             if not value.isfinite().all():
                 raise DivergedError(
-                    f"training diverged by step {self.step}: {name} is not finite; lower --lr"
+                    f"training diverged by step {self.step}: {name} is not finite; lower `lr`"
                 )
 
     def last_good(self) -> str:
-        """What a failed run has left."""
+        """Say which checkpoint a failed run leaves."""
         if not self.checkpoint.exists():
             return "There is no checkpoint yet"
         return f"The last good checkpoint is of step {self.saved_step}: {self.checkpoint}"
 
     def _report_zero(self) -> None:
-        """Report once that tuning has brought every task's weight to zero."""
+        """Report once that all task weights are zero."""
         tuned = self.trainer.tunes_lambdas(self.step - 1)
         if tuned and not self.reported_zero and not self.trainer.lambdas.any():
             self.reported_zero = True
-            self._notice(f"all λ are 0 after step {self.step}, so no task has an effect: try a lower meta_lr")
+            self._notice(
+                f"all λ are 0 after step {self.step}, so no task has an effect: try a lower `meta_lr`"
+            )
 
     def _notice(self, text: str) -> None:
-        """Tell a person, and the log."""
+        """Write a line to the log and report it as an event."""
         self.note(text)
         self.on_event(Notice(text))
 
     def _restore(self) -> int:
-        """Put the checkpoint's state into the trainer and return the number of steps done."""
-        saved, trainer = load_checkpoint(self.checkpoint), self.trainer
+        """Load the checkpoint's state into the trainer and return the number of steps done."""
+        saved = load_checkpoint(self.checkpoint)
+        trainer = self.trainer
         now = (self.dataset.train.checksum, self.validation_data, self.excluded)
         if saved.classes != self.dataset.train.classes:
             # The same names in another order are other data too: the labels differ.
@@ -343,7 +362,7 @@ class _Run:
             )
         if (saved.train_data, saved.validation_data, saved.excluded) != now:
             raise UserError(
-                f"{self.checkpoint} was trained on other data than is prepared now: prepare that data again"
+                f"{self.checkpoint} was trained on different data than is prepared now: prepare it again"
             )
         try:
             trainer.model.network.load_state_dict(saved.classifier)

@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object per step or epoch, in metrics.jsonl."""
+"""The metrics of a run, in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch import Tensor
 from rsslcli.core.errors import DivergedError, RsslError
 from rsslcli.core.files import replacing
 
-#: Metrics are read back from the device about once a second, so that steps do not wait for each other.
+#: Metrics are copied from the device about this often, so that steps do not wait for each other.
 FLUSH_SECONDS = 1.0
 
 
 class Metrics:
-    """The run's metrics.jsonl: one JSON object per step or epoch, each exactly once, also over resumes."""
+    """Writes metrics.jsonl: one JSON object per step or epoch, each exactly once even if the run resumes."""
 
     def __init__(self, path: Path | None, step: int) -> None:
-        """Open `path` for a run that goes on after `step` steps; what it says of later ones is dropped.
+        """Open `path` for a run that resumes after `step` steps, and drop the records of later steps.
 
-        None is for a rank that checks its metrics and leaves the writing to another one.
+        With None, metrics are checked but not written: only rank 0 writes them.
         """
         self._path = path
         self._pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
@@ -39,13 +39,13 @@ class Metrics:
                 if record["step"] > step:
                     break
                 self.clean_accuracy = record.get("clean_accuracy", self.clean_accuracy)
-            except (ValueError, KeyError, TypeError, RecursionError):  # a line that was cut short
+            except (ValueError, KeyError, TypeError, RecursionError):  # a truncated line
                 break
             kept.append(line + b"\n")
         if path:
             with replacing(path) as file:
                 file.writelines(kept)
-        # Unbuffered: a line is on its way to the disk, or its failure is known, when `write` returns.
+        # Unbuffered: when `write` returns, the system has the line, or the error was raised.
         self._file: IO[bytes] = (path or Path(os.devnull)).open("ab", buffering=0)
 
     def __enter__(self) -> Metrics:
@@ -55,14 +55,22 @@ class Metrics:
         self._file.close()
 
     def add(self, fixed: dict[str, Any], values: dict[str, Tensor], images: int) -> dict[str, Any] | None:
-        """Keep a step's values, which may still be being computed; about once a second, write them out."""
+        """Add a step's values, which the device may still be computing; about once a second, write all.
+
+        Returns:
+            The record of the last step if they were written, else None.
+        """
         self._pending.append((fixed | {"images": images}, values))
         if time.perf_counter() - self._since < FLUSH_SECONDS:
             return None
         return self.flush()
 
     def flush(self) -> dict[str, Any] | None:
-        """Write the pending steps and return the last one's record."""
+        """Write the pending steps and return the record of the last one; None if none is pending.
+
+        Raises:
+            DivergedError: a value is NaN or infinite.
+        """
         if not self._pending:
             return None
         # One copy to the host for all values of all pending steps.
@@ -71,13 +79,14 @@ class Metrics:
         speed = round(sum(fixed["images"] for fixed, _ in self._pending) / elapsed, 2)
         record: dict[str, Any] = {}
         for fixed, values in self._pending:
-            own, flat = flat[: len(values)], flat[len(values) :]
+            numbers = flat[: len(values)]
+            flat = flat[len(values) :]
             record = {key: value for key, value in fixed.items() if key != "images"}
-            record |= dict(zip(values, own, strict=True)) | {"images_per_second": speed}
+            record |= dict(zip(values, numbers, strict=True)) | {"images_per_second": speed}
             for key, value in record.items():
                 if not math.isfinite(value):
                     raise DivergedError(
-                        f"training diverged at step {record['step']}: {key} is {value}; lower --lr"
+                        f"training diverged at step {record['step']}: {key} is {value}; lower `lr`"
                     )
             self.write(record)
         self._pending.clear()
@@ -85,27 +94,27 @@ class Metrics:
         return record
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Write one record now."""
+        """Write one record immediately."""
         self.clean_accuracy = record.get("clean_accuracy", self.clean_accuracy)
         line = json.dumps(record).encode() + b"\n"
         try:
             if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # it took the beginning
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a partial write
         except OSError as error:
             raise RsslError(f"cannot write {self._path}: {error.strerror}") from None
         self._since = time.perf_counter()
         return record
 
     def sync(self) -> None:
-        """Make what is written survive a power cut, ahead of a checkpoint that counts on it.
+        """Flush the file to the disk, before a checkpoint that relies on it is written.
 
         Raises:
-            RsslError: it cannot be, or the file was deleted.
+            RsslError: the file cannot be written, or was deleted.
         """
         if self._path is None:
             return
         if os.fstat(self._file.fileno()).st_nlink == 0:
-            raise RsslError(f"{self._path} was deleted while the run was going on")
+            raise RsslError(f"{self._path} was deleted during the run")
         try:
             os.fsync(self._file.fileno())
         except OSError as error:

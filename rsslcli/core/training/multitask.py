@@ -1,4 +1,4 @@
-"""The network with a head per task, and the losses of one batch (Eq. 1)."""
+"""The network with one head per task, and the losses of a batch (Eq. 1)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsslcli.core.config import BatchNormMode
 from rsslcli.core.networks.batch_norm import keep_running_statistics
 from rsslcli.core.networks.wide_resnet import WideResNet, initialize
 from rsslcli.core.randomness import BatchRandom
@@ -25,10 +26,10 @@ class MultiTaskNetwork(nn.Module):
     Args:
         network: trunk and classifier.
         tasks: by name, in the order of λ.
-        batch_norm: "per-task": each task's inputs pass the trunk on their own, and only the main pass
-            updates the running statistics. "joint": all inputs share one pass and its statistics.
+        batch_norm: "per-task": each task has a separate trunk pass, and only the main pass updates the
+            running statistics. "joint": all inputs share one pass and its statistics.
         autocast: run trunk and heads under bfloat16 autocast.
-        compile: compile trunk and heads, when they first run.
+        compile: compile trunk and heads when they first run.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class MultiTaskNetwork(nn.Module):
         network: WideResNet,
         tasks: dict[str, Task],
         *,
-        batch_norm: str = "per-task",
+        batch_norm: BatchNormMode = "per-task",
         autocast: bool = False,
         compile: bool = False,
     ) -> None:
@@ -53,17 +54,17 @@ class MultiTaskNetwork(nn.Module):
         if compile:
             from torch._functorch import config as functorch_config
 
-            # A backward pass of a compiled function frees its inputs unless told that another may follow, as
-            # it does where losses share a pass.
+            # By default a compiled backward pass frees its inputs, but losses that share a forward pass need
+            # them for several backward passes.
             functorch_config.donated_buffer = False
-            # The compiler looks at what a head is given, and torch warns of a use that is not made of it.
+            # The compiler inspects the inputs of a head, and torch then warns about an unused `.grad`.
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             self._features = torch.compile(network.features, dynamic=False)
             for head in self.heads.values():
                 head.compile(dynamic=False)
 
     def psi(self) -> dict[str, nn.Parameter]:
-        """ψ = (θc, θmain), by name."""
+        """The parameters ψ = (θc, θmain), by name."""
         return {name: p for name, p in self.named_parameters() if name.startswith("network.")}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -72,24 +73,25 @@ class MultiTaskNetwork(nn.Module):
         return scores
 
     def head_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """θaux,i by task, in the order of λ."""
+        """The parameters θaux,i by task, in the order of λ."""
         return {name: list(self.heads[name].parameters()) for name in self.tasks}
 
     def losses(self, images: Tensor, labels: Tensor, random: BatchRandom) -> Iterator[dict[str, Tensor]]:
-        """The losses L_main and L_aux,i of a batch, unweighted.
+        """Compute the unweighted losses L_main and L_aux,i of a batch.
 
         Args:
             images: float (N, 3, H, W) in [0, 1].
             labels: int64 (N,).
-            random: where the tasks' random numbers come from.
+            random: the source of the tasks' random numbers.
 
         Yields:
-            Scalars by task ("main" for the main one), grouped by the trunk pass that they share. A group is
-            made when it is asked for, so that one pass at a time is in memory.
+            Scalars by task ("main" for the main task), grouped by the trunk pass that they share. Groups are
+            computed on demand, so that only one pass at a time is in memory.
         """
         prepared = {name: transformed(name, task, images, random) for name, task in self.tasks.items()}
         on_clean = [name for name, task in self.tasks.items() if task.clean_input]
         others = [name for name in self.tasks if name not in on_clean]
+        # One trunk pass serves the main task and all tasks on clean images; each other task needs its own.
         passes = [[MAIN, *on_clean], *([name] for name in others)]
         inputs = [images, *(prepared[name][0] for name in others)]
         targets = {MAIN: labels} | {name: target for name, (_, target) in prepared.items()}
@@ -115,7 +117,7 @@ class MultiTaskNetwork(nn.Module):
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
         """L_main on a validation batch as a function of ψ (Eq. 2).
 
-        The pass normalizes with its own batch's statistics and leaves the running ones alone.
+        The pass normalizes with the statistics of its batch and leaves the running ones unchanged.
         """
 
         def loss(psi: Parameters) -> Tensor:
@@ -132,7 +134,7 @@ class MultiTaskNetwork(nn.Module):
             else:
                 outputs = outputs_of(name, self.tasks[name], self.heads[name], features)
         if self.autocast:
-            outputs = outputs.float()  # losses and their gradients are accumulated in full precision
+            outputs = outputs.float()  # compute losses and their gradients in full precision
         if name == MAIN:
             return F.cross_entropy(outputs, targets)
         return loss_of(name, self.tasks[name], outputs, targets)

@@ -1,4 +1,4 @@
-"""One training step: a batch, its losses, Algorithm 1, the optimizer."""
+"""One training step: draw a batch, compute its losses, run Algorithm 1, step the optimizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rsslcli.core.training.multitask import MultiTaskNetwork
 
 @dataclass(frozen=True)
 class DeviceData:
-    """The images that steps draw from, as uint8 on the device.
+    """The images from which steps draw, as uint8 on the device.
 
     Attributes:
         images: (N, H + 8, W + 8, 3), padded for cropping.
@@ -38,26 +38,31 @@ class DeviceData:
 
 
 class Trainer:
-    """What changes from step to step: the network, λ and the optimizer.
+    """The state of training: the network, λ and the optimizer.
 
     Args:
         config: the settings.
-        data: the images, on the device where all this happens.
-        classes: outputs of the classifier.
-        world: the processes that share every batch; each has a trainer, and all hold the same state.
+        data: the images, on the device to train on.
+        classes: number of the classifier's outputs.
+        world: the ranks that share every batch. Each has a trainer, and all hold the same state.
 
-    A step makes no value travel to the host and reads none from it but indices and the learning rate, so
-    it also runs on the `meta` device. Every step of a kind (warm-up, or after it) runs the same operations
-    on tensors of the same shapes.
+    A step copies no value to the host, and only indices and the learning rate from it, so it also runs on
+    the `meta` device. All warm-up steps run the same operations on tensors of the same shapes, and so do all
+    later steps.
+
+    Raises:
+        UserError: an unknown task, or batches that are larger than the data or smaller than the world.
     """
 
     def __init__(self, config: Config, data: DeviceData, classes: int, world: World | None = None) -> None:
-        self.config, self.data, self.device = config, data, data.images.device
+        self.config = config
+        self.data = data
+        self.device = data.images.device
         self.world = world or World()
         for option in ("batch_size", "meta_batch_size"):
             if getattr(config, option) < self.world.size:
                 raise UserError(
-                    f"{option}: {getattr(config, option)} images cannot be shared by {self.world.size} ranks"
+                    f"{option}: {getattr(config, option)} images are too few for {self.world.size} ranks"
                 )
         tasks = build_tasks(config.tasks, config.task_options)
         with torch.random.fork_rng(devices=[]):
@@ -70,11 +75,12 @@ class Trainer:
                 autocast=config.precision == "bfloat16",
                 compile=config.compile,
             )
-        # Channels-last is the faster layout for convolutions, on the CPU as on CUDA.
+        # Channels-last is the faster layout for convolutions, on the CPU and on CUDA.
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.psi, self.heads = self.model.psi(), self.model.head_parameters()
+        self.psi = self.model.psi()
+        self.heads = self.model.head_parameters()
         self.lambdas = torch.full((len(tasks),), config.initial_lambda, device=self.device)
-        #: α_t of the step, on the device.
+        #: α_t of the current step, on the device.
         self.rate = torch.zeros((), device=self.device)
         self.generator = seeded_generator(self.device, config.seed, "step")
         self.optimizer = torch.optim.SGD(
@@ -93,28 +99,31 @@ class Trainer:
         self.steps = self.steps_per_epoch * config.epochs
 
     def learning_rate(self, step: int) -> float:
-        """α_t, cosine-annealed over all steps from `lr` to `min_lr`."""
+        """α_t: cosine annealing over all steps from `lr` to `min_lr`."""
         config = self.config
         return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def tunes_lambdas(self, step: int) -> bool:
-        """Whether Algorithm 1 updates λ in this step: the warm-up of τ epochs is over."""
+        """True if Algorithm 1 updates λ in this step: with AutoML, after the warm-up of τ epochs."""
         return self.config.automl and step // self.steps_per_epoch >= self.config.warmup_epochs
 
     def epoch_order(self, epoch: int) -> Tensor:
-        """The order in which epoch `epoch` visits the training images: int64 (N,) on the device."""
+        """The order of the training images in epoch `epoch`: int64 (N,) on the device."""
         generator = seeded_generator(self.device, self.config.seed, "epoch", epoch)
         return torch.randperm(len(self.data.labels), generator=generator, device=self.device)
 
     def step(self, step: int, chosen: Tensor) -> dict[str, Tensor]:
-        """Train on one batch: Algorithm 1, or its plain form where λ is fixed.
+        """Train on one batch with Algorithm 1, or with fixed λ.
 
         Args:
-            step: counts from 0; the seed of all that the step draws.
-            chosen: int64 (batch,), which training images, on the device.
+            step: number of the step, from 0; it seeds all that the step draws.
+            chosen: int64 (batch,), indices of the training images, on the device.
 
         Returns:
-            Detached scalars on the device: "loss/<task>" and "lambda/<task>".
+            Detached scalars on the device: "loss/<task>" and "lambda/<task>", and "loss/meta" if λ is tuned.
+
+        Raises:
+            RsslError: the network cannot be compiled.
         """
         learning_rate = self.learning_rate(step)
         self.rate.fill_(learning_rate)
@@ -126,7 +135,7 @@ class Trainer:
             if not (self.config.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
                 raise
             reason = str(error).strip().splitlines()[0]
-            raise RsslError(f"the network cannot be compiled: {reason}; leave out --compile") from None
+            raise RsslError(f"the network cannot be compiled: {reason}; train without `compile`") from None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -138,27 +147,33 @@ class Trainer:
         )
 
     def gradients(self, chosen: Tensor, *, tune: bool) -> dict[str, Tensor]:
-        """All of a step but the optimizer: sets every `.grad`, and λ where it is tuned.
+        """Do a step except for the optimizer: set every `.grad`, and update λ if `tune`.
 
-        A CUDA graph can hold it: it is the same operations on the same shapes each time, and what changes
-        from step to step stands in tensors (`rate`, `chosen`) and in the state of `generator`.
+        A CUDA graph can capture this method: it runs the same operations on the same shapes each time, and
+        only tensors (`rate`, `chosen`) and the state of `generator` change from step to step.
 
         Args:
-            chosen: int64 (batch,), which training images, on the device.
-            tune: whether to update λ.
+            chosen: int64 (batch,), indices of the training images, on the device.
+            tune: update λ.
 
         Returns:
-            The losses of the whole batch by task, detached scalars; "meta" among them where λ is tuned.
+            The losses of the whole batch by task, detached scalars, and the loss "meta" if `tune`.
         """
-        config, data, world = self.config, self.data, self.world
-        own, share = world.shard(config.batch_size), world.share(config.batch_size)
-        random, chosen = BatchRandom(self.generator, config.batch_size, own), chosen[own]
+        config = self.config
+        data = self.data
+        world = self.world
+        # The mean over the batch is the sum over ranks of `share` times the mean over the local images.
+        local = world.shard(config.batch_size)
+        share = world.share(config.batch_size)
+        random = BatchRandom(self.generator, config.batch_size, local)
+        chosen = chosen[local]
         images = to_float(random_batch(data.images, chosen, random))
         groups = (
             {task: share * loss for task, loss in group.items()}
             for group in self.model.losses(images, data.labels[chosen], random)
         )
         if tune:
+            # Every rank draws the whole validation batch and keeps its local part.
             drawn = torch.randint(
                 len(data.validation_labels),
                 (config.meta_batch_size,),
@@ -187,10 +202,7 @@ class Trainer:
         return losses
 
     def _sum_over_ranks(self, losses: dict[str, Tensor], share: float) -> None:
-        """Make whole what each rank has its share of, in one exchange.
-
-        Gradients, losses, and the running statistics: all ranks go on from their mean.
-        """
+        """Sum the ranks' shares of gradients and losses, and average the running statistics."""
         if self.world.size == 1:
             return
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The metrics of a run for TensorBoard, made of what the training tells as it goes."""
+"""Write the metrics of a run for TensorBoard, from the events of training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class TensorBoardWriter:
-    """Writes a run's scalars into `tensorboard` in its directory, by the names that metrics.jsonl gives them.
+    """Writes a run's scalars to `tensorboard` in its directory, under their names in metrics.jsonl.
 
-    Give it to `train` as `on_event`. It sees the steps that the training reports, about one a second, whose
-    values are on the host already: no step waits for it. What an earlier process wrote of steps that are done
-    again is not shown. Needs the package tensorboard.
+    Pass it to `train` as `on_event`. It gets about one step per second, whose values are already on the host,
+    so no step waits for it. If a resumed run repeats steps, TensorBoard hides their earlier values. It needs
+    the package tensorboard.
     """
 
     _writer: SummaryWriter | None = None
@@ -33,12 +33,12 @@ class TensorBoardWriter:
             self._writer.close()
 
     def __call__(self, event: Event) -> None:
-        """Write what the event says."""
+        """Write the scalars of an event."""
         if isinstance(event, Started):
             with quietly():
                 from torch.utils.tensorboard import SummaryWriter
 
-                # TensorBoard takes no notice of older events from this step on.
+                # TensorBoard ignores earlier events from this step on.
                 self._writer = SummaryWriter(event.directory / TENSORBOARD, purge_step=event.step + 1)
         elif isinstance(event, StepsDone):
             self._write(
@@ -51,6 +51,6 @@ class TensorBoardWriter:
                 self._writer.flush()
 
     def _write(self, scalars: dict[str, Any], step: int) -> None:
-        assert self._writer is not None  # `Started` comes first
+        assert self._writer is not None  # `Started` is the first event
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read without running anything that is in them."""
+"""Checkpoints, written atomically and read without running any code in them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on, and all that evaluation needs to be fair.
+    """Everything that a run needs to resume, and that evaluation needs to be fair.
 
     Attributes:
-        config: the resolved configuration.
+        config: the configuration.
         classes: class names, in the order of the scores.
-        step: steps done.
-        classifier: state dict of the WideResNet, whose names are those of the public WRN checkpoints.
+        step: number of steps done.
+        classifier: state dict of the WideResNet, with the names of the public WRN checkpoints.
         heads: state dict of the tasks' heads.
         optimizer: state dict of the optimizer.
         lambdas: float (k,), in the order of `config.tasks`.
         excluded: indices of the source images that tuned λ; no evaluation may use them.
-        train_data, validation_data: what the run trained on and tuned λ on (checksums).
+        train_data, validation_data: checksums of the data on which the run trained and tuned λ.
     """
 
     config: Config
@@ -58,14 +58,18 @@ class Checkpoint:
         return self.describe(WideResNet.from_state_dict(self.classifier).eval())
 
     def describe(self, network: WideResNet) -> WideResNet:
-        """Let a network that has these weights carry the names of its classes and what tuned its λ."""
+        """Attach the class names and the excluded images to a network with these weights, and return it."""
         network.classes = self.classes
         network.excluded = self.excluded
         return network
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` so that `path` holds either the old one or the new one, whatever happens."""
+    """Write `checkpoint` atomically: `path` always holds either the old one or the new one.
+
+    Raises:
+        RsslError: the file cannot be written.
+    """
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     content |= {"format": FORMAT, "version": VERSION, "config": checkpoint.config.to_dict()}
     content |= {"classes": list(checkpoint.classes), "excluded": list(checkpoint.excluded)}
@@ -77,44 +81,45 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of `rssl`; `path` is the file or the run directory that holds it.
+    """Read a checkpoint of rssl; `path` is the file or the run directory that holds it.
 
     Raises:
-        UserError: no such file, a file of another kind, or a damaged one.
+        UserError: the file is missing, of another kind, or damaged.
     """
     path = checkpoint_path(path)
     content = read_tensors(path)
     if not _is_ours(content):
-        raise UserError(f"{path} holds weights, but is no checkpoint of rssl: only eval-c takes it")
+        raise UserError(f"{path} holds weights but is not a checkpoint of rssl: only `rssl eval-c` reads it")
     return _checkpoint(path, content)[0]
 
 
 def load_classifier(
     path: Path, *, normalization: str | None = None, note: Callable[[str], None] = lambda text: None
 ) -> tuple[WideResNet, Checkpoint | None]:
-    """The classifier in a checkpoint of `rssl`, a run directory, or a file with a WideResNet state dict.
+    """Load the classifier in a checkpoint of rssl, a run directory, or a file with a WideResNet state dict.
 
-    The state dict is taken as public files hold it: see `find_weights`.
+    State dicts may be stored as in the usual public files: see `find_weights`.
 
     Args:
-        path: the file, of torch.save or safetensors, or the run directory that holds it.
-        normalization: how a state dict's input is normalized: a name of `NORMALIZATIONS`, or means and
-            standard deviations as "R,G,B/R,G,B". By default what the file says, or else "half".
-        note: told, a line each, what a person should know: what was not used, how the input is normalized.
+        path: a file written by torch.save or safetensors, or the run directory that holds it.
+        normalization: the input normalization of a state dict: a name of `NORMALIZATIONS`, or means and
+            standard deviations as "R,G,B/R,G,B". By default the one in the file, or else "half".
+        note: called with one line for each thing to know: unused weights, the input normalization.
 
     Returns:
-        The network in evaluation mode, and the checkpoint where the file is one of `rssl`.
+        The network in evaluation mode, and the checkpoint if the file is one of rssl.
 
     Raises:
-        UserError: no such file, a file of another kind, or a damaged one; a normalization that the file
-            contradicts.
+        UserError: the file is missing, of another kind, or damaged, or contradicts `normalization`.
     """
     wanted = None if normalization is None else parse_normalization(normalization)
     path = checkpoint_path(path)
     content = read_tensors(path)
     if _is_ours(content):
         if wanted not in (None, HALF):
-            raise UserError(f"{path} is a checkpoint of rssl, whose normalization is known: leave it out")
+            raise UserError(
+                f"{path} is a checkpoint of rssl, whose normalization is known: omit `normalization`"
+            )
         checkpoint, network = _checkpoint(path, content)
         return checkpoint.describe(network), checkpoint
     try:
@@ -126,20 +131,20 @@ def load_classifier(
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     network = _classifier(path, {str(name): value for name, value in state.items()})
     variant = note_on_variant(network.state_dict())
-    own = found.normalization if found else None
-    if wanted and own and not torch.allclose(torch.tensor(wanted), torch.tensor(own), atol=1e-3):
-        raise UserError(f"{path} says how its input is normalized, which is otherwise: leave it out")
+    stored = found.normalization if found else None
+    if wanted and stored and not torch.allclose(torch.tensor(wanted), torch.tensor(stored), atol=1e-3):
+        raise UserError(f"{path} contains another normalization of its input: omit `normalization`")
     for text in (*(found.notes if found else ()), *([variant] if variant else [])):
         note(f"{path}: {text}")
-    if own:
-        shown = " / ".join(", ".join(f"{number:.4g}" for number in numbers) for numbers in own)
-        note(f"{path}: its input is normalized as the file says, by mean / standard deviation {shown}")
+    if stored:
+        shown = " / ".join(", ".join(f"{number:.4g}" for number in numbers) for numbers in stored)
+        note(f"{path}: its input is normalized as the file says, with mean / standard deviation {shown}")
     elif wanted is None:
         note(
-            f"{path} does not say how its input is normalized: taken as x·2 - 1; if it was trained with "
-            "another normalization, name that one, or the accuracy comes out too low"
+            f"{path} does not say how its input is normalized: x·2 - 1 is assumed; if it was trained with "
+            "another one, pass that as `normalization`, or the accuracy will be too low"
         )
-    mean, std = own or wanted or HALF
+    mean, std = stored or wanted or HALF
     if (mean, std) != HALF:
         network.set_normalization(mean, std)
     return network, None
@@ -151,35 +156,37 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 
 def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, WideResNet]:
-    """The checkpoint that `content`, read from `path`, describes, checked part by part; its classifier."""
+    """Check `content`, read from `path`, part by part; return the checkpoint and its classifier."""
     content = copied(path, content)
     version = content.get("version")
     if not isinstance(version, int) or version != VERSION:
         raise UserError(
-            f"{path} has checkpoint version {short_repr(version)}, this rssl reads version {VERSION}: "
+            f"{path} has checkpoint version {short_repr(version)}, but this rssl reads version {VERSION}: "
             "use the rssl that wrote it"
         )
     for name, fits in _PARTS.items():
         if not fits(content.get(name)):
-            raise UserError(f"{path} is a damaged checkpoint: '{name}' is missing or of the wrong kind")
+            raise UserError(f"{path} is a damaged checkpoint: '{name}' is missing or has the wrong type")
     values = {name: content[name] for name in _PARTS}
     values |= {"classes": tuple(values["classes"]), "excluded": tuple(values["excluded"])}
     try:
         values["config"] = Config(**values["config"])
-    except (TypeError, UserError) as error:  # an option of another version, or a value out of range
+    except (TypeError, UserError) as error:  # an unknown option, or a value out of range
         raise UserError(f"{path} is a damaged checkpoint: its configuration: {sanitize(error)}") from None
-    config, lambdas = values["config"], values["lambdas"]
+    config = values["config"]
+    lambdas = values["lambdas"]
     if len(lambdas) != len(config.tasks):
-        raise UserError(f"{path} is a damaged checkpoint: not one λ per task")
+        raise UserError(f"{path} is a damaged checkpoint: the number of λ is not that of the tasks")
     for name in ("classifier", "heads", "optimizer", "lambdas"):
         _check_finite(path, name, values[name])
     if (lambdas < 0).any():
-        raise UserError(f"{path} is a damaged checkpoint: a λ is below 0")
+        raise UserError(f"{path} is a damaged checkpoint: a λ is negative")
     network = _classifier(path, values["classifier"])
-    depth, width = 6 * len(network.block1.layer) + 4, network.feature_width // 64
+    depth = 6 * len(network.block1.layer) + 4
+    width = network.feature_width // 64
     if (depth, width, network.fc.out_features) != (config.depth, config.width, len(values["classes"])):
         raise UserError(
-            f"{path} is a damaged checkpoint: its weights are not of the network in its configuration"
+            f"{path} is a damaged checkpoint: its weights do not fit the network in its configuration"
         )
     weights = [
         tensor
@@ -188,36 +195,39 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Wid
         if not name.endswith(_BUFFERS)
     ]
     if not _fits_weights(values["optimizer"], weights):
-        raise UserError(f"{path} is a damaged checkpoint: the optimizer's state is not of its weights")
+        raise UserError(f"{path} is a damaged checkpoint: the optimizer's state does not fit its weights")
     return Checkpoint(**values), network
 
 
 def _classifier(path: Path, state: Mapping[str, Tensor]) -> WideResNet:
     try:
         _check_size(state)
-        with torch.random.fork_rng(devices=[]):  # its initial weights are of no interest
+        with torch.random.fork_rng(devices=[]):  # the initial weights will be overwritten
             network = WideResNet.from_state_dict(state).eval()
     except UserError as error:
         raise UserError(f"{path}: {sanitize(error, 400)}") from None
     for name, value in network.state_dict().items():
-        given = state.get(name, value)  # the oldest files count no batches
-        # Averaging a state dict (EMA) makes floats of the counts of batches, which nothing here uses.
+        given = state.get(name, value)  # the oldest files have no num_batches_tracked
+        # Averaging a state dict (EMA) turns the batch counts into floats. Nothing here uses them.
         counts = name.endswith("num_batches_tracked")
         if not counts and given.is_floating_point() != value.is_floating_point():
-            raise UserError(f"{path}: the weights '{name}' are numbers of another kind, {given.dtype}")
+            raise UserError(f"{path}: the weights '{name}' have the wrong dtype, {given.dtype}")
         _check_finite(path, name, value)
     return network
 
 
 def _check_size(state: Mapping[str, Tensor]) -> None:
-    """Refuse weights whose names and shapes promise a network that is larger than they are.
+    """Reject weights whose names and shapes imply a network that is much larger than the weights.
 
-    The second convolution of every block makes up half of a WideResNet. Where these are all there, so is it.
+    Building that network would exhaust memory. The second convolutions of the blocks make up half of a
+    WideResNet, so a network that has them all is only about twice as large.
     """
-    first, last = state.get("block1.layer.0.conv1.weight"), state.get("fc.weight")
+    first = state.get("block1.layer.0.conv1.weight")
+    last = state.get("fc.weight")
     if first is None or last is None or not first.dim() or not last.dim():
-        return  # the network's own check says so better
-    width, blocks = first.shape[0], {name.split(".")[2] for name in state if name.startswith("block1.layer.")}
+        return  # `WideResNet.from_state_dict` reports this better
+    width = first.shape[0]
+    blocks = {name.split(".")[2] for name in state if name.startswith("block1.layer.")}
     shapes = {
         f"block{stage}.layer.{block}.conv2.weight": (scale * width, scale * width, 3, 3)
         for stage, scale in ((1, 1), (2, 2), (3, 4))
@@ -232,7 +242,7 @@ def _check_size(state: Mapping[str, Tensor]) -> None:
 
 
 def _check_finite(path: Path, name: str, value: Any) -> None:
-    """Refuse NaN and infinity in the tensors and numbers of `value`, which the file calls `name`."""
+    """Reject NaN and infinity in the tensors and numbers of `value`, the part `name` of the file."""
     if isinstance(value, dict):
         for key, item in value.items():
             _check_finite(path, f"{name}.{key}", item)
@@ -248,8 +258,9 @@ def _check_finite(path: Path, name: str, value: Any) -> None:
 
 
 def _fits_weights(optimizer: Mapping[Any, Any], weights: list[Tensor]) -> bool:
-    """Whether `optimizer` can be the state dict of an optimizer of these weights, in this order."""
-    state, groups = optimizer.get("state"), optimizer.get("param_groups")
+    """True if `optimizer` can be the state dict of an optimizer of these weights, in this order."""
+    state = optimizer.get("state")
+    groups = optimizer.get("param_groups")
     return (
         isinstance(state, dict)
         and all(
@@ -292,7 +303,7 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str)
 
 
-#: The parts of a checkpoint file, and whether a value can be one.
+#: The parts of a checkpoint file, each with a check of its value.
 _PARTS: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, Mapping) and all(map(_is_word, value)),
     "classes": lambda value: _is_list(value, _is_word),

@@ -1,4 +1,4 @@
-"""A classifier as a program of its own, ONNX or torch.export, checked against the network it was made of."""
+"""Exporting a classifier as an ONNX or torch.export program, verified against the network."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from rsslcli.core.evaluation.class_names import carried_names, check_names
 from rsslcli.core.files import quietly, replacing
 
 SUFFIXES = (".onnx", ".pt2")
-#: How far a score may be from the network's, relative to the largest score.
+#: Largest allowed difference of a score from the network's, relative to the largest score.
 TOLERANCE = 1e-4
-#: The name of the description in a .pt2 file; an .onnx file has its entries as metadata.
+#: Name of the description in a .pt2 file; in an .onnx file its entries are metadata.
 DESCRIPTION = "rssl.json"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written program.
+    """The result of an export.
 
     Attributes:
         path: the file.
-        difference: the largest difference of a score from the network's, on random images; None where
-            nothing here runs the program.
+        difference: the largest difference of a score from the network's on random images, relative to the
+            largest score; None if nothing installed here can run the program.
     """
 
     path: Path
@@ -42,10 +42,10 @@ class Exported:
 
 
 def check_export(path: Path) -> None:
-    """Refuse, before anything is loaded, a file name or a format that cannot be written here.
+    """Check, before anything is loaded, that the format of `path` can be written here.
 
     Raises:
-        UserError: another suffix than .onnx and .pt2, or a package that ONNX needs is missing.
+        UserError: the suffix is neither .onnx nor .pt2, or a package that ONNX needs is missing.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
@@ -61,22 +61,22 @@ def export_classifier(
     classes: Sequence[str] | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Write `network` to `path`, as ONNX or as a torch.export program by its suffix, .onnx or .pt2.
+    """Write `network` to `path` as an ONNX (.onnx) or torch.export (.pt2) program.
 
-    The program takes `images`, float32 (N, 3, 32, 32) in [0, 1] with any N, and gives `scores`, float32
-    (N, classes); the normalization is inside. Before the file is written it is run, on random images, and
-    compared with `network`; ONNX only where onnxruntime is installed.
+    The program takes `images`, float32 (N, 3, 32, 32) in [0, 1] with any N, and returns `scores`, float32
+    (N, classes); it includes the normalization. Before it is written, it is run on random images and compared
+    with `network`, for ONNX only if onnxruntime is installed.
 
     Args:
-        network: maps such images to such scores; it is put into evaluation mode.
-        path: the file.
-        classes: names, in the order of the scores; they go into the file's metadata. By default those that
-            a network of ours in `network` carries, such as a `Classifier`'s.
-        about: what else its metadata shall say.
+        network: maps such images to such scores; it is switched to evaluation mode.
+        path: the file to write.
+        classes: class names in the order of the scores, for the file's metadata. By default those that a
+            network of ours in `network` carries, such as a `Classifier`'s.
+        about: other entries of its metadata.
 
     Raises:
-        UserError: as `check_export`; or there is not one name, of its own, for each score.
-        RsslError: the program cannot be made, or computes other scores; nothing is written.
+        UserError: see `check_export`; or the number of class names is not that of the scores.
+        RsslError: the export fails, or the program computes different scores; nothing is written.
     """
     path = Path(path)
     check_export(path)
@@ -109,7 +109,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def _torch_export(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run]:
-    """The program as the bytes of a .pt2 file, and a function that runs what these hold."""
+    """Export to the bytes of a .pt2 file; also return a function that runs them."""
     file = io.BytesIO()
     program = torch.export.export(network, (_images(2),), dynamic_shapes=_any_batch())
     torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(described, ensure_ascii=False)})
@@ -118,7 +118,7 @@ def _torch_export(network: nn.Module, described: Mapping[str, str]) -> tuple[byt
 
 
 def _onnx(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run | None]:
-    """The program as the bytes of an .onnx file, and a function that runs them if onnxruntime is there."""
+    """Export to the bytes of an .onnx file; also return a function that runs them, if onnxruntime can."""
     import onnx
 
     program: Any = torch.onnx.export(
@@ -165,8 +165,9 @@ def _difference(network: nn.Module, run: Run) -> float:
     """The largest difference between the scores of `network` and `run`, relative to the largest score."""
     worst = 0.0
     with torch.inference_mode():
-        for count in (1, 2, 7):  # of which only one was seen by the exporter
-            expected, found = network(_images(count)), run(_images(count))
+        for count in (1, 2, 7):  # the exporter has seen only batches of 2
+            expected = network(_images(count))
+            found = run(_images(count))
             if found.shape != expected.shape:
                 return float("inf")
             worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)))
@@ -183,7 +184,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without what the exporters say on their way: warnings, progress, the log."""
+    """Suppress the exporters' output: warnings, progress, logs."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,9 +1,9 @@
-"""The pickles inside files of torch.save, checked before torch reads them.
+"""Checking the pickles in files of torch.save before torch reads them.
 
-torch's restricted unpickler runs no code of a file, but it calls a few functions with whatever arguments the
-file gives: `bytearray(2**30)` fills a gigabyte, `set(tensor)` takes apart a tensor that a few bytes can make
-a trillion long, and a dictionary key of nested tuples takes years to hash. So each pickle is interpreted here
-first, with stand-ins in place of objects, and passes only if every call in it is one that torch.save writes.
+torch's restricted unpickler runs no code from a file, but it calls a few functions with any arguments in the
+file: `bytearray(2**30)` fills a gigabyte, `set(tensor)` iterates over a tensor that a few bytes can make a
+trillion long, and a dictionary key of nested tuples takes years to hash. So each pickle is first interpreted
+here, with stand-ins for objects, and passes only if torch.save could have written every call in it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rsslcli.core.errors import sanitize
 
 
 class ForeignObjectError(Exception):
-    """A pickle names something else than tensors and plain values; the message is its name."""
+    """A pickle names an object other than tensors and plain values; the message is its name."""
 
 
 @dataclass(frozen=True)
 class _Global:
-    """Something that a pickle refers to by its name, such as "torch.float32"."""
+    """An object that a pickle refers to by name, such as "torch.float32"."""
 
     name: str
 
@@ -42,11 +42,13 @@ class _Value:
     """A value that is never called, iterated or changed."""
 
 
-_STORAGE, _TENSOR, _PLAIN = _Value(), _Value(), _Value()
+_STORAGE = _Value()
+_TENSOR = _Value()
+_PLAIN = _Value()
 
-#: What makes a tensor of a storage.
+#: Functions that make a tensor from a storage.
 _REBUILD_TENSOR = frozenset(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
-#: What a pickle may call, by its name in Python 3; `_Machine.call` says with which arguments.
+#: Functions that a pickle may call, by their names in Python 3; `_Machine.call` checks the arguments.
 _CALLABLE = _REBUILD_TENSOR | {
     "_codecs.encode",
     "builtins.bytearray",
@@ -62,11 +64,11 @@ _CALLABLE = _REBUILD_TENSOR | {
 
 
 def check_pickle(file: IO[bytes]) -> None:
-    """Read over the pickle at the current position of `file`, up to its end.
+    """Check the pickle at the current position of `file`, and read up to its end.
 
     Raises:
-        ForeignObjectError: it names something else than tensors and plain values.
-        Exception: of any kind, where it is damaged, or claims more than it can hold.
+        ForeignObjectError: it names an object other than tensors and plain values.
+        Exception: any error if it is damaged, or claims more than it can hold.
     """
     machine = _Machine()
     start = file.tell()
@@ -74,12 +76,12 @@ def check_pickle(file: IO[bytes]) -> None:
         machine.read = 1 + (position or 0) - start
         step: Callable[[Any], None] | None = getattr(machine, f"on_{opcode.name.lower()}", None)
         if step is None:
-            raise UnpicklingError(f"torch knows no {opcode.name}")
+            raise UnpicklingError(f"torch does not support {opcode.name}")
         step(argument)
 
 
 class _Machine:
-    """The stack machine of torch's restricted unpickler on stand-ins: a method for each of its opcodes.
+    """torch's restricted unpickler, run on stand-ins: a stack machine with a method per opcode.
 
     Tuples, lists, strings, bytes, numbers and None stand for themselves.
     """
@@ -88,22 +90,22 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
-        self.read = 0  # bytes
-        self.spent = 0
+        self.read = 0  # bytes read so far
+        self.spent = 0  # items that calls have used so far
 
     def spend(self, items: int) -> None:
-        """Count items that a call takes: all together no more than the bytes that wrote them."""
+        """Count the items that a call uses: in total, at most one per byte read."""
         self.spent += items
         if self.spent > self.read:
             raise UnpicklingError("the same items are used again and again")
 
     def pop_to_mark(self) -> list[Any]:
-        """What was pushed since the last mark."""
+        """Pop everything pushed since the last mark."""
         items = self.stack
         self.stack = self.outer.pop()
         return items
 
-    # What pushes a value, which pickletools reads as the argument. Of True and False it makes None.
+    # Opcodes that push a value. pickletools passes it as the argument, but None for True and False.
 
     def _push(self, argument: Any) -> None:
         self.stack.append(argument)
@@ -167,7 +169,7 @@ class _Machine:
 
     def extend(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise UnpicklingError("items of something else than a list")
+            raise UnpicklingError("items for something other than a list")
         self.stack[-1].extend(items)
 
     def on_empty_dict(self, _: None) -> None:
@@ -182,12 +184,12 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], _Dict):
-            raise UnpicklingError("keys of something else than a dictionary")
+            raise UnpicklingError("keys for something other than a dictionary")
         self.check_keys(items[::2])
         self.stack[-1].size += len(items) // 2
 
     def check_keys(self, keys: list[Any]) -> None:
-        """Refuse what is slow to hash: tuples inside of tuples, whose hash is computed anew every time."""
+        """Reject keys that are slow to hash: nested tuples, whose hashes are not cached."""
         for key in keys:
             parts = key if isinstance(key, tuple) else (key,)
             self.spend(len(parts) - 1)
@@ -200,22 +202,22 @@ class _Machine:
     # Calls.
 
     def on_build(self, _: None) -> None:
-        """Attributes, such as the `_metadata` of a state dict."""
+        """Set attributes, such as the `_metadata` of a state dict."""
         match self.stack.pop(), self.stack[-1]:
             case _Dict("dict", size), _Dict("collections.OrderedDict"):
                 self.spend(size)
             case _:
-                raise UnpicklingError("attributes of something else than an OrderedDict")
+                raise UnpicklingError("attributes for something other than an OrderedDict")
 
     def on_reduce(self, _: None) -> None:
         arguments = self.stack.pop()
         result = self.call(self.stack.pop(), arguments)
         if result is None:
-            raise UnpicklingError("a call with other arguments than torch.save writes")
+            raise UnpicklingError("a call with arguments that torch.save does not write")
         self.stack.append(result)
 
     def call(self, function: object, arguments: object) -> object:
-        """What stands for the result of a call; None if torch.save writes no such call."""
+        """The stand-in for the result of a call; None if torch.save does not write such a call."""
         result: object = None
         match function, arguments:
             case _Global("collections.OrderedDict" as kind), ():
@@ -258,7 +260,7 @@ class _Machine:
 
 
 def _named(argument: str) -> _Global:
-    """What a pickle calls "module name", if it is harmless."""
+    """The object that a pickle calls "module name", if it is harmless."""
     module, _, name = argument.partition(" ")
     full = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2 has another name for it
     is_storage = module in ("torch", "torch.storage") and name.isidentifier() and name.endswith("Storage")

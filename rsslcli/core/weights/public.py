@@ -1,4 +1,4 @@
-"""A WideResNet in a file of another program: where its weights are, and what else the file holds."""
+"""Finding the weights of a WideResNet in files of other programs."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from torch import Tensor
 from rsslcli.core.errors import short_repr
 from rsslcli.core.networks.normalization import Normalization, check_normalization
 
-_FIRST, _LAST = "block1.layer.0.conv1.weight", "fc.weight"
-#: The parts of a WideResNet. What else stands inside them would change what it computes, and is refused.
+#: Every WideResNet has weights of these names.
+_FIRST = "block1.layer.0.conv1.weight"
+_LAST = "fc.weight"
+#: The parts of a WideResNet. Unknown weights inside them would change what it computes, and are rejected.
 _PARTS = ("conv1", "block1", "block2", "block3", "bn1", "fc")
-#: What the buffers of a normalization are called: RobustBench's, usual wrappers', the robustness library's.
+#: Names of normalization buffers, mean → deviation: RobustBench, common wrappers, the robustness library.
 _DEVIATION_OF = {"mu": "sigma", "mean": "std", "new_mean": "new_std"}
 _MAX_DEPTH = 2  # {"model": {"state_dict": {…}}}
-_MAX_NAMED = 12  # things that one note names
+_MAX_NAMED = 12  # items listed in one note
 
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """The weights of a WideResNet, as they are in the file.
+    """The weights of a WideResNet in a file.
 
     Attributes:
-        state: by the names of our own WideResNet.
-        normalization: what the file says of the input's normalization; None where it says nothing.
-        notes: what a person should know: which weights were taken where there are several, what is not used.
+        state: tensors by the names of `WideResNet`.
+        normalization: the normalization of the input in the file; None if there is none.
+        notes: what the user should know: which of several networks was chosen, and what is not used.
     """
 
     state: dict[str, Any]
@@ -37,26 +39,28 @@ class FoundWeights:
 
 
 def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
-    """Find the state dict of a WideResNet in what a checkpoint file holds; None where there is none.
+    """Find the state dict of a WideResNet in the content of a checkpoint file; None if there is none.
 
-    It may be the whole content or stand under a key such as "state_dict" or "model", and its names may begin
-    with what wrappers put there, such as "module." or "_orig_mod.", once or repeatedly. Heads of other tasks,
-    optimizer states, numbers and texts may stand beside it.
+    It may be the whole content or be stored under a key such as "state_dict" or "model", and its names may
+    have the prefixes of wrappers, such as "module." or "_orig_mod.", once or repeatedly. The file may also
+    hold heads of other tasks, optimizer states, numbers and texts.
 
     Raises:
-        UserError: its buffers of a normalization are no such.
+        UserError: the values of its normalization buffers are invalid.
     """
     networks = list(_networks(content))
     if not networks:
         return None
-    # Where averaged weights stand beside it, "state_dict" is the network itself.
+    # If there are several, such as averaged weights, prefer the top level and "state_dict".
     chosen = min(networks, key=lambda network: network.keys[-1:] not in ((), ("state_dict",)))
-    part, prefix, notes = chosen.part, chosen.prefix, []
+    part = chosen.part
+    prefix = chosen.prefix
+    notes = []
     if len(networks) > 1:
         places = ", ".join(network.place for network in networks[:_MAX_NAMED])
         notes.append(
-            f"it holds several networks, at {places}: the one at {chosen.place} is taken; to take another, "
-            "save it as a file of its own"
+            f"it holds several networks, at {places}: the one at {chosen.place} is used; to use another, "
+            "save it in a separate file"
         )
     pair = next((pair for pair in map(_pair, part) if pair and _are_three(part, pair)), ())
     normalization = None
@@ -68,26 +72,26 @@ def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
     unused = list(dict.fromkeys(map(short_repr, [*other, *chosen.beside])))
     if unused:
         more = f" and {len(unused) - _MAX_NAMED} more" if len(unused) > _MAX_NAMED else ""
-        notes.append(f"not part of the WideResNet, and not used: {', '.join(unused[:_MAX_NAMED])}{more}")
+        notes.append(f"not part of the WideResNet, so not used: {', '.join(unused[:_MAX_NAMED])}{more}")
     return FoundWeights(state, normalization, tuple(notes))
 
 
 def note_on_variant(state: Mapping[str, Tensor]) -> str | None:
-    """A note on weights that only look like a WideResNet's; None where nothing tells.
+    """A note on weights that only look like those of a WideResNet; None if nothing indicates this.
 
-    Some code uses the same names for another forward pass: its widening blocks give their input to the first
-    convolution as it is, so that their first normalization is computed but not used. No gradient reaches
-    it, and alone among the trained layers it keeps equal weights and zero biases.
+    Some code uses the same names for a different forward pass: its widening blocks pass their input directly
+    to the first convolution, so that the output of their first normalization is not used. No gradient reaches
+    that layer, and it alone keeps its initial equal weights and zero biases.
 
     Args:
-        state: of our own WideResNet.
+        state: state dict of a `WideResNet`.
     """
     layers = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
     untrained = [layer for layer in layers if _is_untrained(state[f"{layer}.weight"], state[f"{layer}.bias"])]
     if not untrained or not all(re.fullmatch(r"block\d\.layer\.0\.bn1", layer) for layer in untrained):
         return None
     return (
-        f"{' and '.join(map(short_repr, untrained))} took no part in the training: these weights are of "
+        f"{' and '.join(map(short_repr, untrained))} did not take part in training: these weights are of "
         "another architecture with the same names, such as that of FixMatch's and MixMatch's PyTorch code, "
         "which is not supported, and the scores will be wrong"
     )
@@ -99,17 +103,17 @@ def _is_untrained(weight: Tensor, bias: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Network:
-    """A network in a file: the dictionary `part` under `keys`, its names behind `prefix`."""
+    """A network in a file: the dictionary `part` under `keys`, in which its names begin with `prefix`."""
 
     keys: tuple[Any, ...]
     part: dict[Any, Any]
     prefix: str
-    #: The dictionaries on the way to `part`, one for each key.
+    #: The dictionaries on the path to `part`, one per key.
     around: tuple[dict[Any, Any], ...]
 
     @property
     def beside(self) -> list[Any]:
-        """The names of what else stands in these."""
+        """The other keys in the dictionaries on the path."""
         return [
             name for key, items in zip(self.keys, self.around, strict=True) for name in items if name != key
         ]
@@ -120,11 +124,11 @@ class _Network:
 
 
 def _networks(content: Mapping[Any, Any]) -> Iterator[_Network]:
-    """The networks in `content`. Each dictionary is looked at once, however often the file refers to it."""
+    """Find the networks in `content`. Each dictionary is visited once, even if the file repeats it."""
     to_see: list[tuple[tuple[Any, ...], Any, tuple[dict[Any, Any], ...]]] = [((), content, ())]
     seen = {id(content)}
     for keys, part, around in to_see:
-        items = dict(dict.items(part))  # an OrderedDict's own methods may be replaced by the file
+        items = dict(dict.items(part))  # bypasses methods of an OrderedDict that the file may replace
         for name in items:
             if isinstance(name, str) and name.endswith(_FIRST):
                 prefix = name[: -len(_FIRST)]
@@ -141,12 +145,12 @@ def _is_part(name: object, prefix: str) -> bool:
 
 
 def _head(name: object, prefix: str) -> object:
-    """What a name that is no part of the network belongs to: "rot_pred" for "module.rot_pred.weight"."""
+    """The module of a name outside the network: "rot_pred" for "module.rot_pred.weight"."""
     return name.removeprefix(prefix).split(".")[0] if isinstance(name, str) else name
 
 
 def _pair(name: object) -> tuple[str, str] | None:
-    """The names of a mean and of its standard deviation, where `name` is that of a mean."""
+    """The names of a mean and its standard deviation if `name` is that of a mean, else None."""
     if not isinstance(name, str):
         return None
     parent, dot, last = name.rpartition(".")
@@ -154,7 +158,7 @@ def _pair(name: object) -> tuple[str, str] | None:
 
 
 def _are_three(part: Mapping[Any, Any], pair: Sequence[str]) -> bool:
-    """Whether both are numbers of three channels."""
+    """True if both are floating-point tensors with three elements."""
     return all(
         isinstance(part.get(name), Tensor) and part[name].is_floating_point() and part[name].numel() == 3
         for name in pair

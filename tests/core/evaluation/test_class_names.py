@@ -41,7 +41,7 @@ def test_other_names_are_refused_and_both_lists_shown(
     with pytest.raises(UserError) as caught:
         match_classes(scored, len(scored), classes, "mine")
     message = str(caught.value)
-    assert f"tells apart {', '.join(map(repr, scored))}, " in message
+    assert f"has the classes {', '.join(map(repr, scored))}, " in message
     assert f"'mine' has {', '.join(map(repr, classes))}: " in message
     assert ("`classes_by_position`" in message) == (len(scored) == len(classes))
 
@@ -99,7 +99,7 @@ def test_by_position_takes_the_scores_as_they_come_and_says_so() -> None:
         1,
     )
     assert notes == ["classes matched by position: the classifier's 'cat', 'dog' as 'kitten', 'dog'"]
-    with pytest.raises(UserError, match="gives 3 scores, 'm' has 2 classes: they cannot be matched"):
+    with pytest.raises(UserError, match="has 3 outputs but 'm' has 2 classes: they cannot be matched"):
         match_classes((), 3, ("a", "b"), "m", by_position=True)
 
 

@@ -71,7 +71,7 @@ def test_an_evaluation_on_other_images_keeps_the_one_before(tmp_path: Path) -> N
     path = tmp_path / "eval-c.json"
     save_whole(evaluation(0.5), path)
     assert save_whole(evaluation(0.4, (1, 2, 3)), path) == (
-        path, ["eval-c-10-images.json keeps the evaluation that left out other images"]
+        path, ["eval-c-10-images.json keeps the evaluation that excluded other images"]
     )  # fmt: skip
     assert contents(tmp_path) == {
         "eval-c-10-images.json": pytest.approx(0.5), "eval-c.json": pytest.approx(0.4)

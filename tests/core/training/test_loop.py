@@ -186,7 +186,7 @@ def test_finished_run_resumes_to_its_result(
 def test_refuses(
     whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="holds a run already: add --resume"):
+    with pytest.raises(UserError, match="holds a run already: pass `resume`"):
         train(CONFIG, whole[0], dataset, corrupted)
     with pytest.raises(UserError, match="none prepared"):
         train(CONFIG, tmp_path / "a", dataset)
@@ -289,7 +289,7 @@ def test_divergence_keeps_the_last_good_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(Trainer, "step", step_that_breaks(STEPS + 2, key, float("nan")))
-    expected = rf"step {STEPS + 2}: {key} is nan; lower --lr. The last good checkpoint is of step {STEPS}: "
+    expected = rf"step {STEPS + 2}: {key} is nan; lower `lr`. The last good checkpoint is of step {STEPS}: "
     with pytest.raises(DivergedError, match=expected + re.escape(str(run / "checkpoint.pt"))):
         train(CONFIG, run, dataset, corrupted)
     assert load_checkpoint(run).step == STEPS
@@ -347,7 +347,7 @@ def test_lambdas_that_tuning_has_made_zero_are_reported_once(
     config = replace(CONFIG, initial_lambda=0.0)
     train(config, tmp_path / "run", dataset, corrupted, on_event=events.append)
     (notice,) = (event for event in events if isinstance(event, Notice))
-    expected = f"all λ are 0 after step {2 * STEPS}, so no task has an effect: try a lower meta_lr"
+    expected = f"all λ are 0 after step {2 * STEPS}, so no task has an effect: try a lower `meta_lr`"
     assert notice.text == expected
     assert notice.text in (tmp_path / "run" / "log.txt").read_text()
 
@@ -368,7 +368,7 @@ def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on
     result = train(config, run, dataset, corrupted, resume=True, on_event=events.append)
     assert result.lambdas == {"rotation": 0.5, "ir": 0.5}
     (notice,) = (event for event in events if isinstance(event, Notice))
-    assert notice.text.startswith("this run keeps λ as it is: warmup_epochs: AutoML tunes nothing")
+    assert notice.text.startswith("this run leaves λ unchanged: warmup_epochs: AutoML tunes nothing")
 
 
 def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_recorder_sees_a_number_that_changes() -> None:
 
 @pytest.mark.parametrize("option", ["batch_size", "meta_batch_size"])
 def test_refuses_batches_too_small_to_share(option: str) -> None:
-    with pytest.raises(UserError, match=f"{option}: 4 images cannot be shared by 5 ranks"):
+    with pytest.raises(UserError, match=f"{option}: 4 images are too few for 5 ranks"):
         make_trainer(World(0, 5), **{"batch_size": 8, "meta_batch_size": 8, option: 4})
 
 

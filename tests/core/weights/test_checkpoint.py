@@ -293,7 +293,7 @@ def test_safetensors_where_the_package_is_not_installed(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.stderr.splitlines()[-1].endswith(
-        "w.safetensors is a safetensors file, and reading it needs the package safetensors: "
+        "w.safetensors is a safetensors file, which needs the package safetensors: "
         "pip install 'rsslcli[safetensors]'"
     )
 
@@ -622,27 +622,31 @@ def test_nan_in_a_plain_state_dict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("lambdas", torch.tensor([0.5, -0.1]), "a λ is below 0"),
-        ("lambdas", torch.tensor([0.5]), "not one λ per task"),
+        ("lambdas", torch.tensor([0.5, -0.1]), "a λ is negative"),
+        ("lambdas", torch.tensor([0.5]), "the number of λ is not that of the tasks"),
         ("classes", ["cat", "dog"], "not of the network in its configuration"),
         ("config", {"depth": 16}, "not of the network in its configuration"),
         ("config", {"width": 2}, "not of the network in its configuration"),
         ("config", {"x\ny\x1b" * 9: 1}, "its configuration: "),
-        ("classifier", {"fc.weight": torch.ones(3, 64).long()}, "numbers of another kind"),
+        ("classifier", {"fc.weight": torch.ones(3, 64).long()}, "have the wrong dtype"),
         ("classifier", {"fc.weight": torch.ones(3, 64).cfloat()}, "'classifier' is missing or of the wrong"),
         ("classifier", {"fc.weight": torch.ones(3, 64).bool()}, "'classifier' is missing or of the wrong"),
         ("classifier", {"block2.layer.0.conv2.weight": torch.ones(32, 31, 3, 3)}, "has another shape"),
         ("classifier", {"\x1b[31m": torch.ones(1)}, "Unexpected key"),
-        ("heads", {"rotation.bias": torch.ones(5)}, "the optimizer's state is not of its weights"),
-        ("heads", {"rotation.weight": torch.ones(5)}, "the optimizer's state is not of its weights"),
-        ("optimizer", {"state": {10**6: {}}}, "the optimizer's state is not of its weights"),
-        ("optimizer", {"state": {0: {"momentum_buffer": torch.ones(2)}}}, "the optimizer's state is not"),
-        ("optimizer", {"state": {0: {"momentum_buffer": "x"}}}, "the optimizer's state is not"),
-        ("optimizer", {"state": [1]}, "the optimizer's state is not of its weights"),
-        ("optimizer", {"param_groups": []}, "the optimizer's state is not of its weights"),
-        ("optimizer", {"param_groups": [{"params": [0]}]}, "the optimizer's state is not of its weights"),
-        ("excluded", [2**63], "'excluded' is missing or of the wrong kind"),
-        ("step", 10**400, "'step' is missing or of the wrong kind"),
+        ("heads", {"rotation.bias": torch.ones(5)}, "the optimizer's state does not fit its weights"),
+        ("heads", {"rotation.weight": torch.ones(5)}, "the optimizer's state does not fit its weights"),
+        ("optimizer", {"state": {10**6: {}}}, "the optimizer's state does not fit its weights"),
+        (
+            "optimizer",
+            {"state": {0: {"momentum_buffer": torch.ones(2)}}},
+            "the optimizer's state does not fit",
+        ),
+        ("optimizer", {"state": {0: {"momentum_buffer": "x"}}}, "the optimizer's state does not fit"),
+        ("optimizer", {"state": [1]}, "the optimizer's state does not fit its weights"),
+        ("optimizer", {"param_groups": []}, "the optimizer's state does not fit its weights"),
+        ("optimizer", {"param_groups": [{"params": [0]}]}, "the optimizer's state does not fit its weights"),
+        ("excluded", [2**63], "'excluded' is missing or has the wrong type"),
+        ("step", 10**400, "'step' is missing or has the wrong type"),
         ("version", torch.ones(40, 40), "has checkpoint version"),
     ],
     ids=range(22),

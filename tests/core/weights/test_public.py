@@ -48,7 +48,7 @@ SGD = torch.optim.SGD(network().parameters(), lr=0.1).state_dict()
 OLD = {name: value for name, value in STATE.items() if not name.endswith("num_batches_tracked")}
 HEAD = {"weight": torch.ones(4, 64), "bias": torch.ones(4)}
 SUB_BLOCK = {f"sub_{name}": value for name, value in STATE.items() if name.startswith("block1.")}
-LOST = "not part of the WideResNet, and not used: "
+LOST = "not part of the WideResNet, so not used: "
 
 #: What a file holds; the note on what is not used; whether it says how its input is normalized.
 FILES: dict[str, tuple[Any, str, bool]] = {
@@ -113,7 +113,9 @@ def test_public_files(kind: str, tmp_path: Path) -> None:
     expected = reference(((images - mean) / std + 1) / 2)
     tolerance = 2e-2 if kind == "half precision" else 1e-5
     torch.testing.assert_close(loaded(images), expected, rtol=tolerance, atol=tolerance)
-    says = "as the file says, by mean / standard deviation" if tells else "does not say how its input is norm"
+    says = (
+        "as the file says, with mean / standard deviation" if tells else "does not say how its input is norm"
+    )
     assert says in notes[-1]
     assert [note.removeprefix(f"{path}: ") for note in notes[:-1]] == ([unused] if unused else [])
 
@@ -133,8 +135,7 @@ def test_several_networks_in_a_file(tmp_path: Path) -> None:
         loaded, _ = load_classifier(tmp_path / "w.pt", note=notes.append)
         assert torch.equal(loaded.fc.weight, STATE["fc.weight"])
         assert (
-            f"it holds several networks, at {places}: the one at {place} is taken; to take another"
-            in notes[0]
+            f"it holds several networks, at {places}: the one at {place} is used; to use another" in notes[0]
         )
         assert "not used: " in notes[1]
 
@@ -187,7 +188,7 @@ def test_weights_of_another_architecture_with_the_same_names_are_noted(
         assert torch.equal(loaded(images), network(images)) == (not is_noted)
         assert len(notes) == is_noted
         if is_noted:
-            assert "'block2.layer.0.bn1' and 'block3.layer.0.bn1' took no part in the training" in notes[0]
+            assert "'block2.layer.0.bn1' and 'block3.layer.0.bn1' did not take part in training" in notes[0]
             assert "FixMatch" in notes[0]
     torch.save(WideResNet(10, width).state_dict(), tmp_path / "new.pt")  # nothing in it is trained
     load_classifier(tmp_path / "new.pt", normalization="half", note=pytest.fail)
@@ -249,7 +250,7 @@ def test_normalization_by_name_and_by_numbers(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="normalization"):
             load_classifier(tmp_path / "w.pt", normalization=wrong)
     torch.save(STATE | buffers("mu", "sigma"), tmp_path / "w.pt")
-    with pytest.raises(UserError, match="says how its input is normalized, which is otherwise"):
+    with pytest.raises(UserError, match="contains another normalization of its input"):
         load_classifier(tmp_path / "w.pt", normalization="half")
 
 
