@@ -203,6 +203,13 @@ def bring_in_place(
         )
     elif generates:
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
+    elif prepared.stale_corruptions:
+        again = " ".join(_ANOTHER_SET if _is_imported(prepared) else _GENERATE)
+        err.print(
+            f"the corrupted images in {data.corrupted_folder} are of other test images: "
+            f"prepare them again with {again}",
+            soft_wrap=True,
+        )
     in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
     return prepared, corrupted is not None or (in_place and not generates)
 
@@ -228,13 +235,6 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
     )
     for text in prepared.notes:
         note(text)
-    if prepared.stale_corruptions:
-        again = " ".join(_ANOTHER_SET if _is_imported(prepared) else _GENERATE)
-        err.print(
-            f"the corrupted images in {prepared.dataset.corrupted_folder} are of other test images: "
-            f"prepare them again with {again}",
-            soft_wrap=True,
-        )
     return prepared
 
 

@@ -96,5 +96,7 @@ def test_corrupted_images_of_other_test_images_are_refused_wherever_they_are_use
     assert (folder / "data" / "mine" / "corrupted" / "corruptions.json").read_bytes() == before
     shutil.copytree(folder / "data", folder / "elsewhere")
     here.refuse("eval-c runs/five --data-dir elsewhere", f"`rssl {mends} --data-dir elsewhere`")
-    here.succeed(mends)
+    code, _, err = here(mends)
+    assert code == 0
+    assert "are of other test images" not in err  # they were, and are made again
     here.succeed("eval-c runs/five --corruptions fog")

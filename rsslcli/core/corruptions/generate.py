@@ -66,8 +66,8 @@ def generate_corrupted(
     A file holds five blocks of N images, severity 1 to 5. Until all five are there it is called
     `<corruption>.npy.partial`; a later call with the same images, labels and seed makes only the blocks
     that are missing. `corruptions.json` records what each file was made from and which of its blocks are
-    finished; files that it records as made from something else are removed and made anew, files that it
-    does not know are replaced.
+    finished. Files that it records as made from other images are removed, also those of corruptions that are
+    not asked for; files of another seed or version are made anew; files that it does not know are replaced.
 
     `workers` threads share the work, by default as many as torch would use. Raises UserError as `corrupt`
     does, for labels that do not fit the images, and for no images at all; an OSError (such as a full disk)
@@ -162,6 +162,17 @@ class _CorruptionFiles:
         self.folder = folder
         self.lock = threading.Lock()
         self.record = self._read_record()
+        self._remove_others()
+
+    def _remove_others(self) -> None:
+        """Remove what was made from other images: `labels.npy`, and so the folder, is of these now."""
+        source = self.identity["source"]
+        for name in [
+            name for name, entry in self.record.items() if entry["identity"].get("source") != source
+        ]:
+            for path in self._paths(name):
+                path.unlink(missing_ok=True)
+            del self.record[name]
 
     def missing(self, name: str, severities: Sequence[int]) -> list[int]:
         """Get the file of a corruption ready to be written; return the severities that it still lacks."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions import generate as module
 from rsslcli.core.corruptions.generate import corrupt, generate_corrupted
+from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.errors import UserError
 
 Images = NDArray[np.uint8]
@@ -287,3 +288,19 @@ class TestFiles:
     def test_large_labels_are_kept(self, images: Images, tmp_path: Path) -> None:
         generate_corrupted(images, np.arange(40) + 300, tmp_path, corruptions=["contrast"])
         assert np.load(tmp_path / "labels.npy").max() == 339
+
+
+def test_a_part_made_of_other_images_leaves_no_mixture(
+    images: Images, labels: NDArray[np.int64], tmp_path: Path
+) -> None:
+    generate_corrupted(images[:9], labels[:9], tmp_path, corruptions=PAIR)
+    generate_corrupted(images[:7], labels[:7], tmp_path, corruptions=PAIR[:1])
+    assert open_corrupted(tmp_path, "toy").names == PAIR[:1]
+    assert json.loads((tmp_path / module.RECORD).read_text()).keys() == {PAIR[0]}
+    generate_corrupted(images[:7], labels[:7], tmp_path, corruptions=PAIR, severities=[2])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "contrast.npy",
+        "gaussian_noise.npy.partial",
+        "corruptions.json",
+        "labels.npy",
+    }
