@@ -40,16 +40,42 @@ if TYPE_CHECKING:
 STUDY = "Study"
 
 
+_Preset = Annotated[
+    str,
+    typer.Option(
+        help="paper: full size. small: some hours on two CPU cores. quick: minutes, embedded images.",
+        metavar=f"<{'|'.join(PRESETS)}>",
+        autocompletion=completion.one_of(PRESETS),
+        rich_help_panel=STUDY,
+    ),
+]
+_Only = Annotated[
+    str | None,
+    typer.Option(
+        help="Only these cells: numbers, names or methods, separated by commas.",
+        metavar="<cells>",
+        autocompletion=completion.some_of(PAPER_METHODS),
+        rich_help_panel=STUDY,
+    ),
+]
+_AddTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A task of your own: a row of the table, and a fifth task under AutoML; may be repeated.",
+        metavar="<task>",
+        rich_help_panel=STUDY,
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="List the cells and what they will take; run nothing.", rich_help_panel=STUDY
+    ),
+]
+
+
 def reproduce(
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="paper: full size. small: some hours on two CPU cores. quick: minutes, embedded images.",
-            metavar=f"<{'|'.join(PRESETS)}>",
-            autocompletion=completion.one_of(PRESETS),
-            rich_help_panel=STUDY,
-        ),
-    ] = "paper",
+    preset: _Preset = "paper",
     output: Annotated[
         Path | None,
         typer.Option(help="The study's folder. Default: study-<preset>.", rich_help_panel=STUDY),
@@ -57,15 +83,7 @@ def reproduce(
     seeds: Annotated[
         int | None, typer.Option(help="Seeds of every cell; paper and small have 3.", rich_help_panel=STUDY)
     ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            help="Only these cells: numbers, names or methods, separated by commas.",
-            metavar="<cells>",
-            autocompletion=completion.some_of(PAPER_METHODS),
-            rich_help_panel=STUDY,
-        ),
-    ] = None,
+    only: _Only = None,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -76,20 +94,8 @@ def reproduce(
     retry: Annotated[
         bool, typer.Option("--retry", help="Run the cells that failed once more.", rich_help_panel=STUDY)
     ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="List the cells and what they will take; run nothing.", rich_help_panel=STUDY
-        ),
-    ] = False,
-    add_task: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A task of your own: a row of the table, and a fifth task under AutoML; may be repeated.",
-            metavar="<task>",
-            rich_help_panel=STUDY,
-        ),
-    ] = None,
+    dry_run: _DryRun = False,
+    add_task: _AddTask = None,
     task_file: TaskFile = None,
     config: ConfigFile = None,
     dataset: DatasetName = None,

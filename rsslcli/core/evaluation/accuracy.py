@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -167,30 +167,10 @@ def evaluate(
             scores, or `precision` is "bfloat16" and it is not a float32 model.
         DivergedError: scores are NaN or infinite.
     """
-    names = list(dict.fromkeys(corrupted.names if corruptions is None else corruptions))
-    for name in names:
-        if name not in CORRUPTIONS:
-            raise unknown("corruption", name, corrupted.names)
-        if name not in corrupted.names:
-            raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
-    every = np.arange(corrupted.images_per_cell)
-    left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # valid ones, without duplicates
-    chosen = np.setdiff1d(every, left_out)[:limit]
-    if not len(chosen):
-        raise UserError(
-            f"{corrupted.folder}: no image is left to evaluate after excluding those that tuned λ"
-        )
-    clean = clean_images(test, corrupted, left_out.tolist())[:limit]
-    if limit is not None and aligned(corrupted, test):
-        clean = chosen
+    names = _checked_names(corrupted, corruptions)
+    left_out, chosen, clean = _choose_images(test, corrupted, excluded, limit)
     scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
-    dtype = _dtype_name(model_dtype(classifier))
-    if dtype != "float32" and precision == "bfloat16":
-        raise UserError(
-            f"precision bfloat16 is for float32 models, but this one is {dtype}: "
-            "without `precision`, the model is evaluated in its dtype"
-        )
-    computed_in = precision if dtype == "float32" else dtype
+    computed_in = _computed_in(classifier, precision)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     cells = [
         _CLEAN,
@@ -211,20 +191,11 @@ def evaluate(
     sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
     counts = _Counts(partial, fingerprint, sizes)
     counts.known = json.loads(world.broadcast(json.dumps(counts.known)))
-    remaining = [cell for cell in cells if _key(*cell) not in counts.known]
-    # Each rank evaluates one cell at a time; the sum over ranks collects their counts.
-    for start in range(0, len(remaining), world.size):
-        progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
-        at_once = remaining[start : start + world.size]
-        found = torch.zeros(len(at_once), 2, dtype=torch.int64)
-        if world.rank < len(at_once):
-            found[world.rank] = torch.tensor(count(*at_once[world.rank]))
-        correct, undecided = world.all_reduce(found).T.tolist()
-        for cell, n in zip(at_once, undecided, strict=True):
-            if n:
-                raise _undecided(cell, n, sizes[_key(*cell)], computed_in)
-        counts.add({_key(*cell): n for cell, n in zip(at_once, correct, strict=True)})
-    progress("done", len(cells), len(cells))
+    for found, undecided in _count_cells(cells, counts.known, count, world, progress):
+        for cell, images in undecided.items():
+            if images:
+                raise _undecided(cell, images, sizes[_key(*cell)], computed_in)
+        counts.add(found)
     counts.remove()
     accuracy: dict[str, list[float | None]] = {
         name: [
@@ -250,6 +221,67 @@ def evaluate(
     )
     suspicion = note_on_chance(result, test) if foreign else None
     return dataclasses.replace(result, notes=(*result.notes, suspicion)) if suspicion else result
+
+
+def _checked_names(corrupted: CorruptedSet, corruptions: Sequence[str] | None) -> list[str]:
+    """The corruptions to evaluate, each once; UserError for one that `corrupted` does not have."""
+    names = list(dict.fromkeys(corrupted.names if corruptions is None else corruptions))
+    for name in names:
+        if name not in CORRUPTIONS:
+            raise unknown("corruption", name, corrupted.names)
+        if name not in corrupted.names:
+            raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
+    return names
+
+
+def _choose_images(
+    test: Split, corrupted: CorruptedSet, excluded: Sequence[int], limit: int | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The indices of the source images left out and evaluated, and of the clean images; UserError if none."""
+    every = np.arange(corrupted.images_per_cell)
+    left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # valid ones, without duplicates
+    chosen = np.setdiff1d(every, left_out)[:limit]
+    if not len(chosen):
+        raise UserError(
+            f"{corrupted.folder}: no image is left to evaluate after excluding those that tuned λ"
+        )
+    clean = clean_images(test, corrupted, left_out.tolist())[:limit]
+    if limit is not None and aligned(corrupted, test):
+        clean = chosen
+    return left_out, chosen, clean
+
+
+def _computed_in(classifier: nn.Module, precision: str) -> str:
+    """The precision of an evaluation: `precision` for a float32 model, else the model's own dtype."""
+    dtype = _dtype_name(model_dtype(classifier))
+    if dtype != "float32" and precision == "bfloat16":
+        raise UserError(
+            f"precision bfloat16 is for float32 models, but this one is {dtype}: "
+            "without `precision`, the model is evaluated in its dtype"
+        )
+    return precision if dtype == "float32" else dtype
+
+
+def _count_cells(
+    cells: Sequence[tuple[str, int]],
+    known: Mapping[str, int],
+    count: Callable[[str, int], tuple[int, int]],
+    world: World,
+    progress: Progress,
+) -> Iterator[tuple[dict[str, int], dict[tuple[str, int], int]]]:
+    """Evaluate the cells that are not known; yield how many images are right, and how many undecided."""
+    remaining = [cell for cell in cells if _key(*cell) not in known]
+    # Each rank evaluates one cell at a time; the sum over ranks collects their counts.
+    for start in range(0, len(remaining), world.size):
+        progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
+        at_once = remaining[start : start + world.size]
+        found = torch.zeros(len(at_once), 2, dtype=torch.int64)
+        if world.rank < len(at_once):
+            found[world.rank] = torch.tensor(count(*at_once[world.rank]))
+        correct, undecided = world.all_reduce(found).T.tolist()
+        right = {_key(*cell): n for cell, n in zip(at_once, correct, strict=True)}
+        yield right, dict(zip(at_once, undecided, strict=True))
+    progress("done", len(cells), len(cells))
 
 
 class _Counts:
