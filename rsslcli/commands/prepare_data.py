@@ -26,6 +26,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError
 
 if TYPE_CHECKING:
+    from rsslcli.core.data.corrupted import CorruptedSet
     from rsslcli.core.data.prepare import Prepared
 
 
@@ -195,6 +196,13 @@ def bring_in_place(
                     progress=progress,
                     note=note,
                 )
+    _report_corrupted(prepared, corrupted, generates=generates)
+    in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
+    return prepared, corrupted is not None or (in_place and not generates)
+
+
+def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, generates: bool) -> None:
+    """Print what there is of the corrupted test set, if it was asked for or is of other test images."""
     if corrupted is not None:
         out.print(
             f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
@@ -206,12 +214,10 @@ def bring_in_place(
     elif prepared.stale_corruptions:
         again = " ".join(_ANOTHER_SET if _is_imported(prepared) else _GENERATE)
         err.print(
-            f"the corrupted images in {data.corrupted_folder} are of other test images: "
+            f"the corrupted images in {prepared.dataset.corrupted_folder} are of other test images: "
             f"prepare them again with {again}",
             soft_wrap=True,
         )
-    in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
-    return prepared, corrupted is not None or (in_place and not generates)
 
 
 def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
