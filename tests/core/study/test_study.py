@@ -155,7 +155,7 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
     (run / "config.yaml").write_text(cell.config.to_yaml().replace("epochs: 6", "epochs: 7"))
-    with pytest.raises(UserError, match="is of another study, with another epochs"):
+    with pytest.raises(UserError, match="belongs to another study, with another epochs"):
         cell.status()
 
 
