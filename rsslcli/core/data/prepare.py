@@ -153,7 +153,7 @@ def _recognise(
     if source is None:
         near = nearest(name, (*cifar.OFFICIAL, "shapes"))
         hint = f"did you mean '{near}'? Else " if near else ""
-        raise UserError(f"data set {name!r} needs a source: {hint}give as `source` {_ACCEPTED}")
+        raise UserError(f"data set {name!r} needs a source: {hint}give `source`, {_ACCEPTED}")
     if image_tree.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",

@@ -116,8 +116,8 @@ class Cell:
         for key, value in there.items():
             if key not in ignored and mine.get(key, value) != value:
                 raise UserError(
-                    f"{self.directory} belongs to another study, with another {key} ({short_repr(value)} there, "
-                    f"{short_repr(mine[key])} here): choose another `output`"
+                    f"{self.directory} belongs to another study, with another {key} ({short_repr(value)} "
+                    f"there, {short_repr(mine[key])} here): choose another `output`"
                 )
 
 

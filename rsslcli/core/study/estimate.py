@@ -216,7 +216,7 @@ def _training_speeds(work: Mapping[str, _Work], threads: int) -> dict[str, Speed
 
 
 def _step(trainer: Trainer, chosen: torch.Tensor) -> Callable[[], object]:
-    """A call that runs the last step of a training, which tunes λ if any step does, and waits for the device."""
+    """A call of the last training step, which tunes λ if any step does; it waits for the device."""
     return lambda: float(trainer.step(trainer.steps - 1, chosen)["loss/main"])
 
 
@@ -247,9 +247,9 @@ def _measure(call: Callable[[], object], operations: float, device: torch.device
     """The speed of `call`, measured for `_KIND_SECONDS`, or for twice that on a busy machine.
 
     On a busy machine a call waits for its turn. On a CPU the best speed excludes that wait: it is based on
-    the CPU time of this thread, which shares the work of all others. But this thread also spins while it waits
-    for the others, so several threads on a busy machine may seem slower than one: then a single thread is
-    measured too.
+    the CPU time of this thread, which shares the work of all others. But this thread also spins while it
+    waits for the others, so several threads on a busy machine may seem slower than one: then a single
+    thread is measured too.
     """
     import torch
 

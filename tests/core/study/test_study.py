@@ -272,7 +272,8 @@ def test_resuming_fixed_weights_says_so(tmp_path: Path) -> None:
     cell = cell_in(tmp_path, "fixed")
     cell.directory.mkdir()
     (cell.directory / "checkpoint.pt").touch()
-    assert cell.commands()[0] == ["train-automl", "--resume", "--output", str(cell.directory), "--fixed"]
+    output = str(cell.directory)
+    assert cell.commands()[0] == ["train-automl", "--resume", "--fixed", "--output", output]
 
 
 def test_cells_run_at_once_and_are_skipped_when_done(folder: Path) -> None:
