@@ -88,7 +88,7 @@ def prepare(
     source = source or _recorded_source(record)
     notes: list[str] = []
     damaged: list[str] | None = [] if skip_damaged else None
-    origin = _recognise(name, folder, source, resize, damaged, progress, notes.append)
+    origin = _recognize(name, folder, source, resize, damaged, progress, notes.append)
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     in_place = present and record.items() >= (wanted | _checksums(present)).items()
     if present and in_place and (skip_damaged or not left_out):
@@ -124,7 +124,7 @@ def _prepare_corrupted(
     return Prepared(dataset.folder, dataset, kind, changed, notes=tuple(notes), corrupted=corrupted)
 
 
-def _recognise(
+def _recognize(
     name: str,
     folder: Path,
     source: Path | None,

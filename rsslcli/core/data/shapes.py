@@ -1,7 +1,7 @@
 """The embedded data set: small drawn pictures of ten shapes, to try everything without a download.
 
 Each picture is lit from above: a sky that is lighter and bluer than the warm ground, a shaded shape that
-stands upright within 25 degrees, a shadow below it. That gives the self-supervision tasks (rotation, colour)
+stands upright within 25 degrees, a shadow below it. That gives the self-supervision tasks (rotation, color)
 something to learn. Only exactly rounded arithmetic is used: the pictures are the same on every machine.
 """
 
@@ -117,7 +117,7 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     def between(low: float, high: float, shape: tuple[int, ...] = scalar) -> Array:
         return low + (high - low) * random.random(shape)
 
-    # Pixel centres in [-1, 1], x to the right, y upwards.
+    # Pixel centers in [-1, 1], x to the right, y upwards.
     axis = (np.arange(_SIZE) + 0.5) / (_SIZE / 2) - 1
     x, y = (
         np.broadcast_to(axis, (count, _SIZE, _SIZE)),
@@ -127,17 +127,17 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     # Sky above the horizon, ground below, in two of five pictures one of them alone; lighter towards the top.
     horizon = between(-0.7, 0.1) + between(-0.15, 0.15) * x
     horizon = horizon + (random.random(scalar) < 0.4) * random.choice([-2, 2], scalar)
-    sky = _colour(between(0.5, 0.66), between(0.15, 0.6), between(0.55, 0.95))
-    ground = _colour(between(0.05, 0.33), between(0.2, 0.7), between(0.25, 0.6))
+    sky = _color(between(0.5, 0.66), between(0.15, 0.6), between(0.55, 0.95))
+    ground = _color(between(0.05, 0.33), between(0.2, 0.7), between(0.25, 0.6))
     canvas = _mix(ground, sky, _step((y - horizon) / between(0.1, 0.5)))
     canvas = canvas * (1 + between(0.02, 0.18) * y)[..., None]
     canvas = canvas * (1 + between(0, 0.1) * _texture(between, 6, count))[..., None]
 
-    # Distractors behind the shape: soft blobs and sharp bars in any colour.
+    # Distractors behind the shape: soft blobs and sharp bars in any color.
     for _ in range(2):
         distance = np.sqrt((x - between(-1, 1)) ** 2 + (y - between(-1, 1)) ** 2) / between(0.1, 0.45)
-        canvas = _mix(canvas, _any_colour(between), _step(1.5 - distance) * between(0, 0.4))
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * between(0, 0.3))
+        canvas = _mix(canvas, _any_color(between), _step(1.5 - distance) * between(0, 0.4))
+    canvas = _mix(canvas, _any_color(between), _bar(x, y, between) * between(0, 0.3))
 
     # The shape: moved, scaled, tilted; a shadow beneath; shaded from above; a darker or lighter rim.
     cos, sin = _tilts(random.integers(-_TILT, _TILT, scalar, endpoint=True))
@@ -154,7 +154,7 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     canvas = _mix(canvas, canvas * 0.45, np.clip(0.5 - shadow / (4 * pixel), 0, 1) * between(0.2, 0.9))
     usual = np.array([hue for _, hue in SHAPES.values()])[labels][:, None, None]
     hue = np.where(random.random(scalar) < 0.65, usual + between(-0.06, 0.06), random.random(scalar)) % 1
-    fill = _colour(hue, between(0.5, 1), between(0.5, 1))
+    fill = _color(hue, between(0.5, 1), between(0.5, 1))
     shade = 1 + between(0.1, 0.35) * along + between(0, 0.15) * _texture(between, 9, count)
     rim = _step(1.5 + distance / pixel) * between(-0.7, 0)
     fill = fill * (shade * (1 + rim))[..., None]
@@ -162,7 +162,7 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     canvas = _mix(canvas, fill, np.clip(0.5 - distance / pixel, 0, 1) * opacity)
 
     # What is in front: a bar across half of the pictures.
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * (random.random(scalar) < 0.2))
+    canvas = _mix(canvas, _any_color(between), _bar(x, y, between) * (random.random(scalar) < 0.2))
 
     # The camera: contrast, exposure and noise (a sum of uniforms is near enough to a Gaussian).
     canvas = 0.5 + (canvas - 0.5) * between(0.7, 1)[..., None] + between(-0.08, 0.08)[..., None]
@@ -181,11 +181,11 @@ def _step(value: Array) -> Array:
 
 
 def _mix(below: Array, above: Array, alpha: Array) -> Array:
-    """Lay a colour or a picture, (N, ., ., 3), over another with opacity `alpha`, (N, ., .)."""
+    """Lay a color or a picture, (N, ., ., 3), over another with opacity `alpha`, (N, ., .)."""
     return below + (above - below) * alpha[..., None]
 
 
-def _colour(hue: Array, saturation: Array, value: Array) -> Array:
+def _color(hue: Array, saturation: Array, value: Array) -> Array:
     """From HSV, each (N, 1, 1), to RGB (N, 1, 1, 3)."""
     sector: Array = (np.array([5, 3, 1]) + hue[..., None] * 6) % 6
     ramp = np.clip(np.minimum(sector, 4 - sector), 0, 1)
@@ -193,8 +193,8 @@ def _colour(hue: Array, saturation: Array, value: Array) -> Array:
     return rgb
 
 
-def _any_colour(between: Between) -> Array:
-    return _colour(between(0, 1), between(0.1, 1), between(0.2, 1))
+def _any_color(between: Between) -> Array:
+    return _color(between(0, 1), between(0.1, 1), between(0.2, 1))
 
 
 def _tilts(degrees: npt.NDArray[np.int64]) -> tuple[Array, Array]:
