@@ -58,7 +58,7 @@ def test_a_study_from_nothing_to_its_report(home: Path) -> None:
     again = rssl(command, cwd=home)
     assert again.returncode == 0
     assert "2 skipped" in again.stdout
-    refuse(f"{command} --seeds 1 --preset small", cwd=home, match="baseline-s0 is of another study")
+    refuse(f"{command} --seeds 1 --preset small", cwd=home, match="baseline-s0 belongs to another study")
     assert json.loads((home / "study" / "plan.json").read_text()) == {"seeds": 1, "added_tasks": []}
 
 

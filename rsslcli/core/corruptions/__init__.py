@@ -1,4 +1,4 @@
-"""The corruptions of CIFAR-10-C: their names here, the generator in `generate` (which imports torch)."""
+"""The corruptions of CIFAR-10-C: their names; the generator is in `generate`, which imports torch."""
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD
 

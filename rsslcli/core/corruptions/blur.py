@@ -1,4 +1,4 @@
-"""Blurs. The shape contract of every corruption is in `noise`."""
+"""Blurs. `noise` states the interface of every corruption."""
 
 from functools import lru_cache
 
@@ -10,13 +10,13 @@ from torch import Generator, Tensor
 from rsslcli.core.corruptions.operators import gaussian_filter, shift_pixels, zoom_matrix
 
 GAUSSIAN_SIGMA = (0.4, 0.6, 0.7, 0.8, 1.0)
-#: radius of the disk, sigma of the Gaussian that softens its rim
+#: radius of the disk, sigma of the Gaussian that softens its edge
 DEFOCUS_DISK = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))
 #: sigma, passes; pixels move by at most one
 GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))
 #: radius, sigma
 MOTION = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))
-#: the zooms averaged are 1, 1.01, … up to this; whether the end belongs to them is as in `numpy.arange`
+#: the averaged zoom factors are 1, 1.01, … up to this; rounding in `numpy.arange` decides about the end
 ZOOM_END = (1.06, 1.11, 1.16, 1.21, 1.26)
 
 
@@ -26,7 +26,7 @@ def gaussian_blur(images: Tensor, severity: int, generator: Generator) -> Tensor
 
 
 def defocus_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Convolve with a disk, as a lens out of focus does."""
+    """Convolve with a disk, like a lens out of focus."""
     kernel = _disk(*DEFOCUS_DISK[severity - 1])
     border = kernel.shape[-1] // 2
     height, width = images.shape[-2:]
@@ -45,11 +45,11 @@ def _disk(radius: float, softness: float) -> Tensor:
 
 
 def glass_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Blur, replace pixels by random neighbours, blur.
+    """Blur, replace pixels with random neighbors, and blur again.
 
-    The original means to swap a pixel with its neighbour, but its assignment through array views only
-    copies the neighbour, which always lies above or to the left and has not been overwritten yet (its
-    output confirms it). So each pass is one gather.
+    The original intends to swap a pixel with its neighbor, but its assignment through array views only
+    copies the neighbor, which always lies above or to the left and is not overwritten yet, as its output
+    confirms. So each pass is one gather.
     """
     sigma, passes = GLASS[severity - 1]
     count, _, height, width = images.shape
@@ -63,7 +63,7 @@ def glass_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
 
 
 def motion_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Blur along a direction of its own for each image, between -45° and 45°."""
+    """Blur each image along a random direction between -45° and 45°."""
     radius, sigma = MOTION[severity - 1]
     degrees = torch.rand(len(images), generator=generator) * 90 - 45
     return smear(images, degrees, radius, sigma)
@@ -72,7 +72,7 @@ def motion_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
 def smear(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor:
     """Blur images (N, C, H, W) to one side along the directions (N,), like ImageMagick's motion blur.
 
-    The weights are half a Gaussian over whole pixels along the direction; the edge pixels repeat outwards.
+    The weights are half a Gaussian over integer steps along the direction; edge pixels repeat outward.
     """
     steps = torch.arange(2 * radius + 1)
     weights = torch.exp(-0.5 * (steps / sigma) ** 2)
@@ -80,7 +80,7 @@ def smear(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor:
     angle = torch.deg2rad(degrees)[:, None, None]
     result = torch.zeros_like(images)
     for step, weight in zip(steps.tolist(), weights.tolist(), strict=True):
-        if weight > 1e-5:  # too little to change a grey level otherwise
+        if weight > 1e-5:  # smaller weights change no gray level
             down = (step * torch.sin(angle) - 0.5).ceil().long()
             right = (step * torch.cos(angle) - 0.5).ceil().long()
             result += weight * shift_pixels(images, down, right)
@@ -88,14 +88,14 @@ def smear(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor:
 
 
 def zoom_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Average the image with enlargements of its middle."""
+    """Average the image with enlargements of its center."""
     height, width = images.shape[-2:]
     return (images.flatten(2) @ _zoom_average(height, width, severity).T).view_as(images)
 
 
 @lru_cache(maxsize=8)
 def _zoom_average(height: int, width: int, severity: int) -> Tensor:
-    """All zooms at once as a matrix (H·W, H·W); it is several times faster than one zoom after the other."""
+    """All zooms combined as a matrix (H·W, H·W), several times faster than one zoom after another."""
     factors = np.arange(1, ZOOM_END[severity - 1], 0.01).tolist()
     total = torch.eye(height * width)
     for factor in factors:

@@ -1,4 +1,4 @@
-"""Changes of tone, resolution, coding and geometry. The shape contract of every corruption is in `noise`."""
+"""Corruptions of tone, resolution, coding and geometry. `noise` states the interface of every corruption."""
 
 from io import BytesIO
 
@@ -14,50 +14,50 @@ BRIGHTNESS_ADDED = (0.05, 0.1, 0.15, 0.2, 0.3)
 CONTRAST_KEPT = (0.75, 0.5, 0.4, 0.3, 0.15)
 PIXELATE_SCALE = (0.95, 0.9, 0.85, 0.75, 0.65)
 JPEG_QUALITY = (80, 65, 58, 50, 40)
-#: factor and summand of S
+#: factor and offset of the saturation S
 SATURATE = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))
-#: displacement, sigma of its smoothing, largest shift of a corner; in units of the image's side
+#: displacement, sigma of its smoothing, largest shift of a corner; in fractions of the image's side
 ELASTIC = ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
 
 
 def brightness(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Raise V of HSV: with hue and saturation kept, all channels grow alike; black becomes grey."""
+    """Raise V of HSV. With hue and saturation kept, all channels scale alike; black becomes gray."""
     value = images.amax(1, keepdim=True)
     raised = (value + BRIGHTNESS_ADDED[severity - 1]).clamp(max=1)
     return torch.where(value > 0, images * (raised / value.clamp(min=1e-6)), raised)
 
 
 def contrast(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Draw every channel towards its mean over the image."""
+    """Pull every channel toward its mean over the image."""
     mean = images.mean((2, 3), keepdim=True)
     return mean + CONTRAST_KEPT[severity - 1] * (images - mean)
 
 
 def saturate(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Change S of HSV. With hue and V kept, that scales how far each channel lies below the brightest."""
-    factor, summand = SATURATE[severity - 1]
+    """Change S of HSV. With hue and V kept, this scales the distance of each channel below the brightest."""
+    factor, offset = SATURATE[severity - 1]
     value = images.amax(1, keepdim=True)
     depth = value - images.amin(1, keepdim=True)
-    saturation = (factor * depth / value.clamp(min=1e-6) + summand).clamp(0, 1)
-    red = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)  # the hue that grey is given
+    saturation = (factor * depth / value.clamp(min=1e-6) + offset).clamp(0, 1)
+    red = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)  # the hue assigned to gray
     below = torch.where(depth > 0, (value - images) / depth.clamp(min=1e-6), red)
     return value * (1 - saturation * below)
 
 
 def pixelate(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Shrink and enlarge with Pillow's BOX filter, which rounds to whole grey levels after each pass."""
+    """Shrink and enlarge with Pillow's BOX filter, which rounds to integer gray levels after each pass."""
     height, width = images.shape[-2:]
     scale = PIXELATE_SCALE[severity - 1]
-    small_height, small_width = int(height * scale), int(width * scale)
+    small_height = int(height * scale)
+    small_width = int(width * scale)
     levels = (images * 255).round()
     levels = (levels @ box_matrix(width, small_width).T + 0.5).floor()
     levels = (box_matrix(height, small_height) @ levels + 0.5).floor()
-    enlarge_rows, enlarge_columns = box_matrix(small_height, height), box_matrix(small_width, width)
-    return apply_separably(levels, enlarge_rows, enlarge_columns) / 255
+    return apply_separably(levels, box_matrix(small_height, height), box_matrix(small_width, width)) / 255
 
 
 def jpeg_compression(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Encode as JPEG and decode, with Pillow."""
+    """Encode as JPEG and decode again, with Pillow."""
     levels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     decoded = np.stack([_through_jpeg(image, JPEG_QUALITY[severity - 1]) for image in levels])
     return torch.from_numpy(decoded).permute(0, 3, 1, 2).float() / 255
@@ -76,8 +76,9 @@ def elastic_transform(images: Tensor, severity: int, generator: Generator) -> Te
     strength, sigma, corner_shift = (side * value for value in ELASTIC[severity - 1])
     y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
 
-    centre, arm = torch.tensor([height // 2, width // 2]), side // 3
-    corners = centre + arm * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    center = torch.tensor([height // 2, width // 2])
+    arm = side // 3
+    corners = center + arm * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     moved = corners + corner_shift * (torch.rand(count, 3, 2, generator=generator) * 2 - 1)
     # The affine map from the moved corners back to where they came from says where to sample.
     affine = torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), corners.expand(count, 3, 2))
@@ -90,9 +91,9 @@ def elastic_transform(images: Tensor, severity: int, generator: Generator) -> Te
 
 
 def _sample(images: Tensor, points: Tensor, edge_repeats: bool) -> Tensor:
-    """Interpolate images at points (N, H, W, 2) in pixels, x first; beyond the edge, the image is mirrored.
+    """Interpolate images at points (N, H, W, 2) in pixels, x first; beyond the edge, images are mirrored.
 
-    Either about the edge pixel, or about its outer side, so that the edge pixel repeats.
+    The mirror lies on the edge pixel or, if `edge_repeats`, on its outer side, which repeats that pixel.
     """
     size = torch.tensor([images.shape[3], images.shape[2]])
     grid = (2 * points + 1) / size - 1 if edge_repeats else 2 * points / (size - 1) - 1

@@ -1,8 +1,8 @@
-"""Our own CIFAR-10-C: corrupt images in memory, or write the benchmark's files into a folder.
+"""Corrupt images in memory, or write a set of files in the layout of CIFAR-10-C.
 
-Images are worked through in chunks of fixed size, each with a random generator of its own, seeded by the
-corruption, the severity and the chunk's place. So any part can be made again alone and has the same bytes,
-whatever the number of workers and of images that follow.
+Images are processed in chunks of fixed size, each with its own random generator, seeded by the corruption,
+the severity and the chunk's index. So any part can be regenerated alone with the same bytes, whatever the
+number of workers and the images that follow.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, replacing
 from rsslcli.core.progress import Progress, silent
 
-#: Raised whenever the same call would give other bytes, so that files of an older version are made anew.
+#: Increased whenever the same call would give other bytes, so that older files are regenerated.
 GENERATOR_VERSION = 1
 CHUNK = 250
 RECORD = GENERATED
@@ -39,7 +39,9 @@ Images = NDArray[np.uint8]
 def corrupt(images: Images, name: str, severity: int, *, seed: int = 0) -> Images:
     """Corrupt images (N, H, W, 3) uint8; the result has the same shape and dtype.
 
-    Raises UserError for an unknown corruption, a severity outside 1…5, or images of another shape or dtype.
+    Raises:
+        UserError: the corruption is unknown, the severity is not 1 to 5, or the images have another shape or
+            dtype.
     """
     _check_images(images)
     _check_corruption(name, severity)
@@ -63,15 +65,17 @@ def generate_corrupted(
 ) -> None:
     """Write `<corruption>.npy` (5·N, H, W, 3) uint8 and `labels.npy` (5·N,), the layout of CIFAR-10-C.
 
-    A file holds five blocks of N images, severity 1 to 5. Until all five are there it is called
-    `<corruption>.npy.partial`; a later call with the same images, labels and seed makes only the blocks
-    that are missing. `corruptions.json` records what each file was made from and which of its blocks are
-    finished. Files that it records as made from other images are removed, also those of corruptions that are
-    not asked for; files of another seed or version are made anew; files that it does not know are replaced.
+    A file holds five blocks of N images, severity 1 to 5. Until all five are done its name is
+    `<corruption>.npy.partial`; a later call with the same images, labels and seed generates only the missing
+    blocks. `corruptions.json` records what each file was made from and which of its blocks are finished.
+    Files made from other images are removed, also those of corruptions that are not asked for; files of
+    another seed or version are regenerated, and files that it does not list are replaced.
 
-    `workers` threads share the work, by default as many as torch would use. Raises UserError as `corrupt`
-    does, for labels that do not fit the images, and for no images at all; an OSError (such as a full disk)
-    passes through, and what was finished before it stays.
+    `workers` threads share the work, by default as many as torch would use.
+
+    Raises:
+        UserError: as for `corrupt`, or the labels do not match the images, or there are no images.
+        OSError: a file cannot be written, for example because the disk is full; finished blocks are kept.
     """
     _check_images(images)
     if len(images) == 0:
@@ -113,7 +117,7 @@ def generate_corrupted(
                 future.result()
                 done += 1
                 progress("corrupting", done, total)
-        finally:  # after an error or an interruption, leave what is half made
+        finally:  # after an error or an interruption, abandon unfinished blocks
             stop.set()
             pool.shutdown(cancel_futures=True)
 
@@ -124,7 +128,7 @@ def _chunks(images: Images) -> int:
 
 def _corrupt_chunk(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
     chunk = images[index * CHUNK : (index + 1) * CHUNK]
-    # A short last chunk is filled up, so that its images draw the same random numbers as in a full one.
+    # Pad a short last chunk, so that its images get the same random numbers as in a full one.
     padded = np.zeros((CHUNK, *chunk.shape[1:]), np.uint8)
     padded[: len(chunk)] = chunk
     digest = hashlib.sha256(f"{seed}/{name}/{severity}/{index}".encode()).digest()
@@ -132,14 +136,14 @@ def _corrupt_chunk(images: Images, name: str, severity: int, seed: int, index: i
     with torch.no_grad():
         pixels = torch.from_numpy(padded).permute(0, 3, 1, 2).float().contiguous() / 255
         pixels = FUNCTIONS[name](pixels, severity, generator).clamp(0, 1)
-        # Cut off, not rounded, as the original does. The little that is added keeps whole grey levels whole.
+        # Truncate, as the original does. The small addend keeps integer gray levels from being rounded down.
         levels = (pixels * 255 + 1e-3).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).numpy()[: len(chunk)]
 
 
 @contextmanager
 def _one_thread_per_operation() -> Iterator[None]:
-    """Keep torch from splitting operations: workers share the cores, and the order of sums is fixed."""
+    """Keep torch from splitting operations: the workers share the cores, and sums have a fixed order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -149,7 +153,7 @@ def _one_thread_per_operation() -> Iterator[None]:
 
 
 class _CorruptionFiles:
-    """The files of a folder and the record of which of their blocks are finished."""
+    """The files of a folder, and the record of their finished blocks."""
 
     def __init__(self, folder: Path, images: Images, labels: NDArray[Any], seed: int) -> None:
         self.identity = {
@@ -175,14 +179,14 @@ class _CorruptionFiles:
             del self.record[name]
 
     def missing(self, name: str, severities: Sequence[int]) -> list[int]:
-        """Get the file of a corruption ready to be written; return the severities that it still lacks."""
+        """Prepare the file of a corruption for writing; return the severities that it lacks."""
         complete, partial = self._paths(name)
         entry = self.record.get(name)
         if entry and entry["identity"] == self.identity:
             finished = entry["severities"]
             all_finished = len(finished) == len(SEVERITIES)
             if all_finished and self._is_ours(partial):
-                partial.replace(complete)  # the last run ended just before this
+                partial.replace(complete)  # an earlier call was interrupted just before this
             if self._is_ours(complete if all_finished else partial):
                 return [severity for severity in severities if severity not in finished]
         if entry:
@@ -195,10 +199,10 @@ class _CorruptionFiles:
 
     @contextmanager
     def open_block(self, name: str, severity: int) -> Iterator[BinaryIO]:
-        """Open the unfinished file of a corruption where the block of a severity begins, to write it."""
+        """Open the unfinished file of a corruption at the start of the block of a severity, for writing."""
         _, partial = self._paths(name)
         start = np.load(partial, mmap_mode="r").offset
-        # Plain writes: on a full disk they raise OSError, where writing to a memory map kills the process.
+        # Plain writes: on a full disk they raise OSError, while writing to a memory map kills the process.
         with partial.open("r+b") as file:
             file.seek(start + (severity - 1) * math.prod(self.shape) // len(SEVERITIES))
             yield file
@@ -206,7 +210,7 @@ class _CorruptionFiles:
             os.fsync(file.fileno())
 
     def finish_block(self, name: str, severity: int) -> None:
-        """Record a block as finished, and give the file its name once all five are."""
+        """Record a finished block; once all five are finished, give the file its final name."""
         complete, partial = self._paths(name)
         with self.lock:
             finished = sorted({*self.record[name]["severities"], severity})
@@ -219,7 +223,7 @@ class _CorruptionFiles:
         return self.folder / f"{name}.npy", self.folder / f"{name}.npy.partial"
 
     def _is_ours(self, path: Path) -> bool:
-        """Whether the file is there, with the right shape and nothing cut off."""
+        """Whether the file exists, complete and with the right shape."""
         try:
             with quietly():
                 stored = np.lib.format.open_memmap(path, mode="r")
@@ -241,7 +245,7 @@ class _CorruptionFiles:
 
 
 def _is_entry(value: object) -> bool:
-    """Whether a value of the record can be what `missing` wrote there."""
+    """Whether a value of the record is well formed, as `missing` writes it."""
     if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
         return False
     finished = value.get("severities")

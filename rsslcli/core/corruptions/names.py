@@ -1,23 +1,23 @@
-"""The corruptions of CIFAR-10-C by name. Imports nothing heavy, so that the command line answers at once."""
+"""The names of the corruptions of CIFAR-10-C. Imports nothing heavy, so the command line starts fast."""
 
 from collections.abc import Collection
 
-#: The 15 corruptions that the benchmark tests on (Hendrycks and Dietterich 2019).
+#: The 15 corruptions of the benchmark (Hendrycks and Dietterich 2019).
 STANDARD = (
     "gaussian_noise", "shot_noise", "impulse_noise",
     "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
     "snow", "frost", "fog", "brightness",
     "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 )  # fmt: skip
-#: The four that its authors keep for tuning.
+#: The four that its authors reserve for tuning.
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-#: All 19, over which the paper averages (section 3).
+#: All 19, which the paper averages over (section 3).
 CORRUPTIONS = STANDARD + EXTRA
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def coverage(names: Collection[str]) -> str:
-    """How many of the 19 corruptions `names` holds, and which ones unless it holds all of them.
+    """How many of the 19 corruptions are in `names`, and which, unless all are.
 
     Reads well after "mean of": "19", "17 of 19 (missing: snow, fog)", "2 of 19 (snow, fog)".
     """

@@ -1,8 +1,8 @@
 """Noise, independent in every pixel and channel.
 
-Every corruption takes images (N, 3, H, W) float32 in [0, 1], a severity 1…5 and the generator of its
-random numbers, and returns images of the same shape; the caller clips them to [0, 1]. All on the CPU. The
-parameters per severity are those of the original generator of CIFAR-10-C (Hendrycks and Dietterich 2019).
+Every corruption takes images (N, 3, H, W) float32 in [0, 1] on the CPU, a severity from 1 to 5 and a random
+generator. It returns images of the same shape, which the caller clips to [0, 1]. The parameters per severity
+are those of the original generator of CIFAR-10-C (Hendrycks and Dietterich 2019).
 """
 
 import torch
@@ -15,23 +15,23 @@ SPECKLE_SIGMA = (0.06, 0.1, 0.12, 0.16, 0.2)
 
 
 def gaussian_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Add normal noise."""
+    """Add Gaussian noise."""
     return images + GAUSSIAN_SIGMA[severity - 1] * torch.randn(images.shape, generator=generator)
 
 
 def shot_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Count photons: Poisson noise."""
+    """Poisson noise, as from counting photons."""
     photons = PHOTONS_AT_WHITE[severity - 1]
     return torch.poisson(images * photons, generator=generator) / photons
 
 
 def impulse_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Salt and pepper: turn a share of the values into 0 or 1."""
+    """Salt and pepper: set a fraction of the values to 0 or 1."""
     uniform = torch.rand(images.shape, generator=generator)
     share = IMPULSE_SHARE[severity - 1]
     return torch.where(uniform < share, (uniform < share / 2).float(), images)
 
 
 def speckle_noise(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Add normal noise in proportion to the brightness."""
+    """Add Gaussian noise in proportion to the brightness."""
     return images + images * SPECKLE_SIGMA[severity - 1] * torch.randn(images.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Small matrices that filter or resample the rows and columns of an image, and how to apply them."""
+"""Filters and resampling as small matrices for the rows and columns of an image."""
 
 import math
 from functools import lru_cache
@@ -11,7 +11,7 @@ from torch import Tensor
 def gaussian_matrix(size: int, sigma: float, truncate: float = 4.0, mode: str = "nearest") -> Tensor:
     """Gaussian filter along one axis as a matrix (size, size), like `scipy.ndimage.gaussian_filter1d`.
 
-    `mode` says what lies beyond the edge: "nearest" repeats the edge pixel, "reflect" mirrors (b a | a b).
+    `mode` sets what lies beyond the edge: "nearest" repeats the edge pixel, "reflect" mirrors (b a | a b).
     """
     radius = int(truncate * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
@@ -31,15 +31,16 @@ def gaussian_matrix(size: int, sigma: float, truncate: float = 4.0, mode: str = 
 def box_matrix(source: int, target: int) -> Tensor:
     """Pillow's BOX resize along one axis as a matrix (target, source).
 
-    Each pixel is the mean of those it covers; one counts wholly or not at all, by where its centre lies.
+    Each pixel is the mean of those it covers, where a pixel is covered if its center is.
     """
     scale = source / target
     stretch = max(scale, 1.0)
     pixel = torch.arange(source)
-    centre = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
-    # Pillow's two conditions, in its order of operations: where a centre lies on a border, rounding decides.
-    first, last = (centre - 0.5 * stretch + 0.5).floor(), (centre + 0.5 * stretch + 0.5).floor()
-    position = (pixel - centre + 0.5) * (1 / stretch)
+    center = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    # Pillow's two conditions, in its order of operations: rounding decides for a center on a border.
+    first = (center - 0.5 * stretch + 0.5).floor()
+    last = (center + 0.5 * stretch + 0.5).floor()
+    position = (pixel - center + 0.5) * (1 / stretch)
     covered = (pixel >= first) & (pixel < last) & (position > -0.5) & (position <= 0.5)
     return covered / covered.sum(1, keepdim=True)
 
@@ -77,7 +78,7 @@ def gaussian_filter(images: Tensor, sigma: float, truncate: float = 4.0, mode: s
 
 
 def shift_pixels(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Take every pixel of images (N, C, H, W) from where the integer offsets point, at the edge at most.
+    """Take every pixel of images (N, C, H, W) from its integer offset, clamped to the edge.
 
     The offsets broadcast to (N, H, W).
     """

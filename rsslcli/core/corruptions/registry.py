@@ -1,4 +1,4 @@
-"""The functions of the corruptions by name."""
+"""The corruption functions by name."""
 
 from collections.abc import Callable
 

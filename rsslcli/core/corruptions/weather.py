@@ -1,4 +1,4 @@
-"""Weather, and what it leaves on the lens. The shape contract of every corruption is in `noise`."""
+"""Weather, and drops on the lens. `noise` states the interface of every corruption."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +7,10 @@ from torch import Generator, Tensor
 from rsslcli.core.corruptions.blur import smear
 from rsslcli.core.corruptions.operators import apply_separably, gaussian_filter, zoom_matrix
 
-#: thickness, decay of the roughness from one scale to the next finer
+#: thickness, decay of the roughness from one scale to the next finer one
 FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))
-#: mean, standard deviation, zoom and threshold of the flakes; radius and sigma of their motion; share of
-#: the image
+#: mean, standard deviation, zoom and threshold of the flakes; radius and sigma of their motion; weight
+#: of the image
 SNOW = (
     (0.1, 0.2, 1.0, 0.6, 8, 3.0, 0.95),
     (0.1, 0.2, 1.0, 0.5, 10, 4.0, 0.9),
@@ -18,9 +18,9 @@ SNOW = (
     (0.25, 0.3, 2.25, 0.6, 12, 6.0, 0.85),
     (0.3, 0.3, 1.25, 0.65, 14, 12.0, 0.8),
 )
-#: share of the image, share of the ice
+#: weight of the image, weight of the ice
 FROST = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
-#: mean, standard deviation, sigma and threshold of the drops; strength of water, or sigma of mud's rim
+#: mean, standard deviation, sigma and threshold of the drops; strength of water, or sigma of the mud's rim
 SPATTER = (
     (0.62, 0.1, 0.7, 0.7, 0.5),
     (0.65, 0.1, 0.8, 0.7, 0.5),
@@ -28,19 +28,19 @@ SPATTER = (
     (0.65, 0.1, 0.7, 0.69, 0.6),
     (0.65, 0.1, 0.5, 0.68, 0.6),
 )
-MUD_FROM = 4  # this severity on
-GREY_SHARES = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+MUD_FROM = 4  # severities from here on show mud, not water
+GRAY_SHARES = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 TURQUOISE = torch.tensor([175, 238, 238]).view(3, 1, 1) / 255
 BROWN = torch.tensor([63, 42, 20]).view(3, 1, 1) / 255
 
-#: Five kinds of ice: mean colour, and what one standard deviation of its relief adds; negative where the
-#: crystals are darker than their ground. Measured on frosted images of the original.
-ICE_COLOUR = torch.tensor([[98, 110, 121], [75, 148, 164], [140, 155, 167], [198, 202, 212], [198, 202, 212]])
+#: Five kinds of ice: the mean color, and the change per standard deviation of relief, negative if crystals
+#: are darker than their background. Measured on frosted images of the original.
+ICE_COLOR = torch.tensor([[98, 110, 121], [75, 148, 164], [140, 155, 167], [198, 202, 212], [198, 202, 212]])
 ICE_RELIEF = torch.tensor([[34, 34, 34], [25, 10, 8], [26, 26, 26], [-18, -18, -18], [-18, -18, -18]])
 
 
 def fog(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Add a fractal cloud, then darken the image so that it keeps its brightest value."""
+    """Add a fractal cloud, then darken the image to its original brightest value."""
     count, _, height, width = images.shape
     thickness, decay = FOG[severity - 1]
     brightest = images.amax((1, 2, 3), keepdim=True)
@@ -52,8 +52,8 @@ def fog(images: Tensor, severity: int, generator: Generator) -> Tensor:
 def plasma(count: int, side: int, decay: float, generator: Generator) -> Tensor:
     """Fractal clouds (count, side, side) in [0, 1] by the diamond-square algorithm; `side` is a power of two.
 
-    A new point is the mean of its four neighbours, round the edges, plus uniform noise. Its amplitude goes
-    with the square of `roughness`, as in the original; only the ratio between scales matters.
+    A new point is the mean of its four neighbors, wrapped around the edges, plus uniform noise. The amplitude
+    is proportional to the square of `roughness`, as in the original; only the ratio between scales matters.
     """
     clouds = torch.zeros(count, side, side)
     roughness = 1.0
@@ -67,13 +67,13 @@ def plasma(count: int, side: int, decay: float, generator: Generator) -> Tensor:
         half = step // 2
         corners = clouds[:, ::step, ::step]
         across = corners + corners.roll(-1, 1)
-        centres = perturbed(across + across.roll(-1, 2))
-        clouds[:, half::step, half::step] = centres
+        centers = perturbed(across + across.roll(-1, 2))
+        clouds[:, half::step, half::step] = centers
         clouds[:, ::step, half::step] = perturbed(
-            centres + centres.roll(1, 1) + corners + corners.roll(-1, 2)
+            centers + centers.roll(1, 1) + corners + corners.roll(-1, 2)
         )
         clouds[:, half::step, ::step] = perturbed(
-            centres + centres.roll(1, 2) + corners + corners.roll(-1, 1)
+            centers + centers.roll(1, 2) + corners + corners.roll(-1, 1)
         )
         step = half
         roughness /= decay
@@ -82,7 +82,7 @@ def plasma(count: int, side: int, decay: float, generator: Generator) -> Tensor:
 
 
 def snow(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Whiten the image and add flakes smeared by their fall, once as drawn and once turned by 180°."""
+    """Whiten the image and add motion-blurred flakes, once as drawn and once rotated by 180°."""
     count, _, height, width = images.shape
     mean, deviation, zoom, threshold, radius, sigma, share = SNOW[severity - 1]
     flakes = mean + deviation * torch.randn(count, 1, height, width, generator=generator)
@@ -91,43 +91,44 @@ def snow(images: Tensor, severity: int, generator: Generator) -> Tensor:
     degrees = torch.rand(count, generator=generator) * 90 - 135
     flakes = (smear((flakes * 255).floor(), degrees, radius, sigma) + 1e-3).floor() / 255
 
-    grey = (images * GREY_SHARES).sum(1, keepdim=True)
-    whitened = share * images + (1 - share) * torch.maximum(images, grey * 1.5 + 0.5)
+    gray = (images * GRAY_SHARES).sum(1, keepdim=True)
+    whitened = share * images + (1 - share) * torch.maximum(images, gray * 1.5 + 0.5)
     return whitened + flakes + flakes.rot90(2, (2, 3))
 
 
 def frost(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Lay ice over the image. The original crops it from five photographs; here it is grown by `ice`."""
+    """Lay ice over the image. The original crops it from five photographs; here `ice` synthesizes it."""
     image_share, ice_share = FROST[severity - 1]
     count, _, height, width = images.shape
     return image_share * images + ice_share * ice(count, height, width, generator)
 
 
 def ice(count: int, height: int, width: int, generator: Generator) -> Tensor:
-    """Textures of ice (count, 3, H, W) in [0, 1]: needles across each other on a slow fractal relief.
+    """Textures of ice (count, 3, H, W) in [0, 1]: crossing needles on a smooth fractal relief.
 
-    Each has one of five colours, and a brightness of its own around it.
+    Each has one of five colors, with a random brightness.
     """
-    kind = torch.randint(len(ICE_COLOUR), (count,), generator=generator)
+    kind = torch.randint(len(ICE_COLOR), (count,), generator=generator)
     grain = torch.randn(2, count, 1, height, width, generator=generator)
     degrees = torch.rand(2, count, generator=generator) * 180
     needles = torch.maximum(smear(grain[0], degrees[0], 3, 1.0), smear(grain[1], degrees[1], 3, 1.0))
     side = 1 << (max(height, width) - 1).bit_length()
     ground = plasma(count, side, 1.4, generator)[:, None, :height, :width]
-    relief = _standardised(_standardised(needles) + 0.6 * _standardised(ground))
+    relief = _standardized(_standardized(needles) + 0.6 * _standardized(ground))
     relief += 0.5 * torch.randn(count, 1, 1, 1, generator=generator)
-    colour, contrast = ICE_COLOUR[kind, :, None, None], ICE_RELIEF[kind, :, None, None]
-    return ((colour + contrast * relief) / 255).clamp(0, 1)
+    color = ICE_COLOR[kind, :, None, None]
+    contrast = ICE_RELIEF[kind, :, None, None]
+    return ((color + contrast * relief) / 255).clamp(0, 1)
 
 
-def _standardised(planes: Tensor) -> Tensor:
-    """Bring each plane of (N, 1, H, W) to mean 0 and standard deviation 1."""
+def _standardized(planes: Tensor) -> Tensor:
+    """Standardize each plane of (N, 1, H, W) to mean 0 and standard deviation 1."""
     deviation, mean = torch.std_mean(planes, (2, 3), keepdim=True)
     return (planes - mean) / deviation
 
 
 def spatter(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Splash drops on the lens: water that refracts light at its rims, or mud that covers."""
+    """Splash drops on the lens: water that refracts light at its rims, or opaque mud."""
     count, _, height, width = images.shape
     mean, deviation, sigma, threshold, strength = SPATTER[severity - 1]
     drops = mean + deviation * torch.randn(count, 1, height, width, generator=generator)
@@ -144,12 +145,13 @@ def spatter(images: Tensor, severity: int, generator: Generator) -> Tensor:
 
 
 def _rim_light(drops: Tensor) -> Tensor:
-    """How bright water is lit (N, 1, H, W), 0…255, from its depth (N, 1, H, W), 0…255.
+    """The brightness of water (N, 1, H, W), 0…255, from its depth (N, 1, H, W), 0…255.
 
-    The distance to the drops' edges, with its histogram equalised, is taken as a surface and embossed. In the
-    original, OpenCV does the steps; where its distance is a chamfer approximation, ours is exact.
+    The distance to the edges of the drops, with its histogram equalized, is embossed like a surface. The
+    original uses OpenCV, whose distance is a chamfer approximation; ours is exact.
     """
-    pixels, most = drops[0].numel(), 20
+    pixels = drops[0].numel()
+    most = 20
     distance = _distance(find_edges(drops, 50, 150)).clamp(max=most)
     level = _box_blur(distance).long().flatten(1)
 
@@ -157,12 +159,11 @@ def _rim_light(drops: Tensor) -> Tensor:
     first_bin = bins * torch.arange(len(level))[:, None]
     histogram = torch.bincount((first_bin + level).flatten(), minlength=bins * len(level)).view(-1, bins)
     below = histogram.cumsum(1)
-    lowest = below.gather(1, level.amin(1, keepdim=True))  # pixels of the lowest level that is there
-    equalised = ((below - lowest) * (255 / (pixels - lowest).clamp(min=1))).round()
-    equalised = torch.where(
-        lowest == pixels, torch.arange(float(bins)), equalised
-    )  # one level only: it stays
-    surface = equalised.gather(1, level).view_as(distance)
+    lowest = below.gather(1, level.amin(1, keepdim=True))  # pixels at the lowest level present
+    equalized = ((below - lowest) * (255 / (pixels - lowest).clamp(min=1))).round()
+    # A plane with a single level stays as it is.
+    equalized = torch.where(lowest == pixels, torch.arange(float(bins)), equalized)
+    surface = equalized.gather(1, level).view_as(distance)
 
     emboss = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
     lit = F.conv2d(F.pad(surface, (1,) * 4, mode="reflect"), emboss[None, None]).clamp(0, 255)
@@ -170,7 +171,7 @@ def _rim_light(drops: Tensor) -> Tensor:
 
 
 def _box_blur(planes: Tensor) -> Tensor:
-    """Mean of 3×3 pixels, mirrored at the edges."""
+    """Mean over 3×3 pixels, mirrored at the edges."""
     return F.avg_pool2d(F.pad(planes, (1,) * 4, mode="reflect"), 3, stride=1)
 
 
@@ -181,43 +182,44 @@ def _distance(edges: Tensor) -> Tensor:
 
 
 def _nearest(squared: Tensor) -> Tensor:
-    """For each place of the last axis, the least of any place's value plus the square of the way there."""
+    """For each position on the last axis, the minimum over positions of value plus squared distance."""
     sources = squared.movedim(-1, 0).contiguous()
     places = torch.arange(float(len(sources))).view(-1, 1, 1, 1)
     return torch.stack([(sources + (places - target) ** 2).amin(0) for target in range(len(sources))], -1)
 
 
 def _grown(mask: Tensor) -> Tensor:
-    """A mask (N, 1, H, W) bool with all pixels set that touch it, diagonally too."""
+    """Dilate a bool mask (N, 1, H, W) by one pixel, diagonals included."""
     padded = F.pad(mask, (1,) * 4)
     tall = padded[..., :-2, :] | padded[..., 1:-1, :] | padded[..., 2:, :]
     return tall[..., :-2] | tall[..., 1:-1] | tall[..., 2:]
 
 
 def find_edges(planes: Tensor, low: float, high: float) -> Tensor:
-    """Canny's edges (N, 1, H, W) bool of planes in 0…255, like OpenCV: 3×3 Sobel, magnitude |x| + |y|."""
+    """Canny edges (N, 1, H, W) bool of planes in 0…255, like OpenCV: 3×3 Sobel, magnitude |x| + |y|."""
     height, width = planes.shape[-2:]
     sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     slope = F.conv2d(F.pad(planes, (1,) * 4, mode="replicate"), torch.stack([sobel, sobel.T])[:, None])
-    across, down = slope[:, :1], slope[:, 1:]
+    across = slope[:, :1]
+    down = slope[:, 1:]
     magnitude = across.abs() + down.abs()
 
-    # Keep ridges only: compare with the two neighbours along the gradient.
+    # Keep only ridges: compare with the two neighbors along the gradient.
     padded = F.pad(magnitude, (1,) * 4)
 
-    def neighbour(dy: int, dx: int) -> Tensor:
+    def neighbor(dy: int, dx: int) -> Tensor:
         return padded[..., 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
 
     steepness = down.abs() / across.abs()  # 0/0 only where the magnitude is 0, below every threshold
-    horizontal = (magnitude > neighbour(0, -1)) & (magnitude >= neighbour(0, 1))
-    vertical = (magnitude > neighbour(-1, 0)) & (magnitude >= neighbour(1, 0))
-    falling = (magnitude > neighbour(-1, -1)) & (magnitude > neighbour(1, 1))
-    rising = (magnitude > neighbour(-1, 1)) & (magnitude > neighbour(1, -1))
+    horizontal = (magnitude > neighbor(0, -1)) & (magnitude >= neighbor(0, 1))
+    vertical = (magnitude > neighbor(-1, 0)) & (magnitude >= neighbor(1, 0))
+    falling = (magnitude > neighbor(-1, -1)) & (magnitude > neighbor(1, 1))
+    rising = (magnitude > neighbor(-1, 1)) & (magnitude > neighbor(1, -1))
     diagonal = torch.where(across * down >= 0, falling, rising)
     sideways = torch.where(steepness > 1 + 2**0.5, vertical, diagonal)
     ridge = torch.where(steepness < 2**0.5 - 1, horizontal, sideways) & (magnitude > low)
 
-    # Follow weak ridges from the strong ones.
+    # Extend strong ridges along weak ones.
     edges = ridge & (magnitude > high)
     while True:
         grown = ridge & _grown(edges)

@@ -1,4 +1,4 @@
-"""Augmentation on the device: the images of a batch are gathered, cropped and flipped in one indexing."""
+"""Augmentation on the device: one indexing operation gathers, crops and flips the images of a batch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ PADDING = 4
 
 
 def pad_images(images: Tensor) -> Tensor:
-    """Pad uint8 images (N, H, W, 3) with 4 black pixels on every side, once, ahead of `random_batch`."""
+    """Pad uint8 images (N, H, W, 3) with 4 black pixels on every side; done once, before `random_batch`."""
     return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
 
 
 def random_batch(padded: Tensor, chosen: Tensor, random: BatchRandom) -> Tensor:
-    """Random crop with padding 4 and horizontal flip of the chosen images (DESIGN: one batch per step).
+    """A batch of the chosen images, randomly cropped after padding by 4, and flipped left to right.
 
     Args:
         padded: uint8 (N, H + 8, W + 8, 3) on the device, from `pad_images`.
-        chosen: int64 (B,) on the same device, which images to take.
-        random: where random numbers come from: a row for each of the B images.
+        chosen: int64 (B,) on the same device, the indices of the images.
+        random: the source of random numbers, one row for each of the B images.
 
     Returns:
         uint8 (B, H, W, 3), contiguous.
     """
-    device, count = chosen.device, chosen.shape[0]
-    height, width = padded.shape[1] - 2 * PADDING, padded.shape[2] - 2 * PADDING
+    device = chosen.device
+    count = chosen.shape[0]
+    height = padded.shape[1] - 2 * PADDING
+    width = padded.shape[2] - 2 * PADDING
     down, right = (random.integers(chosen, 2 * PADDING + 1, 1) for _ in range(2))
     flipped = random.integers(chosen, 2, 1).bool()
     columns = torch.arange(width, device=device).expand(count, width)
@@ -38,5 +40,5 @@ def random_batch(padded: Tensor, chosen: Tensor, random: BatchRandom) -> Tensor:
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 images (N, H, W, 3) → floats (N, 3, H, W) in [0, 1], in channels-last layout without a copy."""
+    """Convert uint8 images (N, H, W, 3) to floats (N, 3, H, W) in [0, 1], in channels-last memory layout."""
     return images.permute(0, 3, 1, 2).to(dtype) / 255

@@ -98,7 +98,7 @@ def _pixels(data: bytes, resize: bool) -> tuple[Images | None, tuple[int, int]]:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """The centre square of an image, scaled to 32x32 RGB.
+    """The center square of an image, scaled to 32x32 RGB.
 
     Strip by strip it is converted and averaged over blocks of pixels, which holds the memory down whatever
     the mode, and leaves at least 128 pixels a side to Lanczos resampling.

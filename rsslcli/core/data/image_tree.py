@@ -194,7 +194,7 @@ def _read(
         span = smallest if smallest == largest else f"{smallest} to {largest}"
         note(
             f"{sum(sizes[size] for size in other)} of {total} images resized to 32x32, "
-            f"the centre square of each: they had {span} pixels"
+            f"the center square of each: they had {span} pixels"
         )
     if one_color.count:
         note(

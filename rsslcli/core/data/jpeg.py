@@ -1,4 +1,4 @@
-"""JPEG files that lack their end marker: telling a complete image from a truncated one."""
+"""Tell complete JPEG files that lack only their end marker from truncated ones."""
 
 import hashlib
 import io
@@ -19,11 +19,11 @@ _STRIP = 64  # rows that are hashed at a time
 
 
 def with_end_marker(data: bytes) -> bytes | None:
-    """Complete a JPEG file that lacks nothing but its end marker; None if it lacks more, or has one.
+    """Complete a JPEG file that lacks only its end marker; None if it lacks more, or has one.
 
-    A scan does not say how long it is. But whatever follows the last bit that a decoder needs leaves the
-    picture as it is, while a decoder that lacks bits takes them from what follows. So nothing is missing if
-    the picture is the same with several different continuations.
+    A scan does not state its length. But bytes after the last bit that a decoder needs do not change the
+    picture, while a decoder that lacks bits takes them from what follows. So nothing is missing if the
+    picture is the same with several different continuations.
     """
     data = data.rstrip(b"\xff")  # half the end marker
     scan = _last_scan(data) if data.startswith(_START) else None
@@ -38,12 +38,13 @@ def with_end_marker(data: bytes) -> bytes | None:
 
 
 def _last_scan(data: bytes) -> int | None:
-    """Where the data of the last scan begins; None unless it ends the file and all coefficients are there."""
-    missing: set[tuple[int, int]] = {(0, 0)}  # components and their coefficients, until the last bit of them
+    """The start of the last scan's data; None unless it ends the file and all coefficients are present."""
+    missing: set[tuple[int, int]] = {(0, 0)}  # components and coefficients whose last bit has not been coded
     place = len(_START)
     scan = None
     while found := _MARKER.search(data, place):
-        marker, place = found[1][0], found.end()
+        marker = found[1][0]
+        place = found.end()
         segment = data[place + 2 : place + int.from_bytes(data[place : place + 2], "big")]
         place += 2 + len(segment)
         scan = place if marker == _SCAN else None
@@ -56,10 +57,10 @@ def _last_scan(data: bytes) -> int | None:
 
 
 def _continued(data: bytes, number: int, expected: int) -> bytes:
-    """A JPEG file followed by one of several fillers, and by the end marker.
+    """A JPEG file followed by one of several fillers and by the end marker.
 
-    The fillers differ in their first four bits, so that no short code begins them all. A file that was cut
-    before a restart marker waits for it, the `expected` one, before it takes any bits.
+    The fillers differ in their first four bits, so no short code is a prefix of all of them. A decoder of a
+    file cut before a restart marker waits for the `expected` one before it takes any bits.
     """
     filler = bytes([number << 4]) + hashlib.shake_128(bytes([number])).digest(63).replace(b"\xff", b"\xfe")
     return data + filler + bytes([0xFF, 0xD0 + expected]) + filler + _END

@@ -1,4 +1,4 @@
-"""Load a prepared data set and its corrupted test set; the embedded ones are made on demand."""
+"""Load a prepared data set and its corrupted test set; the embedded ones are generated on demand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rsslcli.core.errors import UserError
 from rsslcli.core.locks import locked
 from rsslcli.core.progress import Progress, silent
 
-#: Of its test images, so many are corrupted unless another number is asked for: seconds, not a minute.
+#: Test images of the embedded data set that are corrupted by default, which takes seconds, not a minute.
 EMBEDDED_LIMIT = 500
 
 
 def load(name: str, data_dir: Path, progress: Progress = silent) -> Dataset:
-    """The data set called `name`; the embedded one is drawn where it is missing.
+    """Load the data set `name`; the embedded one is drawn if missing.
 
     Raises:
-        UserError: it is not prepared, or damaged.
+        UserError: it is not prepared, or it is damaged.
     """
     if name == EMBEDDED:
         with locked(dataset_folder(data_dir, name), wait=True):
@@ -30,11 +30,11 @@ def load(name: str, data_dir: Path, progress: Progress = silent) -> Dataset:
 
 
 def load_corrupted(dataset: Dataset, progress: Progress = silent) -> CorruptedSet:
-    """The corrupted test set of `dataset`; that of the embedded one is generated where it is missing.
+    """Load the corrupted test set of `dataset`; that of the embedded data set is generated if missing.
 
     Raises:
         StaleCorruptionsError: it was made for other test images.
-        UserError: it is not prepared, or damaged.
+        UserError: it is not prepared, or it is damaged.
     """
     if dataset.name == EMBEDDED:
         with locked(dataset.folder, wait=True):
@@ -52,17 +52,18 @@ def generate_corruptions(
     severities: Sequence[int] = SEVERITIES,
     progress: Progress = silent,
 ) -> CorruptedSet | None:
-    """Generate the corrupted test set of `dataset` from its (first `limit`) test images; what is there stays.
+    """Generate the corrupted test set of `dataset` from its first `limit` test images; existing files stay.
 
     Returns:
-        The set, or None while no corruption has all its severities.
+        The set, or None if no corruption has all its severities yet.
 
     Raises:
-        UserError: the folder holds a set that came from elsewhere.
+        UserError: the folder holds a set that was imported.
     """
     from rsslcli.core.corruptions.generate import RECORD, generate_corrupted
 
-    folder, test = dataset.corrupted_folder, dataset.test
+    folder = dataset.corrupted_folder
+    test = dataset.test
     if limit is None and dataset.name == EMBEDDED:
         limit = EMBEDDED_LIMIT
     present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)

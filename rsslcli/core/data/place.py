@@ -1,15 +1,14 @@
-"""Where prepared data sets live unless a person says otherwise. Imports nothing heavy."""
+"""The default folder of prepared data sets. Imports nothing heavy."""
 
 import os
 from pathlib import Path
 
 
 def default_data_dir() -> Path:
-    """The folder of prepared data sets: what the environment variable RSSL_DATA_DIR says.
+    """The default folder of prepared data sets: the environment variable RSSL_DATA_DIR, if set.
 
-    Without it, `data` in the current folder if that holds a prepared data set, which keeps a project's data
-    with the project; else `rssl` in the user's cache, $XDG_CACHE_HOME or ~/.cache, which is the same from
-    every folder.
+    Otherwise `data` in the current folder if it holds a prepared data set, which keeps a project's data with
+    the project; else `rssl` in the user's cache ($XDG_CACHE_HOME or ~/.cache), the same from every folder.
     """
     local = Path("data")
     if named := os.environ.get("RSSL_DATA_DIR"):

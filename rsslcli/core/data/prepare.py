@@ -97,7 +97,7 @@ def prepare(
     source = source or _recorded_source(record)
     notes: list[str] = []
     damaged: list[str] | None = [] if skip_damaged else None
-    origin = _recognise(name, folder, source, resize, damaged, progress, notes.append)
+    origin = _recognize(name, folder, source, resize, damaged, progress, notes.append)
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     in_place = present and record.items() >= (wanted | _checksums(present)).items()
     if present and in_place and (skip_damaged or "damaged" not in record):
@@ -149,7 +149,7 @@ def _prepare_corrupted(
     return Prepared(dataset.folder, dataset, kind, changed, notes=tuple(notes), corrupted=corrupted)
 
 
-def _recognise(
+def _recognize(
     name: str,
     folder: Path,
     source: Path | None,
@@ -178,7 +178,7 @@ def _recognise(
     if source is None:
         near = nearest(name, (*cifar.OFFICIAL, "shapes"))
         hint = f"did you mean '{near}'? Else " if near else ""
-        raise UserError(f"data set {name!r} needs a source: {hint}give as `source` {_ACCEPTED}")
+        raise UserError(f"data set {name!r} needs a source: {hint}give `source`, {_ACCEPTED}")
     if image_tree.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",

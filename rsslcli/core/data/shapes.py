@@ -1,8 +1,8 @@
 """The embedded data set: small drawn pictures of ten shapes, to try everything without a download.
 
-Each picture is lit from above: a sky that is lighter and bluer than the warm ground, a shaded shape that
-stands upright within 25 degrees, a shadow below it. That gives the self-supervision tasks (rotation, colour)
-something to learn. Only exactly rounded arithmetic is used: the pictures are the same on every machine.
+Each picture is lit from above: the sky is lighter and bluer than the warm ground, the shaded shape is upright
+within 25 degrees, and its shadow lies below it. This gives the self-supervision tasks (rotation, color)
+something to learn. Only exactly rounded arithmetic is used, so the pictures are the same on every machine.
 """
 
 import math
@@ -14,11 +14,12 @@ import numpy.typing as npt
 from rsslcli.core.data.store import Images, Labels
 
 Array = npt.NDArray[np.float64]
-#: A shape about the unit circle, y upwards: signed distance of points to its outline, negative inside.
+#: A shape about the size of the unit circle, y up: signed distance to its outline, negative inside.
 Distance = Callable[[Array, Array], Array]
 
-VERSION = 1  # to be raised with every change of the pictures
-TRAIN_SIZE, TEST_SIZE = 4000, 1000
+VERSION = 1  # increase with every change of the pictures
+TRAIN_SIZE = 4000
+TEST_SIZE = 1000
 _SIZE = 32
 _TILT = 25  # degrees either way
 _CHUNK = 250  # images drawn at once
@@ -37,21 +38,28 @@ def _crescent(x: Array, y: Array) -> Array:
 
 
 def _heart(x: Array, y: Array) -> Array:
-    """Two discs upon a square that stands on its corner."""
-    x, y = np.abs(x), y - 0.1
+    """Two disks on a square that stands on its corner."""
+    x = np.abs(x)
+    y = y - 0.1
     lobe = np.sqrt((x - 0.42) ** 2 + (y - 0.27) ** 2) - 0.52
     tip = np.maximum((x - y) * math.sqrt(0.5) - 0.63, np.maximum(y - 0.3, x - 0.94))
     return np.minimum(lobe, tip)
 
 
 def _polygon(*corners: tuple[float, float]) -> Distance:
+    """The polygon with these corners, given in order."""
+
     def distance(x: Array, y: Array) -> Array:
         nearest = np.full_like(x, np.inf)
         inside = np.zeros(x.shape, bool)
         for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-            ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+            ex = bx - ax
+            ey = by - ay
+            px = x - ax
+            py = y - ay
             along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-            dx, dy = px - along * ex, py - along * ey
+            dx = px - along * ex
+            dy = py - along * ey
             nearest = np.minimum(nearest, dx * dx + dy * dy)
             if ey:
                 inside ^= ((ay > y) != (by > y)) & (px < ex * py / ey)
@@ -61,18 +69,18 @@ def _polygon(*corners: tuple[float, float]) -> Distance:
 
 
 def _regular(radii: Sequence[float]) -> Distance:
-    """A polygon whose corners, the first at the top, have these radii at equal angles."""
+    """The polygon whose corners have these radii at equal angles, starting at the top."""
     turns = [_direction(360 * index / len(radii)) for index in range(len(radii))]
     return _polygon(*((radius * sin, radius * cos) for radius, (cos, sin) in zip(radii, turns, strict=True)))
 
 
 def _direction(degrees: float) -> tuple[float, float]:
-    """Cosine and sine, rounded so that they are the same whatever the machine's mathematics library."""
+    """Cosine and sine, rounded so that every math library gives the same values."""
     angle = math.radians(degrees)
     return round(math.cos(angle), 9), round(math.sin(angle), 9)
 
 
-#: Per class: its outline and the hue, in [0, 1), that two thirds of its pictures have, nearly.
+#: Per class: the outline, and the approximate hue, in [0, 1), of two thirds of its pictures.
 SHAPES: dict[str, tuple[Distance, float]] = {
     "arrow": (
         _polygon((0, 1), (0.75, 0.1), (0.3, 0.1), (0.3, -0.95), (-0.3, -0.95), (-0.3, 0.1), (-0.75, 0.1)),
@@ -97,10 +105,12 @@ SHAPES: dict[str, tuple[Distance, float]] = {
 
 
 def draw_shapes(count: int, seed: int, split: str) -> tuple[Images, Labels, tuple[str, ...]]:
-    """Draw `count` pictures in shuffled order, of each class equally many (within one).
+    """Draw `count` pictures in shuffled order; the counts of the classes differ by at most one.
 
-    Different `split` names give independent pictures. Returns images, uint8 (count, 32, 32, 3), labels,
-    int64 (count,), and the class names.
+    Different `split` names give independent pictures.
+
+    Returns:
+        The images, uint8 (count, 32, 32, 3), the labels, int64 (count,), and the class names.
     """
     random = np.random.default_rng([seed, *split.encode()])
     labels = random.permutation(np.arange(count, dtype=np.int64) % len(SHAPES))
@@ -111,40 +121,42 @@ def draw_shapes(count: int, seed: int, split: str) -> tuple[Images, Labels, tupl
 
 
 def _draw(labels: Labels, random: np.random.Generator) -> Images:
+    """Draw a picture for each label; the order of random draws defines the pictures."""
     count = len(labels)
     scalar = (count, 1, 1)
 
     def between(low: float, high: float, shape: tuple[int, ...] = scalar) -> Array:
         return low + (high - low) * random.random(shape)
 
-    # Pixel centres in [-1, 1], x to the right, y upwards.
+    # Pixel centers in [-1, 1], x to the right, y up.
     axis = (np.arange(_SIZE) + 0.5) / (_SIZE / 2) - 1
-    x, y = (
-        np.broadcast_to(axis, (count, _SIZE, _SIZE)),
-        np.broadcast_to(-axis[:, None], (count, _SIZE, _SIZE)),
-    )
+    x = np.broadcast_to(axis, (count, _SIZE, _SIZE))
+    y = np.broadcast_to(-axis[:, None], (count, _SIZE, _SIZE))
 
-    # Sky above the horizon, ground below, in two of five pictures one of them alone; lighter towards the top.
+    # Sky above the horizon, ground below, only one of them in two of five pictures; lighter toward the top.
     horizon = between(-0.7, 0.1) + between(-0.15, 0.15) * x
     horizon = horizon + (random.random(scalar) < 0.4) * random.choice([-2, 2], scalar)
-    sky = _colour(between(0.5, 0.66), between(0.15, 0.6), between(0.55, 0.95))
-    ground = _colour(between(0.05, 0.33), between(0.2, 0.7), between(0.25, 0.6))
+    sky = _color(between(0.5, 0.66), between(0.15, 0.6), between(0.55, 0.95))
+    ground = _color(between(0.05, 0.33), between(0.2, 0.7), between(0.25, 0.6))
     canvas = _mix(ground, sky, _step((y - horizon) / between(0.1, 0.5)))
     canvas = canvas * (1 + between(0.02, 0.18) * y)[..., None]
     canvas = canvas * (1 + between(0, 0.1) * _texture(between, 6, count))[..., None]
 
-    # Distractors behind the shape: soft blobs and sharp bars in any colour.
+    # Distractors behind the shape: soft blobs and sharp bars in any color.
     for _ in range(2):
         distance = np.sqrt((x - between(-1, 1)) ** 2 + (y - between(-1, 1)) ** 2) / between(0.1, 0.45)
-        canvas = _mix(canvas, _any_colour(between), _step(1.5 - distance) * between(0, 0.4))
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * between(0, 0.3))
+        canvas = _mix(canvas, _any_color(between), _step(1.5 - distance) * between(0, 0.4))
+    canvas = _mix(canvas, _any_color(between), _bar(x, y, between) * between(0, 0.3))
 
-    # The shape: moved, scaled, tilted; a shadow beneath; shaded from above; a darker or lighter rim.
+    # The shape: moved, scaled, tilted; with a shadow below, shading from above and a darker rim.
     cos, sin = _tilts(random.integers(-_TILT, _TILT, scalar, endpoint=True))
     scale = between(0.65, 0.9)
-    from_x, from_y = x - between(-0.1, 0.1), y - between(-0.1, 0.1)
-    distance, shadow = np.empty(x.shape), np.empty(x.shape)
-    across, along = (cos * from_x + sin * from_y) / scale, (cos * from_y - sin * from_x) / scale
+    from_x = x - between(-0.1, 0.1)
+    from_y = y - between(-0.1, 0.1)
+    distance = np.empty(x.shape)
+    shadow = np.empty(x.shape)
+    across = (cos * from_x + sin * from_y) / scale
+    along = (cos * from_y - sin * from_x) / scale
     stretch = between(0.93, 1.07)
     for label, (outline, _) in enumerate(SHAPES.values()):
         mine = labels == label
@@ -154,17 +166,17 @@ def _draw(labels: Labels, random: np.random.Generator) -> Images:
     canvas = _mix(canvas, canvas * 0.45, np.clip(0.5 - shadow / (4 * pixel), 0, 1) * between(0.2, 0.9))
     usual = np.array([hue for _, hue in SHAPES.values()])[labels][:, None, None]
     hue = np.where(random.random(scalar) < 0.65, usual + between(-0.06, 0.06), random.random(scalar)) % 1
-    fill = _colour(hue, between(0.5, 1), between(0.5, 1))
+    fill = _color(hue, between(0.5, 1), between(0.5, 1))
     shade = 1 + between(0.1, 0.35) * along + between(0, 0.15) * _texture(between, 9, count)
     rim = _step(1.5 + distance / pixel) * between(-0.7, 0)
     fill = fill * (shade * (1 + rim))[..., None]
     opacity = between(0.8, 1)
     canvas = _mix(canvas, fill, np.clip(0.5 - distance / pixel, 0, 1) * opacity)
 
-    # What is in front: a bar across half of the pictures.
-    canvas = _mix(canvas, _any_colour(between), _bar(x, y, between) * (random.random(scalar) < 0.2))
+    # A bar in front of the shape in one of five pictures.
+    canvas = _mix(canvas, _any_color(between), _bar(x, y, between) * (random.random(scalar) < 0.2))
 
-    # The camera: contrast, exposure and noise (a sum of uniforms is near enough to a Gaussian).
+    # The camera: contrast, exposure and noise (a sum of uniforms approximates a Gaussian).
     canvas = 0.5 + (canvas - 0.5) * between(0.7, 1)[..., None] + between(-0.08, 0.08)[..., None]
     noise = sum(random.random(canvas.shape) for _ in range(4)) - 2
     canvas = canvas + noise * between(0.004, 0.016)[..., None]
@@ -175,26 +187,26 @@ Between = Callable[..., Array]
 
 
 def _step(value: Array) -> Array:
-    """From 0 at 0 to 1 at 1, smoothly."""
+    """A smooth step from 0 at 0 to 1 at 1."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)
 
 
 def _mix(below: Array, above: Array, alpha: Array) -> Array:
-    """Lay a colour or a picture, (N, ., ., 3), over another with opacity `alpha`, (N, ., .)."""
+    """Blend a color or picture (N, ., ., 3) over another with opacity `alpha` (N, ., .)."""
     return below + (above - below) * alpha[..., None]
 
 
-def _colour(hue: Array, saturation: Array, value: Array) -> Array:
-    """From HSV, each (N, 1, 1), to RGB (N, 1, 1, 3)."""
+def _color(hue: Array, saturation: Array, value: Array) -> Array:
+    """Convert HSV, each (N, 1, 1), to RGB (N, 1, 1, 3)."""
     sector: Array = (np.array([5, 3, 1]) + hue[..., None] * 6) % 6
     ramp = np.clip(np.minimum(sector, 4 - sector), 0, 1)
     rgb: Array = value[..., None] * (1 - saturation[..., None] * ramp)
     return rgb
 
 
-def _any_colour(between: Between) -> Array:
-    return _colour(between(0, 1), between(0.1, 1), between(0.2, 1))
+def _any_color(between: Between) -> Array:
+    return _color(between(0, 1), between(0.1, 1), between(0.2, 1))
 
 
 def _tilts(degrees: npt.NDArray[np.int64]) -> tuple[Array, Array]:
@@ -205,7 +217,8 @@ def _tilts(degrees: npt.NDArray[np.int64]) -> tuple[Array, Array]:
 
 def _bar(x: Array, y: Array, between: Between) -> Array:
     """Coverage of a straight bar in any direction."""
-    dx, dy = between(-1, 1), between(-1, 1)
+    dx = between(-1, 1)
+    dy = between(-1, 1)
     offset = (dx * (x - between(-0.8, 0.8)) + dy * (y - between(-0.8, 0.8))) / np.sqrt(
         dx * dx + dy * dy + 1e-3
     )

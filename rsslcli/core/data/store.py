@@ -1,4 +1,4 @@
-"""Prepared data sets on disk: one uncompressed .npz per split, verified whenever it is read."""
+"""Prepared data sets on disk: an uncompressed .npz file per split, verified on every read."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The images of one split with their labels; `checksum` identifies the three together."""
+    """The images, labels and classes of one split; `checksum` identifies all three."""
 
     images: Images  #: (N, 32, 32, 3)
     labels: Labels  #: (N,), each an index into `classes`
@@ -46,7 +46,7 @@ class Dataset:
 
     @property
     def corrupted_folder(self) -> Path:
-        """Where the corrupted test set lives, if it is prepared."""
+        """The folder of the corrupted test set, which need not be prepared."""
         return self.folder / "corrupted"
 
 
@@ -59,7 +59,7 @@ class Arrays(NamedTuple):
     files: tuple[str, ...] = ()  #: the file of each image, where there is one
 
     def limited(self, limit: int | None) -> "Arrays":
-        """A seeded, class-balanced subset of `limit` images; all of them if there are no more than that."""
+        """A seeded, class-balanced subset of `limit` images; all images if there are no more."""
         if limit is None or limit >= len(self.labels):
             return self
         chosen = class_balanced_subset(self.labels, limit, seed=0)
@@ -68,12 +68,13 @@ class Arrays(NamedTuple):
 
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:
-    """Check the arrays, as `Split` describes them, and compute their checksum.
+    """Make a split from arrays of the form that `Split` describes: check them and compute their checksum.
 
     Raises:
-        ValueError: a wrong dtype or shape, no images, or a label that is not an index into `classes`.
+        ValueError: a dtype or shape is wrong, there are no images, or a label is not an index into `classes`.
     """
-    images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels)
+    images = np.ascontiguousarray(images)
+    labels = np.ascontiguousarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE or not len(images):
         raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)")
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
@@ -102,10 +103,10 @@ def save_split(path: Path, images: npt.ArrayLike, labels: npt.ArrayLike, classes
 
 
 def load_split(path: Path) -> Split:
-    """Read a split and verify it down to its checksum.
+    """Read a split and verify its format and checksum.
 
     Raises:
-        UserError: the file is missing, damaged, or of another kind.
+        UserError: the file is missing, damaged or not a prepared split.
     """
     try:
         with quietly(), path.open("rb") as opened:
@@ -128,7 +129,7 @@ def load_split(path: Path) -> Split:
 
 
 def _check_archive(file: IO[bytes]) -> None:
-    """Refuse what `save_split` does not write: compression, by which a small file fills the memory."""
+    """Refuse compression, which `save_split` does not use: a small compressed file could fill the memory."""
     with zipfile.ZipFile(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is compressed")
@@ -137,15 +138,15 @@ def _check_archive(file: IO[bytes]) -> None:
 
 def _class_names(value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name.isprintable() for name in value):
-        raise ValueError("the classes are no list of printable names")
+        raise ValueError("the classes are not a list of printable names")
     return value
 
 
 def dataset_folder(data_dir: Path, name: str) -> Path:
-    """Where the data set `name` lives below `data_dir`.
+    """The folder of the data set `name` in `data_dir`.
 
     Raises:
-        UserError: not a valid name.
+        UserError: the name is not valid.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is not a data set name: use lower-case letters, digits, '-' and '_'")
@@ -156,11 +157,12 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
     """Load both splits of a prepared data set.
 
     Raises:
-        UserError: it is not prepared, damaged, or its splits have different classes.
+        UserError: it is not prepared, it is damaged, or its splits have different classes.
     """
     check_prepared(data_dir, name)
     folder = dataset_folder(data_dir, name)
-    train, test = load_split(folder / "train.npz"), load_split(folder / "test.npz")
+    train = load_split(folder / "train.npz")
+    test = load_split(folder / "test.npz")
     if train.classes != test.classes:
         command = rssl_command("prepare-data", dataset=name)
         raise UserError(f"the splits in {folder} have different classes: run `{command}` again")
@@ -168,7 +170,7 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
 
 
 def check_prepared(data_dir: Path, name: str) -> None:
-    """Raise UserError, with the nearest name, unless the data set called `name` is prepared in `data_dir`."""
+    """Raise UserError, suggesting the nearest name, unless the data set `name` is prepared in `data_dir`."""
     if _is_complete(dataset_folder(data_dir, name)):
         return
     public = name in {"cifar10", "cifar100", EMBEDDED}
@@ -179,7 +181,7 @@ def check_prepared(data_dir: Path, name: str) -> None:
 
 
 def prepared_datasets(data_dir: Path) -> list[str]:
-    """The names of the data sets that are prepared in `data_dir`, sorted."""
+    """The sorted names of the data sets that are prepared in `data_dir`."""
     folders = data_dir.iterdir() if data_dir.is_dir() else ()
     return sorted(folder.name for folder in folders if _NAME.fullmatch(folder.name) and _is_complete(folder))
 
@@ -187,10 +189,19 @@ def prepared_datasets(data_dir: Path) -> list[str]:
 def class_balanced_subset(
     labels: npt.NDArray[np.integer[Any]], size: int, seed: int, option: str = "limit"
 ) -> Labels:
-    """Choose `size` images, of every class equally many, or as many as it has; counts differ by at most one.
+    """Choose `size` images at random, equally many per class: counts differ by at most one.
 
-    Returns their indices, sorted, int64. With the same seed a smaller subset lies within a larger one. In
-    messages the size is called `option`.
+    A class with too few images contributes all of them. With the same seed, a smaller subset is contained in
+    a larger one.
+
+    Args:
+        labels: integers (N,).
+        size: the number of images to choose.
+        seed: the seed of the choice.
+        option: what messages call the size.
+
+    Returns:
+        The sorted indices of the chosen images, int64 (size,).
 
     Raises:
         UserError: `size` is larger than the split or smaller than the number of classes.
@@ -200,10 +211,12 @@ def class_balanced_subset(
         have = f"the {len(labels)} images of {len(classes)} classes"
         raise UserError(f"{option}: {size} of {have}: choose from {len(classes)} to {len(labels)}")
     order = np.random.default_rng(seed).permutation(len(labels))
-    # Rank every image within its class, in shuffled order; the lowest ranks of all classes are the subset.
+    # Group the shuffled images by class. Within its class, an image's rank is its position minus the position
+    # where the class starts.
     by_class = np.argsort(inverse[order], kind="stable")
     rank = np.empty(len(labels), np.int64)
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # Take the images of rank 0 of all classes, then those of rank 1, and so on.
     return np.sort(order[np.argsort(rank, kind="stable")[:size]]).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""The corrupted images that tune λ (section 4), and the source images they are made from."""
+"""The corrupted images that tune λ (section 4), and the source images that they are made from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rsslcli.core.runtime import derive_seed
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The corrupted images that tune λ (section 4): the same random source images from every cell.
+    """The corrupted images that tune λ (section 4): the same random source images in every cell.
 
     Attributes:
         images: uint8 (V, H, W, 3), V = corruptions · severities · source images.
@@ -31,34 +31,40 @@ class ValidationSet:
 
 
 def validation_source(config: Config, available: int) -> tuple[int, ...]:
-    """Which of the `available` source images an AutoML run of these settings tunes λ on, by its seed; sorted.
+    """The sorted indices of the source images that tune λ in an AutoML run, chosen by the seed.
 
-    They are `validation_images`, but no more than half of what there is.
+    Their number is `validation_images`, but at most half of the `available` images.
 
     Raises:
-        UserError: there is only one, which leaves none to test on.
+        UserError: only one image is available, which leaves none to test on.
     """
     wanted = min(config.validation_images, available // 2)
     if not wanted:
-        raise UserError("only one corrupted source image: to tune λ on some and test on others takes two")
+        raise UserError(
+            "only one corrupted source image: tuning λ on some and testing on others needs at least two"
+        )
     random = np.random.default_rng(derive_seed(config.seed, "validation"))
     return tuple(int(index) for index in np.sort(random.choice(available, wanted, replace=False)))
 
 
 def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSet | None) -> ValidationSet:
-    """Draw the images that tune λ, by the run's seed; none where λ is fixed."""
+    """Draw the images that tune λ by the run's seed; none if λ is fixed.
+
+    Raises:
+        UserError: there is no corrupted set, or it does not fit the data set or the settings.
+    """
     if not config.automl:
         return ValidationSet(
             np.empty((0, *dataset.train.images.shape[1:]), np.uint8), np.empty(0, np.int64), ()
         )
     if corrupted is None:
-        raise UserError(f"AutoML tunes λ on a corrupted test set, and '{dataset.name}' has none prepared")
+        raise UserError(f"AutoML tunes λ on a corrupted test set, but none is prepared for '{dataset.name}'")
     check_label_range(corrupted, dataset)
     source = validation_source(config, corrupted.images_per_cell)
     names = [n for n in corrupted.names if config.validation_corruptions == "all" or n in EXTRA]
     if not names:
         raise UserError(
-            f"{corrupted.folder} has none of {', '.join(EXTRA)}, which validation_corruptions asks for"
+            f"{corrupted.folder} has none of {', '.join(EXTRA)}, which `validation_corruptions` asks for"
         )
     chosen = np.array(source)
     cells = [corrupted.cell(name, severity)[chosen] for name in names for severity in SEVERITIES]

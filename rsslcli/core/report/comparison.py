@@ -1,6 +1,6 @@
-"""Finished runs read back as studies: what they measured, and which differences exceed the noise.
+"""Group finished runs into studies and compare their rows: which differences exceed the noise.
 
-Imports no torch. Run directories are read as untrusted files: what is damaged is left out, with the reason.
+Imports no torch. Run directories are untrusted: damaged ones are left out, with the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rsslcli.core.report.conditions import (
 from rsslcli.core.report.runs import Floats, LeftOut, Run, has_effect
 from rsslcli.core.tasks.registry import BEST_TASKS, TASKS
 
-#: The names of the paper's Table 1, and its accuracy in per cent with that task alone at a fixed λ.
+#: The names in the paper's Table 1, and its accuracy in percent with that task alone and a fixed λ.
 TABLE_1 = {
     "rotation": ("Rotation", 76.37),
     "color": ("Color", 75.06),
@@ -38,25 +38,17 @@ TABLE_1 = {
 }
 
 
-#: The four tasks of its section 4.
+#: The four tasks of the paper's section 4.
 FOUR = frozenset(BEST_TASKS)
-
-
-#: The paper's accuracy by tasks and whether λ is tuned. That of the four is from the error of 21.32 %.
+#: The paper's accuracy by tasks and whether λ is tuned. That of the four follows from the error of 21.32 %.
 PAPER = {(frozenset({task}), False): accuracy for task, (_, accuracy) in TABLE_1.items()}
-
-
 PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
 
 
-#: Settings that are compared on purpose or change no result, and those that act only on tasks and on λ:
-#: they tell rows of a study apart. Any other setting tells studies apart.
+#: Settings that may differ between rows of a study: those compared on purpose or without effect on results,
+#: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
 _OF_ROWS = ("seed", "device", "compile", "tasks", "automl")
-
-
 _OF_TASKS = ("batch_norm", "initial_lambda", "task_options")
-
-
 _OF_AUTOML = (
     "meta_lr", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
     "validation_corruptions",
@@ -65,11 +57,11 @@ _OF_AUTOML = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row against another: the paired differences, one for each seed that both have.
+    """The paired differences between two rows, one for each seed that both have.
 
     Attributes:
         differences: of the mean corrupted accuracies, fractions of 1.
-        unlike: how the evaluations of a pair differ, such as "images"; empty where all pairs are alike.
+        unlike: how the evaluations of pairs differ, such as "images"; empty if they do not.
     """
 
     differences: tuple[float, ...]
@@ -77,12 +69,12 @@ class Comparison:
 
     @property
     def mean(self) -> float:
-        """The mean difference; NaN where there is none."""
+        """The mean difference; NaN without a common seed."""
         return float(np.mean(self.differences)) if self.differences else math.nan
 
     @property
     def margin(self) -> float:
-        """Half of the 95 % confidence interval of the mean, by Student's t; NaN for fewer than two pairs."""
+        """Half the width of the 95 % confidence interval, by Student's t; NaN for fewer than two pairs."""
         n = len(self.differences)
         return (
             t_quantile(n - 1) * float(np.std(self.differences, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
@@ -90,11 +82,11 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether the difference exceeds the noise, in words."""
+        """Whether the difference exceeds the noise, as a table shows it."""
         if self.unlike:
             return f"not judged: different {self.unlike}"
         if len(self.differences) < 2:
-            return "one seed: not judged" if self.differences else "no common seed"
+            return "needs 2 seeds or more" if self.differences else "no common seed"
         if abs(self.mean) <= self.margin:
             return "no"
         return "yes, better" if self.mean > 0 else "yes, worse"
@@ -102,12 +94,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one method, which differ in the seed alone.
+    """The runs of one method, which differ only in the seed.
 
     Attributes:
-        label: what was trained, as the tables say it; ends in * where the runs were not evaluated alike.
+        label: the method as tables show it; ends in * if the runs were evaluated differently.
         runs: by seed.
-        paper: the paper's accuracy in per cent, where it gives one.
+        paper: the paper's accuracy in percent, if it gives one.
     """
 
     label: str
@@ -116,7 +108,7 @@ class Row:
 
     @property
     def config(self) -> Config:
-        """The configuration, of any of its seeds."""
+        """The settings of its first run; the others differ only in the seed."""
         return next(iter(self.runs.values())).config
 
     @property
@@ -130,24 +122,26 @@ class Row:
         return mean
 
     def pairs(self, other: Row) -> list[tuple[Run, Run]]:
-        """This row's runs with another's of the same seed."""
+        """The runs of this row paired with those of the other row, by seed."""
         return [(run, other.runs[seed]) for seed, run in self.runs.items() if seed in other.runs]
 
     def minus(self, other: Row) -> Comparison:
-        """This row's mean corrupted accuracy compared with another's."""
+        """The difference in mean corrupted accuracy, this row minus the other."""
         pairs = self.pairs(other)
-        return Comparison(tuple(own.mean() - its.mean() for own, its in pairs), unlike_conditions(pairs))
+        return Comparison(
+            tuple(mine.mean() - theirs.mean() for mine, theirs in pairs), unlike_conditions(pairs)
+        )
 
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that can be compared: every setting that acts on all of them is the same.
+    """Runs that can be compared: they agree in every setting that affects all of them.
 
     Attributes:
-        settings: those, by name.
-        corruptions: which ones the runs were evaluated on.
-        rows: the baseline first, then as in the paper's Table 1, then the rest.
-        warnings: what spoils the comparison, in a sentence each.
+        settings: the settings that they share, by name.
+        corruptions: the corruptions that they were evaluated on.
+        rows: the baseline first, then in the order of the paper's Table 1, then the rest.
+        warnings: what limits the comparison, one sentence each.
     """
 
     settings: Mapping[str, Any]
@@ -167,44 +161,48 @@ class Study:
 
     @property
     def over(self) -> str:
-        """What a mean accuracy is taken over: "the 19 corruptions", "18 of 19 corruptions (missing: fog)"."""
+        """What mean accuracies cover: "the 19 corruptions", "18 of 19 corruptions (missing: fog)"."""
         whole = self.corruptions == CORRUPTIONS
         return "the 19 corruptions" if whole else coverage(self.corruptions).replace(" (", " corruptions (")
 
     @property
     def conditions(self) -> str:
-        """On which corrupted images the runs were evaluated, how many, and in which precision."""
+        """Which corrupted images the runs were evaluated on, how many, and in which precision."""
         return describe_conditions(self.runs)
 
     @property
     def title(self) -> str:
-        """Data set and size, in a few words."""
-        of = self.settings
+        """Data set, network, epochs and training images, as a heading."""
+        settings = self.settings
         images = (
-            "all training images" if of["train_size"] is None else f"{of['train_size']:,} training images"
+            "all training images"
+            if settings["train_size"] is None
+            else f"{settings['train_size']:,} training images"
         )
-        network = f"WRN-{of['depth']}-{of['width']}"
-        epochs = f"{of['epochs']} epoch{'s' * (of['epochs'] != 1)}"
-        return f"{sanitize(of['dataset'])}, {network}, {epochs}, {images}"
+        network = f"WRN-{settings['depth']}-{settings['width']}"
+        epochs = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)}"
+        return f"{sanitize(settings['dataset'])}, {network}, {epochs}, {images}"
 
 
 def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
-    """Put runs that can be compared together, the largest study first, and leave repetitions out."""
+    """Group comparable runs into studies, the largest first; repeated runs are left out."""
     groups: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     left_out = []
     for run in sorted(runs, key=lambda run: run.config.seed):
         seeds = groups[_key([_shared(run), list(run.accuracy)])][_key(_method(run.config))]
         if run.config.seed in seeds:
             first = seeds[run.config.seed].name
-            left_out.append(LeftOut(run.directory, f"the same configuration and seed as {first}"))
+            left_out.append(LeftOut(run.directory, f"has the same configuration and seed as {first}"))
         seeds.setdefault(run.config.seed, run)
     studies = [_make_study(list(rows.values())) for rows in groups.values()]
     return sorted(studies, key=lambda study: -sum(len(row.runs) for row in study.rows)), left_out
 
 
 def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
+    """A study of rows, each given as runs by seed: label the rows, order them and collect warnings."""
     every = [run for runs in rows for run in runs.values()]
-    shared, corruptions = _shared(every[0]), tuple(every[0].accuracy)
+    shared = _shared(every[0])
+    corruptions = tuple(every[0].accuracy)
     in_paper = (every[0].config.dataset, every[0].dataset, corruptions) == ("cifar10", "cifar10", CORRUPTIONS)
     made = [Row("", runs, None) for runs in rows]
     for index, row in enumerate(made):
@@ -212,12 +210,12 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
         paper = PAPER.get((frozenset(row.config.tasks), row.config.automl)) if trained_so else None
         made[index] = replace(row, label=_label(row.config), paper=paper)
     made.sort(key=lambda row: _place(row.config))
-    # Rows that read alike are told apart by what is not the default about them.
+    # Rows with the same label get their non-default settings added.
     distinct = []
     for row in made:
         alike = [_method(other.config) for other in made if other.label == row.label]
-        own = {k: v for k, v in _changed(row.config).items() if any(other[k] != v for other in alike)}
-        label = f"{row.label} ({describe(own)})" if own else row.label
+        special = {k: v for k, v in _changed(row.config).items() if any(other[k] != v for other in alike)}
+        label = f"{row.label} ({describe(special)})" if special else row.label
         mixed = is_mixed([*row.runs.values()])
         distinct.append(replace(row, label=f"{label} *" if mixed else label))
     marked = any(row.label.endswith(" *") for row in distinct)
@@ -227,14 +225,14 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
 
 
 def _shared(run: Run) -> dict[str, Any]:
-    """The settings that must be the same for a comparison to mean anything."""
+    """The settings that must be equal for a meaningful comparison."""
     apart = {*_OF_ROWS, *_OF_TASKS, *_OF_AUTOML}
     shared = {name: value for name, value in run.config.to_dict().items() if name not in apart}
     return shared if run.dataset == run.config.dataset else shared | {"evaluated on": run.dataset}
 
 
 def _method(config: Config) -> dict[str, Any]:
-    """What makes runs of a study one row: the tasks, and the settings that act on them."""
+    """Settings that distinguish rows within a study: the tasks, and what acts on them."""
     names = (*(_OF_TASKS if config.tasks else ()), *(_OF_AUTOML if config.automl else ()))
     method = {"tasks": sorted(config.tasks), "automl": config.automl}
     method |= {name: getattr(config, name) for name in names}
@@ -245,7 +243,7 @@ def _method(config: Config) -> dict[str, Any]:
 
 
 def _changed(config: Config) -> dict[str, Any]:
-    """The settings of the method that are not the defaults."""
+    """The method's settings that are not the defaults."""
     default = _method(replace(Config(), tasks=config.tasks, automl=config.automl))
     return {name: value for name, value in _method(config).items() if value != default[name]}
 
@@ -254,7 +252,7 @@ def departures(study: Study) -> list[list[str]]:
     """The settings that differ from the defaults, the preset `paper`, or between rows.
 
     Returns:
-        Per setting and value: the setting, its value, the default, and the labels of the rows that have it.
+        For each setting and value: the setting, its value, the default, and the labels of the rows with it.
     """
     default = Config().to_dict()
     found = [
@@ -269,27 +267,23 @@ def departures(study: Study) -> list[list[str]]:
             for value in dict.fromkeys(_words(_acting(run.config)[name]) for run in row.runs.values()):
                 labels[value].append(row.label)
         labels.pop(_words(default[name]), None)
-        every = (
-            "all"
-            if len(rows) == len(study.rows)
-            else "all with AutoML"
-            if name in _OF_AUTOML
-            else "all with tasks"
-        )
-        for value, of in labels.items():
-            which = every if len(of) == len(rows) > 1 else "; ".join(of)
+        every = "all with AutoML" if name in _OF_AUTOML else "all with tasks"
+        if len(rows) == len(study.rows):
+            every = "all"
+        for value, having in labels.items():
+            which = every if len(having) == len(rows) > 1 else "; ".join(having)
             found.append([name, value, _words(default[name]), which])
     return found
 
 
 def _acting(config: Config) -> dict[str, Any]:
-    """The settings that act in a run and may differ between the rows of a study."""
+    """The settings that affect a run and may differ between the rows of a study."""
     return _method(config) | {"device": config.device, "compile": config.compile}
 
 
 def _words(value: object) -> str:
     """A setting's value as the report shows it."""
-    if value is None:  # the size of a subset
+    if value is None:  # of train_size
         return "all"
     if isinstance(value, Mapping) and not value:
         return "none"
@@ -298,6 +292,7 @@ def _words(value: object) -> str:
 
 
 def _label(config: Config) -> str:
+    """The method as tables show it: the tasks, and how λ is set."""
     titles = (TABLE_1[task][0] if task in TABLE_1 else task for task in config.tasks)
     known = {frozenset[str](): "Baseline", FOUR: "Four tasks", frozenset(TABLE_1): "Seven tasks"}
     label = known.get(frozenset(config.tasks)) or " + ".join(titles)
@@ -310,7 +305,7 @@ def _label(config: Config) -> str:
 
 
 def _ineffective(runs: Sequence[Run]) -> Iterator[str]:
-    """Say which runs did not train what their settings name."""
+    """Warnings about runs whose tasks or AutoML had no effect."""
     idle = [run for run in runs if not has_effect(run.config)]
     if names := [run.name for run in idle if run.config.automl]:
         yield f"AutoML changed no λ in {', '.join(names)}: those runs trained with fixed λ."
@@ -319,7 +314,7 @@ def _ineffective(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _place(config: Config) -> tuple[object, ...]:
-    """Where a row stands: the baseline, single tasks in the paper's order, its four, others."""
+    """The sort key of a row: the baseline, single tasks in the paper's order, its four tasks, others."""
     order = sorted(list(TASKS).index(task) if task in TASKS else len(TASKS) for task in config.tasks)
     several = len(order) > 1
     changed = _changed(config)
@@ -327,32 +322,38 @@ def _place(config: Config) -> tuple[object, ...]:
 
 
 def _key(value: object) -> str:
+    """A value as canonical JSON, to group and sort by."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def describe(settings: Mapping[str, Any]) -> str:
-    """Settings in a line: "batch_norm joint, lr 0.2"."""
+    """Settings on one line: "batch_norm joint, lr 0.2"."""
     words = {k: _key(v).replace('"', "") if isinstance(v, Mapping) else v for k, v in settings.items()}
     return ", ".join(f"{name} {sanitize(value)}" for name, value in words.items())
 
 
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """The t for which Student's distribution holds `confidence` between −t and t, to double precision.
+    """The t such that Student's distribution has probability `confidence` between −t and t.
 
-    For a whole number of degrees of freedom, 1 or more, the integral is a finite sum (Abramowitz and Stegun,
-    26.7.3 and 26.7.4). It is inverted by bisection over θ, where t = √degrees · tan θ.
+    For integer degrees of freedom, at least 1, the integral is a finite sum (Abramowitz and Stegun, 26.7.3
+    and 26.7.4). Bisection over θ, where t = √degrees · tan θ, inverts it to double precision.
     """
 
     def inside(theta: float) -> float:
-        total, term = 0.0, math.cos(theta) if degrees % 2 else 1.0
+        total = 0.0
+        term = math.cos(theta) if degrees % 2 else 1.0
         for k in range(2 + degrees % 2, degrees + 1, 2):
             total += term
             term *= (k - 1) / k * math.cos(theta) ** 2
         total *= math.sin(theta)
         return 2 / math.pi * (theta + total) if degrees % 2 else total
 
-    low, high = 0.0, math.pi / 2
+    low = 0.0
+    high = math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < confidence else (low, middle)
+        if inside(middle) < confidence:
+            low = middle
+        else:
+            high = middle
     return math.sqrt(degrees) * math.tan(low)

@@ -1,4 +1,4 @@
-"""The report's figures, by matplotlib; markers, dashes and Okabe and Ito's colors serve the color-blind."""
+"""Draw the report's figures with matplotlib; markers, dashes and colors suit color-blind readers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-#: Okabe and Ito 2008, without black, which is the baseline's, and the yellow that white paper swallows.
+#: The palette of Okabe and Ito 2008, without black (the baseline's) and yellow (too faint on white).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", "--", "-.", ":")
@@ -42,25 +42,25 @@ _STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 160,
-    # A label is text, whatever signs it holds; and the same runs give the same bytes.
+    # Labels are plain text, and the same runs give the same bytes.
     "text.parse_math": False,
     "svg.hashsalt": "rssl",
 }
-#: More rows make no readable picture; the tables have them all.
+#: More rows would be unreadable; the tables show them all.
 MAX_ROWS = 14
-#: And so many points make a curve as smooth as a picture can show.
+#: Points per curve, enough to look smooth.
 _POINTS = 300
 
 
 @dataclass(frozen=True)
 class _Size:
-    """The room that a picture has. Its text is 9 points, 12 pixels of a screen, in any room.
+    """The layout of a picture. Its text is 9 points, 12 pixels on a screen, in any layout.
 
     Attributes:
-        width: in inches, of 96 pixels each.
-        side_by_side: panels in a row.
-        legend: columns of a legend.
-        label: letters in a line of a label.
+        width: in inches of 96 pixels.
+        side_by_side: panels per row.
+        legend: columns of the legend.
+        label: characters per line of a label.
         cells: columns of numbers side by side.
     """
 
@@ -72,36 +72,43 @@ class _Size:
 
     @property
     def narrow(self) -> bool:
-        """Whether panels stand below each other."""
+        """Whether panels are stacked vertically."""
         return self.side_by_side == 1
 
 
 _WIDE = _Size(width=7.2, side_by_side=2, legend=3, label=34, cells=MAX_ROWS)
-#: On a telephone: what 375 pixels leave between the margins.
+#: For a phone: 375 pixels minus the margins.
 _NARROW = _Size(width=3.45, side_by_side=1, legend=1, label=20, cells=5)
 
-#: A figure, its caption, and what else its text alternative says; None where the runs have no numbers for it.
+#: A figure, its caption, and the rest of its alternative text; None if the runs lack the numbers for it.
 _Drawn = tuple["Canvas", str, str] | None
 
 
 def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
-    """The figures of a study by name: "difference", "figure-2a", "figure-2b", "corruptions", "severities" and
-    "training", those that its runs have the numbers for. The PNGs' names begin with `prefix`.
+    """Draw the figures of a study that its runs have the numbers for.
+
+    Returns:
+        The figures among "difference", "figure-2a", "figure-2b", "corruptions", "severities" and "training",
+        by name. The names of their PNG files begin with `prefix`.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of caches and fonts
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it reports caches and fonts
     import matplotlib as mpl
 
-    rows, figures = study.rows[:MAX_ROWS], {}
+    rows = study.rows[:MAX_ROWS]
+    figures = {}
     more = f" The first {MAX_ROWS} of {len(study.rows)} rows." if len(rows) < len(study.rows) else ""
-    with mpl.rc_context(), quietly():  # a warning for each sign that the font lacks
+    with mpl.rc_context(), quietly():  # or it warns of every character that the font lacks
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
         for name, plot in _PLOTS.items():
-            drawn, narrow = plot(study, rows, _WIDE), plot(study, rows, _NARROW)
+            drawn = plot(study, rows, _WIDE)
+            narrow = plot(study, rows, _NARROW)
             if drawn is not None and narrow is not None:
                 canvas, caption, words = drawn
-                svg, narrow_svg, png = _svg(canvas), _svg(narrow[0]), io.BytesIO()
-                canvas.set_layout_engine("none")  # which has done its slow work
+                svg = _svg(canvas)
+                narrow_svg = _svg(narrow[0])
+                png = io.BytesIO()
+                canvas.set_layout_engine("none")  # the layout is done, and slow
                 canvas.savefig(png, format="png")
                 alt = f"{caption} {words}"
                 figures[name] = Figure(
@@ -123,7 +130,7 @@ def _canvas(width: float, height: float) -> Canvas:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Color, marker and dashes of a line: no two of the first 30 have the same, nor in grey."""
+    """Color, marker and dashes of a line; the first 30 all differ, even in gray."""
     return {
         "color": _COLORS[index % len(_COLORS)],
         "marker": _MARKERS[index % len(_MARKERS)],
@@ -132,7 +139,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _styles(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:
-    """The rows, each with its style; the baseline is black."""
+    """Each row with its style; the baseline is black."""
     styles = [_style(index) for index in range(len(rows))]
     if not rows[0].config.tasks:
         styles = [{"color": "black", "marker": "o", "linestyle": "-"}, *styles]
@@ -140,13 +147,13 @@ def _styles(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:
 
 
 def _wrap(label: str, width: int = 30) -> str:
-    """A label in lines: what is in parentheses, if not all fits, goes on one of its own."""
+    """Break a label into lines; if it is too long, what is in parentheses starts a new line."""
     parts = [label] if len(label) <= width else label.replace(" (", "\n(").splitlines()
     return "\n".join(line for part in parts for line in textwrap.wrap(part, width))
 
 
 def _panels(rows: Sequence[Row], count: int, size: _Size) -> tuple[Canvas, list[Axes]]:
-    """A canvas with `count` panels, and room below for the legend of the rows."""
+    """A canvas with `count` panels, and space below for a legend of the rows."""
     lines = 1 + max(_wrap(row.label).count("\n") for row in rows)
     across = min(count, size.side_by_side)
     down = math.ceil(count / across)
@@ -160,13 +167,13 @@ def _legend(canvas: Canvas, axes: Axes, place: Any, size: _Size) -> None:
 
 
 def _against(row: Row, base: Row) -> str:
-    """The label of a difference to the baseline, which says where the two were not evaluated alike."""
+    """The label of a difference to the baseline; it says if the two were evaluated differently."""
     unlike = row.minus(base).unlike
     return f"{row.label} (different {unlike})" if unlike else row.label
 
 
 def _compared(study: Study, rows: Sequence[Row]) -> tuple[Row, list[Row]] | None:
-    """The baseline, and those rows that have a seed in common with it; None without any."""
+    """The baseline and the rows that share a seed with it; None if there are none."""
     base = study.baseline
     shown = [row for row in rows if base is not None and row is not base and row.pairs(base)]
     return (base, shown) if base is not None and shown else None
@@ -201,7 +208,7 @@ def _difference(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     if paper:
         hollow = {"color": _COLORS[1], "markerfacecolor": "white", "markersize": 6}
         axes.plot(*zip(*paper, strict=True), "D", **hollow, label="paper")  # type: ignore[arg-type]
-    # Intervals of two seeds are so wide that nothing else could be told apart: they may leave the picture.
+    # The intervals of two seeds are so wide that they would squeeze everything else: they may be cut off.
     reach = 2 * max(abs(x) for x, _ in [*seeds, *paper])
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -reach), min(high, reach) or 1)
@@ -213,7 +220,7 @@ def _difference(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     _legend(canvas, axes, "outside upper center", size)
     caption = (
         f"Difference to the baseline, mean over {study.over}: an interval that excludes zero exceeds the "
-        "noise; one seed has none. An interval may go on beyond the edge."
+        "noise; one seed has none. An interval may extend beyond the edge."
     )
     return canvas, caption, "The numbers are in the table above."
 
@@ -226,7 +233,8 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
         return None
     width = size.width if size.narrow else max(4.2, 1.1 + 1.25 * len(shown))
     canvas = _canvas(width, 4.4 if size.narrow else 3.4)
-    axes, words = canvas.subplots(), []
+    axes = canvas.subplots()
+    words = []
     paper = [(x, 100 - row.paper) for x, row in enumerate(shown) if row.paper]
     ours = [100 * (1 - row.means) for row in shown]
     heights = [float(errors.mean()) for errors in ours]
@@ -260,7 +268,8 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     tuned = [row for row in rows if row.config.automl and has_effect(row.config)][:4]
     if not tuned:
         return None
-    canvas, words = _canvas(size.width, (3.6 if size.narrow else 3.0) * len(tuned)), []
+    canvas = _canvas(size.width, (3.6 if size.narrow else 3.0) * len(tuned))
+    words = []
     for axes, row in zip(canvas.subplots(len(tuned), squeeze=False)[:, 0], tuned, strict=True):
         grid = np.linspace(0, row.config.epochs, _POINTS)
         for index, task in enumerate(row.config.tasks):
@@ -355,7 +364,7 @@ def _training(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
         mean = np.mean([np.interp(grid, h.epochs, h.clean_accuracy) for h in histories], axis=0)
         accuracies.plot(grid, 100 * mean, **style)
     losses.set(xlabel="epoch", ylabel="cross-entropy", title="training loss of the main task")
-    # A loss far above that of guessing is of a run that went astray: it leaves the picture.
+    # A loss far above that of guessing comes from a diverging run: it may be cut off.
     losses.set_ylim(0, min(losses.get_ylim()[1], 10))
     accuracies.set(xlabel="epoch", ylabel="%", title="clean test accuracy")
     _legend(canvas, losses, "outside lower center", size)

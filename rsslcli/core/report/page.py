@@ -1,6 +1,6 @@
 """A document of headings, text, tables and figures, as a self-contained HTML page and as Markdown.
 
-All text is escaped: whatever a run's files say, it is shown and not obeyed.
+All text is escaped, so content from a run's files is displayed, never interpreted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading: level 1 is the page's title."""
+    """A heading; level 1 is the title of the page."""
 
     text: str
     level: int = 2
@@ -29,7 +29,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Notes:
-    """Things to know before the rest is read, as a list."""
+    """A highlighted list of remarks."""
 
     title: str
     items: Sequence[str]
@@ -37,12 +37,12 @@ class Notes:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Its first column names the rows.
+    """A table whose first column names the rows.
 
     Attributes:
         words: the columns that hold words, not numbers.
-        stacked: on a narrow screen a row becomes a block of lines, a line for each cell. Other tables scroll,
-            with their first column in place.
+        stacked: on a narrow screen each row becomes a block with one line per cell; other tables scroll
+            behind a fixed first column.
     """
 
     caption: str
@@ -54,9 +54,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: SVG for the page, SVG for narrow screens, and the PNG `name` beside it.
+    """A picture as SVG for wide screens, as SVG for narrow ones, and as the PNG file `name` beside the page.
 
-    `alt` says in words what it shows.
+    `alt` describes it in words.
     """
 
     name: str
@@ -71,7 +71,7 @@ Block = Heading | Text | Notes | Table | Figure
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """The document as one HTML file: no script, nothing from elsewhere; light, dark and on paper."""
+    """The document as a single HTML file without scripts or external resources; light, dark and for print."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -85,7 +85,7 @@ def to_html(blocks: Sequence[Block]) -> str:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The document as GitHub's Markdown; figures are the PNG files beside it."""
+    """The document as GitHub-flavored Markdown; figures are the PNG files beside it."""
     return "\n\n".join(map(_markdown, blocks)) + "\n"
 
 
@@ -125,7 +125,7 @@ def _side(table: Table, column: str) -> str:
 
 
 def _name(column: str) -> str:
-    """The column's name at each of its cells, where style sheets find it."""
+    """The attribute that gives each cell its column's name, for the style sheet."""
     return f' data-column="{html.escape(column)}"'
 
 
@@ -151,11 +151,11 @@ def _markdown(block: Block) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown takes for neither markup nor HTML, nor for a cell's end."""
+    """Escape what Markdown would read as markup, as HTML or as the end of a table cell."""
     return re.sub(r"([\\`*\[\]<>|&~]|\b_|_\b)", r"\\\1", text)
 
 
-#: Screens on which wide tables and pictures give way to narrow ones.
+#: The media query for screens that get narrow tables and pictures.
 _NARROW = "screen and (max-width: 40rem)"
 _CSS = """
 :root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --faint: #57606a; --line: #d0d7de;

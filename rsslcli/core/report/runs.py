@@ -24,37 +24,28 @@ from rsslcli.core.run_folder import CONFIG, EVALUATION, METRICS, RunFolder
 
 Floats = npt.NDArray[np.float64]
 
-
-#: How deep below a folder runs are looked for.
+#: How many levels below a folder are searched for runs.
 _DEPTH = 3
-
-
-#: Of larger metrics files only so many bytes of steps are parsed, evenly spread, but every epoch.
+#: From a larger metrics file, every epoch is parsed but only about this many bytes of steps, evenly spread.
 _PARSED_BYTES = 4 << 20
-
-
 _MAX_LINE_BYTES = 1 << 16
-
-
 _MAX_EVALUATION_BYTES = 16 << 20
-
-
-#: No measurement is as large: a number that is has been damaged.
+#: Numbers this large are damage, not measurements.
 _LIMIT = 1e12
 
 
 @dataclass(frozen=True)
 class History:
-    """How a run trained.
+    """The course of a training.
 
     Attributes:
-        epochs: (E,), from 1.
-        clean_accuracy: (E,), fractions of 1, after each epoch; NaN where it is not known.
-        loss: (E,), the main task's, averaged over the epoch's steps; NaN where it is not known.
+        epochs: (E,), counted from 1.
+        clean_accuracy: (E,), fractions of 1, after each epoch; NaN if unknown.
+        loss: (E,), the main task's loss, averaged over the steps of the epoch; NaN if unknown.
         lambdas: by task, (P, 2): the time in epochs, from 0, and λ.
-        steps: how many.
-        seconds: of all steps. An epoch that was interrupted counts as a whole one, at the speed of what was
-            left of it; NaN where an epoch is not known.
+        steps: the number of steps.
+        seconds: the duration of all steps. An interrupted epoch counts as a whole one at the speed of its
+            resumed part; NaN if the speed of any epoch is unknown.
     """
 
     epochs: Floats
@@ -70,19 +61,19 @@ class Run:
     """A finished and evaluated run.
 
     Attributes:
-        directory: where it is.
+        directory: the run directory.
         config: its settings.
-        history: how it trained.
+        history: the course of its training.
         accuracy: by corruption, (5,), fractions of 1, at severity 1 to 5.
-        clean_accuracy: on the clean test set.
+        clean_accuracy: accuracy on the clean test set, a fraction of 1.
         images: source images evaluated in each cell of `accuracy`.
-        clean_images: images behind `clean_accuracy`.
-        excluded: the source images that were left out.
+        clean_images: how many images `clean_accuracy` covers.
+        excluded: the indices of the source images that were left out.
         test_data: fingerprint of the clean test set.
         corrupted_data: fingerprint of its corrupted versions.
-        origin: where those are from, a key of `ORIGINS`; None where it is not recorded.
-        dataset: what it was evaluated on.
-        precision: in which it was evaluated.
+        origin: where the corrupted set came from, a key of `ORIGINS`; None if not recorded.
+        dataset: the data set it was evaluated on.
+        precision: the precision of the evaluation.
     """
 
     directory: Path
@@ -105,9 +96,9 @@ class Run:
         return sanitize(self.directory.name)
 
     def mean(self, corruptions: Iterable[str] | None = None) -> float:
-        """The mean accuracy over corruptions and severities; NaN where one is missing.
+        """The mean accuracy over corruptions and severities; NaN if one is missing.
 
-        By default over those that were evaluated, which `coverage(run.accuracy)` names.
+        The default is all that were evaluated, which `coverage(run.accuracy)` names.
         """
         names = self.accuracy if corruptions is None else corruptions
         return float(np.mean([self.accuracy.get(name, np.full(5, np.nan)) for name in names]))
@@ -115,19 +106,20 @@ class Run:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that cannot be compared, and why."""
+    """A folder that was left out of the comparison, and why."""
 
     directory: Path
     reason: str
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
-    """Read every run among and below `folders`; those that cannot be compared come with the reason.
+    """Read every run in and below `folders`; those that cannot be compared come with the reason.
 
     Raises:
         UserError: a folder does not exist.
     """
-    runs, left_out = [], []
+    runs = []
+    left_out = []
     for directory in _find(folders):
         try:
             runs.append(read_run(directory))
@@ -139,7 +131,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
 
 
 def _find(folders: Sequence[Path]) -> list[Path]:
-    """The run directories among and below `folders`, each once; a folder without any stands for itself."""
+    """The run directories in and below `folders`, each once; a folder without runs stands for itself."""
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -153,7 +145,8 @@ def _find(folders: Sequence[Path]) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    # Links are followed: loops of them end at the depth.
+    """The run directories in a folder, at most `_DEPTH` levels down; a run contains no other runs."""
+    # Links are followed; the depth limit ends loops.
     for place, folders, files in os.walk(folder, followlinks=True):
         is_run = not {CONFIG, METRICS, EVALUATION}.isdisjoint(files)
         if is_run:
@@ -166,13 +159,13 @@ def read_run(directory: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: it is none, its training is not finished, it is not evaluated, or a file is damaged; the
-            message is the reason alone.
+        UserError: it is not a run, its training is not finished, it is not evaluated, or a file is damaged;
+            the message is the bare reason, without the directory.
         OSError: a file cannot be read.
     """
     folder = RunFolder(directory)
     if not folder.is_run():
-        raise UserError(f"no run: it has no {CONFIG}")
+        raise UserError(f"not a run: it has no {CONFIG}")
     config = Config(**read_config_file(folder.config))
     if not folder.metrics.is_file():
         raise UserError(f"not trained: it has no {METRICS}")
@@ -180,7 +173,7 @@ def read_run(directory: Path) -> Run:
     if not folder.evaluation.is_file():
         others = other_evaluations(directory)
         raise UserError(
-            f"not evaluated as a whole: it has only {', '.join(others)}"
+            f"not fully evaluated: it has only {', '.join(others)}"
             if others
             else f"not evaluated: it has no {EVALUATION}"
         )
@@ -189,9 +182,11 @@ def read_run(directory: Path) -> Run:
             content = json.loads(file.read(_MAX_EVALUATION_BYTES))
         accuracy = {name: _fractions(content["accuracy"][name]) for name in content["accuracy"]}
         (clean,) = _fractions([content["clean_accuracy"]])
-        images, excluded = content["images"], frozenset(content["excluded"])
+        images = content["images"]
+        excluded = frozenset(content["excluded"])
         clean_images = content.get("clean_images", images)
-        test_data, corrupted_data = content["test_data"], content["corrupted_data"]
+        test_data = content["test_data"]
+        corrupted_data = content["corrupted_data"]
         if not accuracy.keys() <= {*CORRUPTIONS} or any(len(cells) > 5 for cells in accuracy.values()):
             raise ValueError
         if not all(type(number) is int for number in (images, clean_images, *excluded)):
@@ -220,7 +215,7 @@ def read_run(directory: Path) -> Run:
 
 
 def _incomplete(accuracy: Mapping[str, Floats]) -> str:
-    """What an evaluation lacks, as a reason to leave it out; empty where each corruption has 5 severities."""
+    """Why an incomplete evaluation is left out; empty if each corruption has all 5 severities."""
     if not accuracy:
         return "not evaluated on any corruption"
     lacking = []
@@ -233,24 +228,29 @@ def _incomplete(accuracy: Mapping[str, Floats]) -> str:
 
 
 def _fractions(values: Sequence[Any]) -> Floats:
-    """Fractions of 1 from JSON, where null stands for what was not evaluated: NaN."""
+    """Fractions of 1 from JSON; null, which means not evaluated, becomes NaN."""
     if not all(value is None or 0 <= value <= 1 for value in values):
         raise ValueError
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def _read_history(path: Path, config: Config) -> History:
-    """How a run trained; lines that are damaged are passed over."""
+    """Read the course of a training from its metrics file, skipping damaged lines.
+
+    Raises:
+        UserError: not all epochs are done.
+    """
+    # A long run has millions of steps: parse every epoch's record, but only every `stride`-th line of steps.
     stride = 1 + path.stat().st_size // _PARSED_BYTES
     epochs: dict[int, dict[str, float]] = {}
     steps: list[dict[str, float]] = []
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b"")):
-            of_epoch = b'"clean_accuracy"' in line
-            if of_epoch or number % stride == 0:
+            is_epoch = b'"clean_accuracy"' in line
+            if is_epoch or number % stride == 0:
                 record = _numbers(line)
                 if 1 <= record.get("epoch", 0) <= config.epochs and record.get("step", 0) >= 1:
-                    if of_epoch:
+                    if is_epoch:  # a later record replaces that of an epoch that was repeated
                         epochs[int(record["epoch"])] = record
                     else:
                         steps.append(record)
@@ -259,14 +259,18 @@ def _read_history(path: Path, config: Config) -> History:
         raise UserError(f"not finished: {done} of {config.epochs} epochs are done")
     total = int(epochs[done]["step"])
     per_epoch = total / done
-    losses, lambdas = defaultdict(list), defaultdict(list)
+    # Average the losses of each epoch's steps, and place the values of λ on a time axis in epochs.
+    losses = defaultdict(list)
+    lambdas = defaultdict(list)
     for record in steps:
-        epoch, time = int(record["epoch"]), record["step"] / per_epoch
-        if epoch - 1 <= time <= epoch:
+        epoch = int(record["epoch"])
+        time = record["step"] / per_epoch
+        if epoch - 1 <= time <= epoch:  # else its numbers contradict each other
             losses[epoch].append(record.get("loss/main", math.nan))
             for task in config.tasks:
                 if f"lambda/{task}" in record:
                     lambdas[task].append((time, record[f"lambda/{task}"]))
+    # The duration follows from the speed of each epoch, and is unknown if one has none.
     order = sorted(epochs)
     accuracy = np.array([epochs[epoch].get("clean_accuracy", math.nan) for epoch in order])
     speeds = np.array([epochs[epoch].get("images_per_second", 0) for epoch in order])
@@ -282,7 +286,7 @@ def _read_history(path: Path, config: Config) -> History:
 
 
 def _numbers(line: bytes) -> dict[str, float]:
-    """The numbers of a line of metrics that can be measurements; none where the line is damaged."""
+    """The plausible numbers in a line of metrics; empty if the line is damaged."""
     try:
         items = json.loads(line).items()
     except (ValueError, AttributeError, RecursionError):
@@ -291,8 +295,8 @@ def _numbers(line: bytes) -> dict[str, float]:
 
 
 def has_effect(config: Config) -> bool:
-    """Whether the run trained what its settings name: AutoML that moves λ, or tasks that count at all.
+    """Whether AutoML tuned λ in this run, or its tasks had a weight above 0; true for the baseline.
 
-    New runs without effect are refused; older ones are read.
+    Training refuses settings without effect, but runs of older versions may have them.
     """
     return not config.untuned if config.automl else not config.tasks or config.initial_lambda > 0

@@ -1,4 +1,4 @@
-"""The report on a study: the paper's table and figures beside one's own, as a web page, Markdown and PNGs."""
+"""Write the report on studies, ours beside the paper's, as a web page, Markdown and PNGs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Report:
     """A written report.
 
     Attributes:
-        page: report.html.
-        markdown: report.md.
-        figures: the PNGs.
-        studies: what it shows, the largest study first.
-        left_out: the folders that it could not use.
+        page: the path of report.html.
+        markdown: the path of report.md.
+        figures: the paths of the PNGs.
+        studies: the studies that it shows, the largest first.
+        left_out: the folders that it could not use, with the reasons.
     """
 
     page: Path
@@ -42,7 +42,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
 
     Args:
         runs: run directories, or folders that contain them.
-        output: the folder, made where it is missing; what a former report left there is replaced.
+        output: the folder, created if missing; files of an earlier report are replaced.
 
     Raises:
         UserError: a folder does not exist, no run is finished and evaluated, or `output` is a file.
@@ -51,13 +51,13 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     from rsslcli.core.report.figures import draw
 
     if output.exists() and not output.is_dir():
-        raise UserError(f"output {output}: expected a folder, and it is a file")
+        raise UserError(f"output {output}: expected a folder, but it is a file")
     read, left_out = read_runs(runs)
     studies, repeated = make_studies(read)
     left_out += repeated
     if not studies:
         reasons = "; ".join(f"{entry.directory}: {entry.reason}" for entry in left_out[:1])
-        raise UserError(f"there is nothing to report: no run is finished and evaluated ({reasons})")
+        raise UserError(f"nothing to report: no run is finished and evaluated ({reasons})")
     blocks: list[Block] = [Heading("Robustness report", 1), Text(_introduction(studies, left_out))]
     for number, study in enumerate(studies, 1):
         several = len(studies) > 1
@@ -69,7 +69,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
         *_runs(studies, left_out),
     ]
     pictures = {output / block.name: block.png for block in blocks if isinstance(block, Figure)}
-    markdown, page = output / "report.md", output / "report.html"
+    markdown = output / "report.md"
+    page = output / "report.html"
     texts = {markdown: to_markdown(blocks).encode(), page: to_html(blocks).encode()}
     for path, content in (pictures | texts).items():
         with replacing(path) as file:
@@ -78,19 +79,20 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
 
 
 def table_1(study: Study) -> Table:
-    """Accuracy on the corrupted test set in per cent: the paper's beside the study's.
+    """Accuracy on the corrupted test set in percent, the paper's beside the study's.
 
-    The caption says on which images, so that the table is whole wherever it is shown.
+    The caption says which images were used, so the table can stand alone.
     """
-    base, in_paper = study.baseline, any(row.paper for row in study.rows)
+    base = study.baseline
+    in_paper = any(row.paper for row in study.rows)
     rows = []
     for row in study.rows:
         cells = [row.label]
         if in_paper:
-            own = f"{row.paper:.2f}" if row.paper else "–"
+            published = f"{row.paper:.2f}" if row.paper else "–"
             if row.paper and base and base.paper and row is not base:
-                own += f" ({_signed(row.paper - base.paper)})"
-            cells.append(own)
+                published += f" ({_signed(row.paper - base.paper)})"
+            cells.append(published)
         cells += [str(len(row.runs)), _spread(row.means)]
         found = row.minus(base) if base and row is not base else None
         cells += [_interval(found), found.verdict] if found else ["–", "–" if base else "no baseline"]
@@ -105,12 +107,12 @@ def table_1(study: Study) -> Table:
 
 
 _VERDICT = "exceeds the noise?"
-#: The columns that hold words.
+#: The columns that hold words, not numbers.
 _WORDS = frozenset({_VERDICT, "trained with", "why", "rows"})
 
 
 def _interval(found: Comparison) -> str:
-    """The mean difference in points, with its confidence interval where there is one."""
+    """The mean difference in percentage points, with its confidence interval if it has one."""
     if math.isnan(found.mean):
         return "–"
     ends = [_signed(100 * (found.mean + side * found.margin)) for side in (-1, 1)]
@@ -118,12 +120,13 @@ def _interval(found: Comparison) -> str:
 
 
 def _spread(values: Sequence[float] | np.typing.NDArray[np.float64]) -> str:
-    """Mean ± standard deviation over seeds, in per cent."""
+    """Mean ± standard deviation over seeds, in percent."""
     deviation = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return "–" if np.isnan(values).any() else f"{100 * np.mean(values):.2f}{deviation}"
 
 
 def _signed(value: float) -> str:
+    """A number with its sign, two digits after the point."""
     return f"{round(value, 2) + 0:+.2f}".replace("-", "−")
 
 
@@ -139,10 +142,10 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
     if prefix:
         notes.append(
             "The runs of this report differ in settings or in the corruptions they were evaluated on: only "
-            "those of one study are compared."
+            "runs within one study are compared."
         )
     if study.baseline is None:
-        notes.append("No baseline (a run without tasks) is among these runs, so nothing is judged.")
+        notes.append("None of these runs is a baseline (a run without tasks), so nothing is judged.")
     if notes:
         yield Notes("Before you compare", notes)
     yield Text(f"Evaluated on {study.conditions}. {_against_the_paper(study)}")
@@ -169,14 +172,14 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
 
 
 def _against_the_paper(study: Study) -> str:
-    """What a comparison with the paper's numbers is worth."""
+    """How far the study's numbers can be compared with the paper's."""
     if not any(row.paper for row in study.rows):
-        return "The paper has no figures for these images and corruptions."
-    text = "The paper gives one number each, without a spread."
+        return "The paper has no numbers for these images and corruptions."
+    text = "The paper gives a single number per row, without a spread."
     if not departures(study) and {run.origin for run in study.runs} == {"published"}:
         return text
     return (
-        f"{text} Its numbers are of a WRN-40-2, 100 epochs, all 50,000 images of CIFAR-10 and the published "
+        f"{text} Its setup is a WRN-40-2, 100 epochs, all 50,000 images of CIFAR-10 and the published "
         "CIFAR-10-C: with other settings or images, compare the differences to the baseline rather than the "
         "accuracies."
     )
@@ -193,8 +196,9 @@ def _settings(study: Study) -> Iterator[Block]:
 
 
 def _other_comparisons(study: Study) -> Iterator[Table]:
-    """Rows with the first of the same tasks, and several tasks with rotation, which they are to beat."""
-    rows, first = [], {frozenset(row.config.tasks): row for row in reversed(study.rows)}
+    """Compare rows with the first row of the same tasks, and several tasks with rotation alone."""
+    rows = []
+    first = {frozenset(row.config.tasks): row for row in reversed(study.rows)}
     for row in study.rows:
         tasks = frozenset(row.config.tasks)
         for other in (first[tasks], first.get(frozenset({"rotation"})) if len(tasks) > 1 else None):
@@ -204,12 +208,14 @@ def _other_comparisons(study: Study) -> Iterator[Table]:
                 rows.append([f"{row.label} − {other.label}", seeds, _interval(found), found.verdict])
     if rows:
         columns = ["difference", "common seeds", "points [95 % interval]", _VERDICT]
-        caption = f"Other comparisons, in points of accuracy, mean over {study.over}"
+        caption = f"Other comparisons, in percentage points of accuracy, mean over {study.over}"
         yield Table(caption, columns, rows, _WORDS, stacked=True)
 
 
 def _cost(study: Study) -> Table:
-    rows, base = [], study.baseline
+    """The training time of each row."""
+    rows = []
+    base = study.baseline
     for row in study.rows:
         histories = [run.history for run in row.runs.values()]
         pairs = row.pairs(base) if base else []
@@ -221,7 +227,7 @@ def _cost(study: Study) -> Table:
         cells = ["–" if np.isnan(value) else format(value, form) for value, form in values]
         rows.append([row.label, str(len(histories)), *cells])
     columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
-    caption = "Cost, mean over seeds; times can be compared only if every run had the same machine to itself"
+    caption = "Cost, mean over seeds; times are comparable only if every run had the same machine to itself"
     return Table(caption, columns, rows, _WORDS, stacked=True)
 
 
@@ -230,18 +236,18 @@ Accuracy is the fraction of the test images that are classified correctly, avera
 severities; Table 1 says which corruptions and images these are. “Mean ± sd” is the mean over seeds and their
 sample standard deviation (n − 1); one seed has no spread.
 
-Runs of the same seed are compared in pairs: they share training images and random choices. A pair is judged
-only if both were evaluated on the same images in the same precision. The difference is the mean, over the
-seeds that both have, of one accuracy minus the other; the interval is the 95 % confidence interval of that
-mean by Student's t with n − 1 degrees of freedom, which takes the differences as independent and normally
-distributed. A difference exceeds the noise if the interval excludes zero.
+Runs with the same seed are compared in pairs: they share training images and random choices. A pair is
+judged only if both runs were evaluated on the same images in the same precision. The difference is the mean,
+over the seeds that both rows have, of one accuracy minus the other; the interval is the 95 % confidence
+interval of that mean by Student's t with n − 1 degrees of freedom, which assumes that the differences are
+independent and normally distributed. A difference exceeds the noise if the interval excludes zero.
 
-With few seeds the interval is wide, as it has to be: the standard error is multiplied by 12.71 for two
-seeds, 4.30 for three, 2.78 for five. So “no” means “not shown” and not “no difference”. One seed is not
-judged: how many images were tested says nothing about what another seed would have given.
+With few seeds the interval is necessarily wide: the standard error is multiplied by 12.71 for two seeds,
+4.30 for three, 2.78 for five. So “no” means “not shown”, not “no difference”. A single seed is not judged:
+the number of test images says nothing about the result of another seed.
 
-Every interval stands for itself: of twenty comparisons without a true difference, about one exceeds the
-noise by chance."""
+The intervals are not corrected for multiple comparisons: of twenty comparisons without a true difference,
+about one exceeds the noise by chance."""
 
 
 def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-"""A cell of a study: one training and its evaluation. The files in its folder tell its state."""
+"""A cell of a study: one training run and its evaluation. Its state follows from the files in its folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rsslcli.core.tasks.registry import check_task_names
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its evaluation.
+    """One training run and its evaluation.
 
     Attributes:
         number: counts from 1, in the order in which cells are run.
-        method: the row.
-        config: what is trained.
-        directory: the run directory; its last part is the cell's name, such as "automl-s0".
-        train: arguments of the command that trains it.
-        task_files: where tasks of one's own are defined.
+        method: the row of the study that it belongs to.
+        config: the settings of the training.
+        directory: the run directory, named after the cell, such as "automl-s0".
+        train: the arguments of the `rssl` command that trains it.
+        task_files: the files that define custom tasks.
     """
 
     number: int
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The method and the seed."""
+        """The method and the seed, such as "automl-s0"."""
         return self.directory.name
 
     @property
@@ -47,7 +47,7 @@ class Cell:
         return RunFolder(self.directory)
 
     def status(self) -> State:
-        """How far the cell is.
+        """How far the cell is; see `run_folder.State`.
 
         Raises:
             UserError: the folder holds a run with other settings.
@@ -57,12 +57,13 @@ class Cell:
         return self.folder.state()
 
     def position(self, images: int) -> tuple[float, float]:
-        """The shares of its training and of its evaluation that are done, from 0 to 1.
+        """The completed fractions of the training and of the evaluation, from 0 to 1.
 
         Args:
-            images: training images of the data set, which decide how many steps there are.
+            images: the number of training images in the data set, which sets the number of steps.
         """
-        config, step = self.config, 0
+        config = self.config
+        step = 0
         for record in reversed(_last_records(self.folder.metrics)):
             if isinstance(record.get("step"), int):
                 step = max(record["step"], 0)
@@ -76,7 +77,7 @@ class Cell:
         return min(step / steps, 1.0) if steps else 0.0, min(evaluated, 1.0)
 
     def check_can_run(self) -> None:
-        """Raise UserError where the cell is not done and this process does not know its tasks."""
+        """Raise UserError if the cell is not done and one of its tasks is not registered here."""
         if self.status() != "done":
             try:
                 check_task_names(self.config.tasks)
@@ -84,7 +85,7 @@ class Cell:
                 raise UserError(f"{self.directory} is not done: {error}") from None
 
     def seconds(self) -> float | None:
-        """How long its training took, where that is known."""
+        """How long the training took; None if its metrics do not say."""
         try:
             lines = self.folder.metrics.read_bytes().splitlines()
             records = [json.loads(line) for line in lines if b'"seconds"' in line]
@@ -93,7 +94,7 @@ class Cell:
             return None
 
     def commands(self, options: Sequence[str] = ()) -> list[list[str]]:
-        """What is left to run: the arguments of `rssl`, command by command.
+        """The commands that remain to be run, each as the arguments of `rssl`.
 
         Args:
             options: arguments that every command gets, such as those for the data folder.
@@ -110,42 +111,43 @@ class Cell:
 
     def _check_same(self, there: Mapping[str, Any]) -> None:
         mine = self.config.to_dict()
-        # Neither changes a number: the device, and the warm-up of a cell in which no λ is tuned.
-        apart = {"device"} if self.config.automl else {"device", "warmup_epochs"}
+        # These change no result: the device, and the warm-up of a cell that tunes no λ.
+        ignored = {"device"} if self.config.automl else {"device", "warmup_epochs"}
         for key, value in there.items():
-            if key not in apart and mine.get(key, value) != value:
+            if key not in ignored and mine.get(key, value) != value:
                 raise UserError(
-                    f"{self.directory} is of another study, with another {key} ({short_repr(value)} there, "
-                    f"{short_repr(mine[key])} here): choose another `output`"
+                    f"{self.directory} belongs to another study, with another {key} ({short_repr(value)} "
+                    f"there, {short_repr(mine[key])} here): choose another `output`"
                 )
 
 
-#: The clean test set, and all corruptions at all severities.
+#: The clean test set, plus every corruption at every severity.
 CELLS_OF_AN_EVALUATION = 1 + len(CORRUPTIONS) * len(SEVERITIES)
 
 
 def shell_line(arguments: Sequence[str]) -> str:
-    """The command as a person would type it."""
+    """A command as a person types it."""
     return shlex.join(["rssl", *arguments])
 
 
 def log_file(cell: Cell) -> Path:
+    """The file that takes what the commands of a cell print."""
     return cell.directory.parent / "logs" / f"{cell.name}.txt"
 
 
 def last_line(file: Path) -> str:
-    """The last words in a file."""
+    """The last line of a file that is not blank, made safe to print."""
     lines = tail(file).decode(errors="replace").splitlines()
-    return sanitize(next((line for line in reversed(lines) if line.strip()), "no reason is known"), 500)
+    return sanitize(next((line for line in reversed(lines) if line.strip()), "no reason was recorded"), 500)
 
 
 def _last_records(file: Path) -> list[dict[str, Any]]:
-    """The records in the last part of a metrics file."""
+    """The records in the last few kilobytes of a metrics file."""
     records = []
     for line in tail(file).splitlines():
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):  # cut off
+        except (ValueError, RecursionError):  # the first line may be cut off
             continue
         if isinstance(record, dict):
             records.append(record)

@@ -1,4 +1,4 @@
-"""How long a study will take, and how much room."""
+"""Estimate how long a study will take, and how much disk space."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
     from rsslcli.core.training.step import Trainer
 
-#: For how long speed is measured, in all, and for each kind of cell. Steps that take longer add to it.
+#: Seconds to measure speed, in total and per kind of cell. A step that takes longer is still completed.
 MEASURE_SECONDS = 8.0
 _KIND_SECONDS = 0.7
-#: A machine is busy where the mean step takes so many times the processor time of the fastest.
+#: The machine is busy if the mean step takes this many times the CPU time of the fastest.
 _BUSY = 1.5
-#: How far a cell may be from finished ones of other seeds.
+#: How much a cell may differ from finished cells of other seeds, as a factor.
 _MARGIN = 1.15
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a cell takes.
+    """The cost of a cell.
 
     Attributes:
-        low: seconds of training and evaluation on its share of the machine, if nothing else runs.
-        high: seconds if the machine stays as busy as it was while its speed was measured.
-        bytes: of disk.
+        low: seconds of training and evaluation on its share of the machine if nothing else runs.
+        high: seconds if the machine stays as busy as it was during the measurement.
+        bytes: disk space.
     """
 
     low: float
@@ -43,7 +43,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The data set of a study in numbers: training images, clean test images, source images of a cell."""
+    """The size of a study's data set.
+
+    Attributes:
+        train: training images.
+        test: clean test images.
+        corrupted: source images per corruption and severity.
+        classes: how many classes there are.
+    """
 
     train: int
     test: int
@@ -53,7 +60,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Speed:
-    """Floating-point operations per second: at best, and on average."""
+    """Floating-point operations per second: the best and the mean."""
 
     best: float
     mean: float
@@ -67,20 +74,21 @@ def estimate(
     startup: float = 0.0,
     speed: float | None = None,
 ) -> dict[str, Estimate]:
-    """What each cell takes, by its name; cells whose tasks are not known here are left out.
+    """Estimate the cost of each cell, by name; cells with tasks that are not registered here are left out.
 
-    The floating-point operations of a step and of an evaluation are counted on PyTorch's `meta` device. Their
-    speed is that of the study's finished cells, else `speed`, else that of a few steps of each kind of cell,
-    as many as there is time for. Evaluations are in float32, whatever the precision of the training.
+    The floating-point operations of a step and of an evaluation are counted on PyTorch's `meta` device. The
+    speed is taken from the study's finished cells, else from `speed`, else measured on a few steps of as many
+    kinds of cell as time allows. Evaluations run in float32, whatever the precision of the training.
 
     Args:
-        cells: of which study.
-        sizes: of the data set.
-        threads: how many CPU threads a cell will have.
-        startup: seconds that a command takes before it begins its work; a cell is two commands.
-        speed: floating-point operations per second.
+        cells: the cells of a study.
+        sizes: the size of its data set.
+        threads: CPU threads per cell.
+        startup: seconds until a command begins its work; a cell is two commands.
+        speed: floating-point operations per second, if known.
     """
-    kinds, work = {}, dict[str, _Work]()
+    kinds: dict[str, str] = {}
+    work: dict[str, _Work] = {}
     for cell in cells:
         if all(map(is_known, cell.config.tasks)):
             settings = dataclasses.replace(cell.config, seed=0)
@@ -95,17 +103,18 @@ def estimate(
     training = finished or (dict.fromkeys(work, constant) if constant else _training_speeds(work, threads))
     found = {}
     for name, kind in kinds.items():
-        of, trains = work[kind], _nearest(work, training, kind)
-        low = 2 * startup + of.training / trains.best + of.evaluation / evaluating.best
+        cost = work[kind]
+        trains = _nearest(work, training, kind)
+        low = 2 * startup + cost.training / trains.best + cost.evaluation / evaluating.best
         slower = evaluating.best / evaluating.mean
-        high = 2 * startup * slower + of.training / trains.mean + of.evaluation / evaluating.mean
-        found[name] = Estimate(low, high, of.bytes)
+        high = 2 * startup * slower + cost.training / trains.mean + cost.evaluation / evaluating.mean
+        found[name] = Estimate(low, high, cost.bytes)
     return found
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Operations of a training, of its dearest step and of an evaluation, and the bytes that they leave."""
+    """Operations of a training, of its most expensive step and of an evaluation; bytes that they write."""
 
     config: Config
     training: float
@@ -117,7 +126,7 @@ class _Work:
 def _finished_speeds(
     cells: Sequence[Cell], kinds: Mapping[str, str], work: Mapping[str, _Work]
 ) -> dict[str, Speed]:
-    """The speed at which finished cells were trained, by kind."""
+    """The training speed of finished cells, by kind."""
     found: dict[str, list[float]] = {}
     for cell in cells:
         if cell.name in kinds and cell.status() == "done" and (seconds := cell.seconds()):
@@ -127,14 +136,14 @@ def _finished_speeds(
 
 
 def _nearest(work: Mapping[str, _Work], speeds: Mapping[str, Speed], kind: str) -> Speed:
-    """The speed of `kind` where it is known, else of the kind whose steps take the most similar work."""
+    """The speed of `kind` if known, else that of the kind whose steps cost most nearly the same."""
     if kind in speeds:
         return speeds[kind]
     return speeds[min(speeds, key=lambda other: abs(work[other].step - work[kind].step))]
 
 
 def _count(config: Config, sizes: Sizes) -> _Work:
-    """Floating-point operations and bytes of a cell, by running its steps where no tensor has content."""
+    """Count the operations and bytes of a cell by running its steps on tensors without content."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -162,7 +171,7 @@ def _count(config: Config, sizes: Sizes) -> _Work:
 
 
 def _trainer(config: Config, images: int, classes: int, device: torch.device) -> Trainer:
-    """A trainer on so many images of noise."""
+    """A trainer on `images` images of noise."""
     import torch
 
     from rsslcli.core.training.step import DeviceData, Trainer
@@ -180,10 +189,10 @@ def _trainer(config: Config, images: int, classes: int, device: torch.device) ->
 
 
 def _training_speeds(work: Mapping[str, _Work], threads: int) -> dict[str, Speed]:
-    """The speed of a few steps of each kind of cell, without `torch.compile`, which takes minutes to begin.
+    """Measure a few steps of each kind of cell, without `torch.compile`, which takes minutes to start.
 
-    The cheapest kind is always measured, then those that take the most, as long as there is time; steps of a
-    large network on a CPU take too long for more than one.
+    The cheapest kind is always measured, then the most expensive ones while time remains; a large network on
+    a CPU may allow only one.
     """
     import torch
 
@@ -207,12 +216,12 @@ def _training_speeds(work: Mapping[str, _Work], threads: int) -> dict[str, Speed
 
 
 def _step(trainer: Trainer, chosen: torch.Tensor) -> Callable[[], object]:
-    """The last step of a training, which tunes λ where any does; it waits for the device."""
+    """A call of the last training step, which tunes λ if any step does; it waits for the device."""
     return lambda: float(trainer.step(trainer.steps - 1, chosen)["loss/main"])
 
 
 def _evaluation_speed(config: Config, sizes: Sizes, threads: int) -> Speed:
-    """The speed of an evaluation in float32 of the network of `config`."""
+    """Measure an evaluation of the network of `config` in float32."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -235,16 +244,17 @@ def _evaluation_speed(config: Config, sizes: Sizes, threads: int) -> Speed:
 
 
 def _measure(call: Callable[[], object], operations: float, device: torch.device) -> Speed:
-    """The speed at which `call` does its operations, over `_KIND_SECONDS`, or twice that on a busy machine.
+    """The speed of `call`, measured for `_KIND_SECONDS`, or for twice that on a busy machine.
 
-    On a busy machine a call waits for its turn. On a CPU the best speed leaves that out: it is by the
-    processor time of this thread, which takes part in all that the others compute. While it waits for those,
-    it is at work as well, so that several threads on a busy machine may seem slower than one would be: then
-    one is measured, too.
+    On a busy machine a call waits for its turn. On a CPU the best speed excludes that wait: it is based on
+    the CPU time of this thread, which shares the work of all others. But this thread also spins while it
+    waits for the others, so several threads on a busy machine may seem slower than one: then a single
+    thread is measured too.
     """
     import torch
 
-    found, threads = _time(call, operations, device), torch.get_num_threads()
+    found = _time(call, operations, device)
+    threads = torch.get_num_threads()
     if device.type == "cpu" and threads > 1 and found.best > _BUSY * found.mean:
         torch.set_num_threads(1)
         found = Speed(max(found.best, _time(call, operations, device).best), found.mean)
@@ -253,11 +263,13 @@ def _measure(call: Callable[[], object], operations: float, device: torch.device
 
 
 def _time(call: Callable[[], object], operations: float, device: torch.device) -> Speed:
-    """Call it for `_KIND_SECONDS`; the first call warms up, and counts only where it took as long."""
-    waited, worked = list[float](), list[float]()
+    """Repeat `call` for `_KIND_SECONDS`; the first, a warm-up, counts only if it took that long."""
+    waited: list[float] = []
+    worked: list[float] = []
     began = time.perf_counter()
     while True:
-        wall, processor = time.perf_counter(), time.thread_time()
+        wall = time.perf_counter()
+        processor = time.thread_time()
         call()
         waited.append(time.perf_counter() - wall)
         worked.append(time.thread_time() - processor if device.type == "cpu" else waited[-1])

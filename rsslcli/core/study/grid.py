@@ -1,4 +1,4 @@
-"""The paper's experiments as a grid of cells (Table 1 and Figure 2)."""
+"""The paper's experiments, Table 1 and Figure 2, as a grid of cells."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Method:
     """A way to train: a row of the study.
 
     Attributes:
-        tasks: the self-supervision tasks; none is the baseline.
+        tasks: the self-supervision tasks; empty for the baseline.
         automl: whether Algorithm 1 tunes λ.
-        batch_norm: the mode, where it is not the preset's.
+        batch_norm: the batch-normalization mode; None keeps the preset's.
     """
 
     tasks: tuple[str, ...]
@@ -30,7 +30,7 @@ class Method:
     batch_norm: str | None = None
 
 
-#: The paper's experiments: the columns of Table 1, then Figure 2.
+#: The paper's experiments: the columns of Table 1, then those of Figure 2.
 PAPER_METHODS = {
     "baseline": Method(()),
     **{task: Method((task,)) for task in TASKS},
@@ -47,12 +47,12 @@ class Preset:
     """A size of the study.
 
     Attributes:
-        methods: the rows.
-        seeds: how many seeds each method gets.
-        single_seed: methods that get only the first seed, where time is short.
-        dataset: what it is run on.
-        corruptions: where the corrupted test set comes from, "download" or "generate".
-        corrupted_images: source images of a generated one; None is the whole test set.
+        methods: the rows of the study, by name.
+        seeds: the number of seeds per method.
+        single_seed: methods that run with the first seed only, to save time.
+        dataset: the data set to run on.
+        corruptions: how to get the corrupted test set, "download" or "generate".
+        corrupted_images: source images of a generated set; None for the whole test set.
     """
 
     methods: Mapping[str, Method]
@@ -63,7 +63,7 @@ class Preset:
     corrupted_images: int | None = None
 
 
-#: By the name of the training preset that it uses.
+#: The sizes, each named after the training preset that it uses.
 PRESETS = {
     "paper": Preset(PAPER_METHODS, seeds=3),
     "small": Preset(
@@ -87,21 +87,22 @@ def plan(
     task_files: Sequence[Path] = (),
     config: Path | None = None,
 ) -> list[Cell]:
-    """The cells of a study, those first without which nothing can be compared.
+    """The cells of a study, ordered so that an interrupted study still has complete comparisons.
 
-    Seeds and tasks that former invocations have added stay: see `save_plan`.
+    Seeds and tasks added by earlier invocations stay in the study: see `save_plan`.
 
     Args:
-        preset: a name in `PRESETS`, which is a training preset too.
-        output: the study's folder; each cell has one in it.
-        dataset: what to run it on; the preset's by default.
-        seeds: how many seeds, from 0 on; the preset's number by default.
-        add_tasks: tasks beside the paper's: each gets a row of its own, and joins the four best under AutoML.
-        task_files: the files, already loaded, that define those which are not installed.
-        config: a YAML file of options for every cell.
+        preset: a name in `PRESETS`, which is also a training preset.
+        output: the study's folder; each cell has its own folder inside.
+        dataset: the data set to run on; the preset's by default.
+        seeds: the number of seeds, counting from 0; the preset's number by default.
+        add_tasks: tasks beyond the paper's: each gets its own row, and all of them join the four best
+            under AutoML.
+        task_files: the files, already loaded, that define custom tasks that are not installed.
+        config: a YAML file of settings for every cell.
 
     Raises:
-        UserError: an unknown preset or task, or options that do not fit.
+        UserError: the preset or a task is unknown, or settings do not fit together.
     """
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
@@ -119,7 +120,7 @@ def plan(
                 raise UserError(f"`add_task` {task}: the study has that task already")
         methods |= {task: Method((task,)) for task in tasks}
         methods["-".join(("automl", *tasks))] = Method((*BEST_TASKS, *tasks), automl=True)
-    # Seed by seed, so that a study which is stopped early has whole comparisons; lone seeds come last.
+    # Seed by seed, so that a study stopped early has complete comparisons; single-seed methods come last.
     rows = [name for name in methods if name not in size.single_seed]
     order = [(name, seed) for seed in range(max(count, before)) for name in rows]
     order += [(name, 0) for name in size.single_seed]
@@ -140,9 +141,9 @@ def _make_cell(
     output: Path,
     task_files: Sequence[Path],
 ) -> Cell:
-    """A cell with its configuration and the command that trains it; see `plan`."""
+    """A cell with its settings and the command that trains it; see `plan`."""
     chosen = {"tasks": list(method.tasks), "automl": method.automl, "batch_norm": method.batch_norm}
-    # Rows of former invocations stay, whether or not this one knows their tasks: see `Cell.check_can_run`.
+    # Rows of earlier invocations stay even if their tasks are unknown now: see `Cell.check_can_run`.
     resolved = merge(config_layers(preset, config, {**chosen, **options}), known_tasks=False)
     check_task_names(resolved.task_options)
     check_effective(resolved)
@@ -161,7 +162,7 @@ def _make_cell(
     return Cell(number, name, resolved, output / f"{name}-s{resolved.seed}", tuple(train), tuple(task_files))
 
 
-#: What the invocations of a study have added to its preset, in the study's folder.
+#: The file in the study's folder that records what invocations have added to the preset.
 PLAN = "plan.json"
 
 
@@ -172,10 +173,10 @@ MAX_SEEDS = 1000
 
 
 def save_plan(cells: Sequence[Cell]) -> None:
-    """Keep in the study's folder how many seeds it has and which tasks were added to it.
+    """Record in the study's folder how many seeds it has and which tasks were added to it.
 
-    So the same study goes on without the options that added them. The files that define tasks are not kept:
-    they are code, and only the user names code to run.
+    Later invocations then need not repeat the options that added them. The files that define tasks are not
+    recorded: they are code, and only the user names code to run.
 
     Raises:
         RsslError: the file cannot be written.
@@ -190,11 +191,12 @@ def save_plan(cells: Sequence[Cell]) -> None:
 
 
 def _read_plan(output: Path) -> tuple[int, list[tuple[str, ...]]]:
-    """What `save_plan` has kept: the number of seeds, and the groups of tasks that were added together."""
+    """What `save_plan` recorded: the number of seeds, and the groups of tasks that were added together."""
     try:
         with (output / PLAN).open("rb") as file:
             content = json.loads(file.read(_MAX_PLAN_BYTES))
-        seeds, added = content["seeds"], [tuple(tasks) for tasks in content["added_tasks"]]
+        seeds = content["seeds"]
+        added = [tuple(tasks) for tasks in content["added_tasks"]]
         for tasks in added:
             check_task_words(tasks)
         if type(seeds) is not int or not 1 <= seeds <= MAX_SEEDS or not all(added):
@@ -203,16 +205,16 @@ def _read_plan(output: Path) -> tuple[int, list[tuple[str, ...]]]:
         return 0, []
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         raise UserError(
-            f"{output / PLAN} is damaged: delete it, and name added tasks and seeds once more"
+            f"{output / PLAN} is damaged: delete it, and pass the added tasks and seeds again"
         ) from None
     return seeds, added
 
 
 def choose(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The cells that `only` names: by number, by name ("automl-s0"), or by method ("automl").
+    """The cells listed in `only` by number, name ("automl-s0") or method ("automl"); all if it is empty.
 
     Raises:
-        UserError: one that is not there.
+        UserError: an entry matches no cell.
     """
     chosen: set[int] = set()
     for name in only:

@@ -1,7 +1,7 @@
-"""The paper's experiments as a grid of cells (Table 1 and Figure 2); each cell is two ordinary commands.
+"""Run the cells of a study, each as two ordinary `rssl` commands: one trains, one evaluates.
 
-A cell's folder holds its run. What has been done shows from the files there, so that a study which was
-stopped, however, goes on with the cells that are missing, and machines that share a disk can share a study.
+The files in a cell's folder show what is done. So a study resumes with the missing cells however it was
+stopped, and machines that share a disk can share a study.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.study.cell import Cell, last_line, log_file, shell_line
 
-#: What runs a command: this very `rssl`.
+#: How to start a command: with this same `rssl`.
 PROGRAM = (sys.executable, "-m", "rsslcli")
 
 
 def threads_each(jobs: int) -> int:
-    """The CPU threads of a cell where `jobs` run at once."""
+    """CPU threads per cell when `jobs` cells run at once."""
     return max((os.cpu_count() or 1) // jobs, 1)
 
 
 @dataclass(frozen=True)
 class CellEvent:
-    """What happens to a cell.
+    """A change in the state of a cell.
 
     Attributes:
-        cell: which one.
-        kind: "started", "running", "done", "failed", "skipped", "busy" (another process has it) or "stopped".
-        progress: the share of what is "running" that is done, from 0 to 1.
-        text: of "running", "training" or "evaluating"; else it says more.
+        cell: the cell.
+        kind: "started", "running", "done", "failed", "skipped", "busy" (in another process) or "stopped".
+        progress: the completed fraction of what is "running", from 0 to 1.
+        text: "training" or "evaluating" if "running", else the details.
     """
 
     cell: Cell
@@ -47,7 +47,7 @@ class CellEvent:
 
 @dataclass
 class _Job:
-    """A cell at work: what is left of its commands, and the process of the present one."""
+    """A running cell: its remaining commands, and the process of the current one."""
 
     cell: Cell
     slot: int
@@ -58,15 +58,15 @@ class _Job:
 
 @dataclass
 class Runner:
-    """Runs cells in processes of their own, `jobs` at a time.
+    """Runs cells in separate processes, `jobs` at a time.
 
     Attributes:
-        jobs: cells at once: one per GPU, or CPU threads shared out among them.
-        gpus: how many there are; jobs take turns on them.
-        images: training images of the data set, by which the progress of a training is told.
+        jobs: how many cells run at once; they share the GPUs or, without any, the CPU threads.
+        gpus: the number of GPUs, assigned to jobs in turn.
+        images: the number of training images in the data set, from which progress is computed.
         options: arguments that every command gets, such as those for the data folder.
-        on_event: told what happens.
-        should_stop: asked several times a second; if true, running cells save and stop.
+        on_event: called with every event.
+        should_stop: polled several times a second; once true, running cells save and stop.
     """
 
     jobs: int = 1
@@ -78,12 +78,13 @@ class Runner:
     counts: dict[str, int] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], *, retry: bool = False) -> dict[str, int]:
-        """Run the cells that are not done; those that failed only with `retry`.
+        """Run the cells that are not done; failed cells run again only with `retry`.
 
         Returns:
             How many cells ended as "done", "failed", "skipped", "busy" or "stopped".
         """
-        waiting, running = list(cells), list[_Job]()
+        waiting = list(cells)
+        running: list[_Job] = []
         self.counts = dict.fromkeys(("done", "failed", "skipped", "busy", "stopped"), 0)
         try:
             while waiting or running:
@@ -97,13 +98,14 @@ class Runner:
                 if running:
                     time.sleep(0.2)
         finally:
-            for job in running:  # this process is interrupted: nothing runs on unseen
+            for job in running:  # this process is interrupted: leave nothing running unseen
                 if job.process:
                     job.process.kill()
                     job.process.wait()
         return self.counts
 
     def _start(self, cell: Cell, taken: set[int], retry: bool) -> _Job | None:
+        """Start a cell in the lowest free slot; None if it is done, failed before or busy."""
         status = cell.status()
         if status == "done" or (status == "failed" and not retry):
             text = "done before" if status == "done" else f"failed before: {last_line(cell.folder.failure)}"
@@ -113,7 +115,7 @@ class Runner:
             with locked(cell.directory):
                 remove(cell.folder.failure)
         except UserError:
-            self._ended(cell, "busy", "another process is at it")
+            self._ended(cell, "busy", "another process is running it")
             return None
         job = _Job(cell, min(set(range(self.jobs)) - taken), cell.commands(self.options))
         self.on_event(CellEvent(cell, "started", text=shell_line(job.remaining[0])))
@@ -121,7 +123,7 @@ class Runner:
         return job
 
     def _next_command(self, job: _Job) -> None:
-        """Start the next command of the job; what it prints goes into a file beside the run's folder."""
+        """Start the next command of the job; its output is appended to the cell's log file."""
         environment = os.environ | {"NO_COLOR": "1"}
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.gpus)))).split(",")
@@ -135,7 +137,7 @@ class Runner:
                 command = job.remaining.pop(0)
                 output.write(f"$ {shell_line(command)}\n".encode())
                 output.flush()
-                # A session of its own, so that Ctrl-C reaches it once: by way of this process.
+                # A new session, so that Ctrl-C reaches it only once: through this process.
                 job.process = subprocess.Popen(
                     [*PROGRAM, *command],
                     stdin=subprocess.DEVNULL,
@@ -145,10 +147,10 @@ class Runner:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise RsslError(f"cannot run a cell with its output in {log}: {error.strerror}") from None
+            raise RsslError(f"cannot run a cell that logs to {log}: {error.strerror}") from None
 
     def _goes_on(self, job: _Job, stop: bool) -> bool:
-        """Whether the job goes on; starts its next command, or says how it ended."""
+        """Whether the job continues; starts its next command, or reports how it ended."""
         assert job.process
         if stop and not job.stopping:
             job.process.send_signal(signal.SIGTERM)
@@ -156,8 +158,10 @@ class Runner:
         code = job.process.poll()
         if code is None:
             trained, evaluated = job.cell.position(self.images)
-            now = ("training", trained) if job.remaining else ("evaluating", evaluated)
-            self.on_event(CellEvent(job.cell, "running", now[1], now[0]))
+            if job.remaining:
+                self.on_event(CellEvent(job.cell, "running", trained, "training"))
+            else:
+                self.on_event(CellEvent(job.cell, "running", evaluated, "evaluating"))
             return True
         if code == 0 and job.remaining and not job.stopping:
             self._next_command(job)
@@ -165,12 +169,13 @@ class Runner:
         if code == 0 and not job.remaining:
             self._ended(job.cell, "done", "")
         elif job.stopping:
-            self._ended(job.cell, "stopped", "saved: the same command goes on")
+            self._ended(job.cell, "stopped", "saved: run the same command to resume")
         else:
             self._fail(job.cell, code)
         return False
 
     def _fail(self, cell: Cell, code: int) -> None:
+        """Record why a cell failed in its folder, and report it."""
         message = f"ended by signal {-code}" if code < 0 else last_line(log_file(cell))
         text = f"{message} (exit code {code}; see {log_file(cell)})"
         with replacing(cell.folder.failure) as file:
@@ -178,5 +183,6 @@ class Runner:
         self._ended(cell, "failed", text)
 
     def _ended(self, cell: Cell, kind: str, text: str) -> None:
+        """Count and report the end of a cell."""
         self.counts[kind] += 1
         self.on_event(CellEvent(cell, kind, float(kind == "done"), text))

@@ -162,8 +162,8 @@ def test_sources_that_are_refused(tree: Path, data: Path, tmp_path: Path) -> Non
         ("folder", tmp_path / "none", "no such source: .*: give a folder or archive"),
         ("folder", tmp_path / "text", "is not a source of images: give a folder or archive"),
         ("folder", tmp_path / "empty", "is not a source of images: give a folder or archive"),
-        ("folder", None, "'folder' needs a source: give --source PATH"),
-        ("cifar-10", None, "needs a source: did you mean 'cifar10'[?] Else give --source PATH"),
+        ("folder", None, "'folder' needs a source: give `source`, a folder"),
+        ("cifar-10", None, "needs a source: did you mean 'cifar10'[?] Else give `source`, a folder"),
         ("Folder", tree, "not a data set name"),
     ):
         with pytest.raises(UserError, match=match):

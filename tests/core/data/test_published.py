@@ -500,7 +500,7 @@ def test_passing_errors_of_the_server(server: Server, folder: Path, test: Split,
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_lasting_errors_of_the_server(server: Server, folder: Path, test: Split, status: int) -> None:
     server.script = [replace(server.default, stop=100_000), replace(server.default, status=status)]
-    with fails(RsslError, f"the server says {status}.*--source"):
+    with fails(RsslError, f"the server says {status}.*`source`"):
         download_corrupted("cifar10", folder, test=test)
     assert len(server.requests) == 2
     assert (folder / "download" / PART).stat().st_size == 100_000
@@ -636,7 +636,7 @@ def test_mirror_must_have_the_published_file(server: Server, folder: Path, test:
 
 
 def test_other_data_sets_need_a_source(server: Server, folder: Path, test: Split) -> None:
-    with fails(UserError, "no corrupted images of 'flowers' are published: use --corruptions generate"):
+    with fails(UserError, "no corrupted images of 'flowers' are published: use `corruptions` generate"):
         download_corrupted("flowers", folder, test=test)
     assert not folder.exists()
     server.script = [replace(server.default, stop=100_000), replace(server.default, stop=100_000, etag='"n"')]

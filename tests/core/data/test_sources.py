@@ -283,7 +283,7 @@ def test_files_on_disk_with_strange_names(tmp_path: Path) -> None:
 
 def test_wrong_size_names_the_image_and_its_size(tmp_path: Path) -> None:
     path = as_tar(tmp_path / "t.tar", tree() | {"train/bee/x.png": encoded(np.zeros((48, 33, 3), np.uint8))})
-    refused(path, "image 'train/bee/x.png' is 33x48 pixels, not 32x32: resize it, or leave out --no-resize")
+    refused(path, "image 'train/bee/x.png' is 33x48 pixels, not 32x32: resize it, or let it be resized")
 
 
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +473,7 @@ def test_every_mode_is_resized_to_the_same_picture(tmp_path: Path, name: str) ->
     assert np.array_equal(image[..., 0], image[..., 2]) == grey
     with Image.open(io.BytesIO(PHOTOS[name])) as opened:
         size = f"{opened.width}x{opened.height}"
-    assert notes == [f"1 of 11 images resized to 32x32, the centre square of each: they had {size} pixels"]
+    assert notes == [f"1 of 11 images resized to 32x32, the center square of each: they had {size} pixels"]
 
 
 def test_transparency_is_white_and_orientation_kept_in_large_images(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_interval_is_that_of_a_paired_t_test(per_mille: list[int]) -> None:
 
 
 def test_what_cannot_be_judged() -> None:
-    assert (Comparison(()).verdict, Comparison((0.3,)).verdict) == ("no common seed", "one seed: not judged")
+    assert (Comparison(()).verdict, Comparison((0.3,)).verdict) == ("no common seed", "needs 2 seeds or more")
     assert math.isnan(Comparison(()).mean)
     assert math.isnan(Comparison((0.3,)).margin)
     assert Comparison((0.01, 0.03)).verdict == "no", "two seeds, 12.7 standard errors"
@@ -136,7 +136,7 @@ def keep_lines(run: Path, count: int) -> None:
 
 
 DAMAGE = {
-    "no run: it has no config.yaml": lambda run: (run / "config.yaml").unlink(),
+    "not a run: it has no config.yaml": lambda run: (run / "config.yaml").unlink(),
     "unknown option 'epoks': did you mean 'epochs'": lambda run: (run / "config.yaml").write_text("epoks: 3"),
     "not trained": lambda run: (run / "metrics.jsonl").unlink(),
     "not finished: 7 of 8 epochs": lambda run: keep_lines(run, -1),
@@ -204,7 +204,7 @@ def test_runs_are_found_once_below_folders_and_links(tmp_path: Path) -> None:
     runs, left_out = read_runs([tmp_path / "study", run, tmp_path / "study" / "empty"])
     assert [entry.name for entry in runs] == ["baseline-s0"]
     assert [(entry.directory.name, entry.reason) for entry in left_out] == [
-        ("empty", "no run: it has no config.yaml")
+        ("empty", "not a run: it has no config.yaml")
     ]
     for missing in (tmp_path / "nowhere", tmp_path / "study" / "notes.txt"):
         with pytest.raises(UserError, match="expected a run directory or a folder of them"):
@@ -258,7 +258,9 @@ def test_a_repetition_is_no_other_seed(tmp_path: Path) -> None:
     make_run(tmp_path / "b", device="cpu")
     made, left_out = make_studies(read_runs([tmp_path])[0])
     assert [len(row.runs) for row in made[0].rows] == [1]
-    assert [(e.directory.name, e.reason) for e in left_out] == [("b", "the same configuration and seed as a")]
+    assert [(e.directory.name, e.reason) for e in left_out] == [
+        ("b", "has the same configuration and seed as a")
+    ]
 
 
 def test_only_common_seeds_are_compared(tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ def test_other_images_are_warned_of(tmp_path: Path) -> None:
     assert seed.startswith("Not all runs of seed 0 ")
     assert "automl-s0; baseline-s0." in seed
     assert "leave_out_validation" in seed
-    assert "shown and not judged. A row marked * averages such runs." in judged
+    assert "shown but not judged. A row marked * averages such runs." in judged
 
 
 def test_another_precision_is_warned_of(tmp_path: Path) -> None:
@@ -340,5 +342,5 @@ def test_fifteen_corruptions_alone_make_a_study_too(tmp_path: Path) -> None:
 def test_a_partial_evaluation_alone_is_named_as_the_reason(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "eval-c.json").rename(run / "eval-c-partial.json")
-    with pytest.raises(UserError, match=r"not evaluated as a whole: it has only eval-c-partial\.json"):
+    with pytest.raises(UserError, match=r"not fully evaluated: it has only eval-c-partial\.json"):
         read_run(run)

@@ -52,7 +52,7 @@ def test_runs_that_were_not_evaluated_alike_are_not_judged(word: str, tmp_path: 
     assert found.mean == pytest.approx(0.1), "the difference is shown"
     assert [row.label for row in study.rows] == ["Baseline", "IR *"], "a mean over unlike runs is marked"
     assert "baseline-s0, baseline-s1, ir-s0; ir-s1" in study.warnings[0]
-    assert "shown and not judged. A row marked * averages such runs." in study.warnings[-1]
+    assert "shown but not judged. A row marked * averages such runs." in study.warnings[-1]
 
 
 def test_the_very_same_images_must_be_left_out_in_a_pair(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_very_same_images_must_be_left_out_in_a_pair(tmp_path: Path) -> None
     study = only_study(tmp_path)
     assert study.rows[1].minus(study.rows[0]).verdict == "not judged: different images"
     assert study.warnings[0].startswith("Not all runs of seed 0 were evaluated without the images")
-    assert study.warnings[-1].endswith("shown and not judged."), "no row averages unlike runs"
+    assert study.warnings[-1].endswith("shown but not judged."), "no row averages unlike runs"
 
 
 def test_seeds_leave_out_other_images_and_can_be_averaged(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_table_1(study: Path, report: Report) -> None:
     mean = difference.mean()
     assert numbers == pytest.approx([mean, mean - margin, mean + margin], abs=0.0051)
     assert row["exceeds the noise?"] == ("yes, better" if mean > margin else "no")
-    assert table["Jigsaw"]["exceeds the noise?"] == "one seed: not judged"
+    assert table["Jigsaw"]["exceeds the noise?"] == "needs 2 seeds or more"
     assert table["Jigsaw"]["ours, mean ± sd"] == f"{accuracy(study, 'jigsaw', 1)[0]:.2f}"
     assert table["Baseline"]["exceeds the noise?"] == "–"
 
@@ -155,7 +155,7 @@ def test_a_telephone_gets_pictures_of_its_width_and_tables_without_columns(repor
     stacked = report.page.read_text().split('<div class="stacked"')
     captions = [re.findall(r"<caption>(\w+)", part)[0] for part in stacked[1:]]
     assert captions == ["Table", "Other", "Settings", "Cost"]
-    assert '<td class="words" data-column="exceeds the noise?">one seed: not judged</td>' in stacked[1]
+    assert '<td class="words" data-column="exceeds the noise?">needs 2 seeds or more</td>' in stacked[1]
 
 
 def test_where_the_corrupted_set_is_from_stands_before_and_in_table_1(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_one_run_several_studies_and_what_is_left_out(tmp_path: Path) -> None:
     report = write_report([study], tmp_path / "out")
     page = Page(report.page)
     assert page.table("Table 1")["Four tasks, AutoML"]["exceeds the noise?"] == "no baseline"
-    assert "No baseline (a run without tasks) is among these runs" in page.text
+    assert "None of these runs is a baseline (a run without tasks)" in page.text
     assert page.table("Left out")[str(study / "unfinished")]["why"] == "not evaluated: it has no eval-c.json"
     assert {path.name for path in report.figures} == {
         "figure-2a.png", "figure-2b.png", "severities.png", "training.png",
@@ -245,7 +245,7 @@ def test_one_run_several_studies_and_what_is_left_out(tmp_path: Path) -> None:
     report = write_report([study], tmp_path / "out")
     assert "The runs of this report differ in settings" in Page(report.page).text
     assert "study-2-training.png" in {path.name for path in report.figures}
-    assert "The paper has no figures for these images" in report.markdown.read_text()
+    assert "The paper has no numbers for these images" in report.markdown.read_text()
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
@@ -253,6 +253,6 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run is finished and evaluated \(.*run: not evaluated"):
         write_report([tmp_path], tmp_path / "out")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="expected a folder, and it is a file"):
+    with pytest.raises(UserError, match="expected a folder, but it is a file"):
         write_report([tmp_path], tmp_path / "file")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"], "nothing is left behind"

@@ -155,7 +155,7 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
     (run / "config.yaml").write_text(cell.config.to_yaml().replace("epochs: 6", "epochs: 7"))
-    with pytest.raises(UserError, match="is of another study, with another epochs"):
+    with pytest.raises(UserError, match="belongs to another study, with another epochs"):
         cell.status()
 
 
@@ -272,7 +272,8 @@ def test_resuming_fixed_weights_says_so(tmp_path: Path) -> None:
     cell = cell_in(tmp_path, "fixed")
     cell.directory.mkdir()
     (cell.directory / "checkpoint.pt").touch()
-    assert cell.commands()[0] == ["train-automl", "--resume", "--output", str(cell.directory), "--fixed"]
+    output = str(cell.directory)
+    assert cell.commands()[0] == ["train-automl", "--resume", "--fixed", "--output", output]
 
 
 def test_cells_run_at_once_and_are_skipped_when_done(folder: Path) -> None:
