@@ -176,26 +176,17 @@ def bring_in_place(
         if generates:
             with progress_bar() as progress:
                 corrupted = generate_corruptions(
-                    data,
-                    limit=limit,
-                    names=names or CORRUPTIONS,
-                    severities=severities or SEVERITIES,
-                    progress=progress,
-                )
+                    data, limit=limit, names=names or CORRUPTIONS,
+                    severities=severities or SEVERITIES, progress=progress,
+                )  # fmt: skip
         elif downloads:
             from rsslcli.core.data.published import download_corrupted
 
             with progress_bar() as progress:
                 corrupted = download_corrupted(
-                    dataset,
-                    data.corrupted_folder,
-                    test=data.test,
-                    source=source,
-                    keep_archive=keep_archive,
-                    limit=limit,
-                    progress=progress,
-                    note=note,
-                )
+                    dataset, data.corrupted_folder, test=data.test, source=source,
+                    keep_archive=keep_archive, limit=limit, progress=progress, note=note,
+                )  # fmt: skip
     _report_corrupted(prepared, corrupted, generates=generates)
     in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
     return prepared, corrupted is not None or (in_place and not generates)
