@@ -303,6 +303,17 @@ def test_classes_one_folder_too_high_are_told(tmp_path: Path) -> None:
     assert doubt not in "\n".join(told(write(tmp_path / "own", *own)))
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_hidden_folders_are_neither_classes_nor_parts_of_them(tmp_path: Path, suffix: str) -> None:
+    root = write(tmp_path / "tree", *classes("train/"), *classes("test/"))
+    hidden = [
+        f"{split}/{place}.ipynb_checkpoints/0.png" for split in ("train", "test") for place in ("", "ant/")
+    ]
+    train, test, *_ = read(packed(write(root, *hidden, start=50), suffix))
+    assert train.classes == ("ant", "bee")
+    assert (len(train.labels), len(test.labels)) == (10, 10)
+
+
 def test_numbers_that_sort_as_text_are_told(tmp_path: Path) -> None:
     numbers = classes(names=tuple(map(str, range(12))))
     (note,) = (text for text in told(write(tmp_path / "text", *numbers)) if "sort as text" in text)
