@@ -163,8 +163,8 @@ def evaluate(
             default those of a `WideResNet` of rssl in the model; without any, CIFAR-10's on CIFAR-10.
         classes_by_position: use score i for class i of the data set, whatever the names.
         device: any PyTorch device to compute on; by default that of the model.
-        precision: "bfloat16" computes a float32 model under autocast; "float32" computes any model in its dtype,
-            which the result names. TF32 on CUDA is a setting of PyTorch (`torch.backends`).
+        precision: "bfloat16" computes a float32 model under autocast; "float32" computes any model in its
+            dtype, which the result names. TF32 on CUDA is a setting of PyTorch (`torch.backends`).
         progress: called at every cell with its name, the number of finished cells and their total.
 
     Raises:
