@@ -205,7 +205,7 @@ def test_what_is_refused_is_named_with_a_way_out(value: Any, name: str, legacy: 
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     message = refusal(lambda: load_classifier(path))
     assert re.search(
-        f"it holds objects other than tensors and plain values: {name}. Where the model", message
+        f"it holds objects other than tensors and plain values: {name}. If you have the model", message
     )
     line = 'torch.save({"state_dict": model.state_dict()}, "weights.pt")'
     assert message.endswith(line)
