@@ -1,4 +1,4 @@
-"""`rsslcli` from Python: load a classifier, train one, evaluate one, in a call each."""
+"""The Python interface: load, train and evaluate a classifier, with one call each."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Classifier(nn.Module):
 
     Attributes:
         network: the WideResNet; `network.features(images)` are the features (N, 64 · width).
-        classes: names, in the order of the scores; empty where the file does not tell.
-        excluded: indices of the source images that tuned λ; `evaluate` leaves them out.
+        classes: class names in the order of the scores; empty if unknown.
+        excluded: indices of the source images that tuned λ; `evaluate` excludes them.
     """
 
     def __init__(
@@ -61,23 +61,22 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: str | Path, *, normalization: str | None = None) -> Classifier:
-    """The classifier in a run directory, a checkpoint, or a public file with a WideResNet state dict.
+    """Load the classifier in a run directory, a checkpoint, or a public file with a WideResNet state dict.
 
     Args:
-        path: the directory or file, of torch.save or safetensors. Nothing in it is run.
-        normalization: how the input of weights from elsewhere is normalized: "half" (x·2 − 1), "cifar10",
-            "none", or means and standard deviations as "R,G,B/R,G,B". By default what the file says, or else
-            "half".
+        path: the directory, or a file of torch.save or safetensors. No code in it is run.
+        normalization: the input normalization of weights from elsewhere: "half" (x·2 − 1), "cifar10", "none",
+            or means and standard deviations as "R,G,B/R,G,B". By default the one in the file, or else "half".
 
     Returns:
         The classifier, on the CPU.
 
     Raises:
-        UserError: no such file, a file of another kind, or a damaged one.
+        UserError: the file is missing, of another kind, or damaged.
 
     Warns:
-        UserWarning: parts of the file are not used, it does not say how the input is normalized, or its
-            weights are of another architecture with the same names.
+        UserWarning: parts of the file are not used, its input normalization is unknown, or its weights are
+            those of another architecture with the same names.
     """
     network, _ = checkpoint.load_classifier(
         Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
@@ -98,27 +97,27 @@ def train(
 
     Args:
         config: the settings; `config.dataset` names a prepared data set, or "shapes", which is embedded.
-        output: the run directory, made where it is missing.
-        data_dir: where prepared data sets live. By default as the command line has it: see
+        output: the run directory, created if missing.
+        data_dir: the folder of prepared data sets. By default that of the command line: see
             `default_data_dir`.
-        resume: go on from the directory's checkpoint, from the start where it has none yet.
-        on_event: told what happens: `Started`, `StepsDone`, `EpochDone`, `Notice`. What it raises ends the
-            training.
-        should_stop: asked after every step; if true, the run is saved and the training stops.
+        resume: continue from the directory's checkpoint, or start if it has none yet.
+        on_event: called with each event: `Started`, `StepsDone`, `EpochDone`, `Notice`. An exception from it
+            ends the training.
+        should_stop: called after every step; if it returns true, the run is saved and training stops.
 
     Returns:
-        Where the run is, its clean accuracy and its λ.
+        The run's directory, clean accuracy and λ.
 
     Raises:
-        UserError: the data set is not prepared, the directory holds a run already and `resume` is false,
+        UserError: the data set is not prepared, the directory already holds a run and `resume` is false,
             another process is writing it, or a new run would tune no λ although `config.automl` is true, or
             have tasks without effect at a fixed λ of 0.
-        InterruptedTrainingError: `should_stop` said so.
-        DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
+        InterruptedTrainingError: `should_stop` returned true.
+        DivergedError: a loss, a λ or a weight is not finite; the checkpoint is an earlier one.
         RsslError: a file cannot be written.
     """
     if not resume:
-        check_effective(config)  # before data is loaded, which takes a while
+        check_effective(config)  # before loading the data, which takes a while
     dataset = load(config.dataset, _folder(data_dir))
     corrupted = load_corrupted(dataset) if config.automl else None
     return training.train(
@@ -147,38 +146,37 @@ def evaluate(
     precision: str = "float32",
     progress: Progress = silent,
 ) -> Evaluation:
-    """The accuracy of any classifier on a data set and its corrupted versions, as `rssl eval-c` measures it.
+    """Measure the accuracy of any classifier on a data set and its corrupted versions, like `rssl eval-c`.
 
     Args:
-        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalization is its own
-            affair. The images have the dtype of its parameters: a model in half precision is evaluated in it.
-            It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
+        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes), and normalizes them
+            itself. The images have the dtype of its parameters: a model in half precision is evaluated in it.
+            It is evaluated in evaluation mode; afterwards its modules return to their modes, on `device`.
         dataset: a prepared data set with corrupted versions, such as "cifar10", or "shapes".
-        data_dir: where prepared data sets live, as for `train`.
-        corruptions: which ones, of `rsslcli.CORRUPTIONS`; all that there are by default.
-        severities: which ones, of 1 to 5.
-        limit: evaluate only so many source images.
-        excluded: indices of source images to leave out, beside those that tuned the λ of the networks of ours
-            that the model is or holds, such as a `Classifier` in a wrapper. A traced or exported program has
-            forgotten them, and the names of the classes.
-        classes: names of the classes in the order of the model's scores, matched with those of the data set.
-            By default what a network of ours in the model carries; without any, CIFAR-10's on CIFAR-10.
-        classes_by_position: take score i for class i of the data set, whatever the names.
-        device: where to compute, any device of PyTorch's; by default where the model is.
-        precision: "bfloat16" computes a float32 model under autocast, "float32" any model as it is, and the
-            result names the dtype; whether CUDA multiplies in TF32 there is a setting of PyTorch
-            (`torch.backends`).
-        progress: told of every cell: its name, how many are done, of how many.
+        data_dir: the folder of prepared data sets, as for `train`.
+        corruptions: names among `rsslcli.CORRUPTIONS`; by default all that the data set has.
+        severities: numbers from 1 to 5.
+        limit: evaluate at most this many source images.
+        excluded: indices of source images to exclude, in addition to those that tuned the λ of any
+            `WideResNet` of rssl in the model, such as a `Classifier` in a wrapper. A traced or exported
+            program has lost them, and the class names.
+        classes: class names in the order of the model's scores, to be matched with those of the data set. By
+            default those of a `WideResNet` of rssl in the model; without any, CIFAR-10's on CIFAR-10.
+        classes_by_position: use score i for class i of the data set, whatever the names.
+        device: any PyTorch device to compute on; by default that of the model.
+        precision: "bfloat16" computes a float32 model under autocast; "float32" computes any model in its
+            dtype, which the result names. TF32 on CUDA is a setting of PyTorch (`torch.backends`).
+        progress: called at every cell with its name, the number of finished cells and their total.
 
     Raises:
         UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, the
-            model fails on an image or on that device (what it raised is the cause), does not give scores, or
-            gives those of other classes or of classes that have no names.
+            model fails on an image or on that device (its exception is the cause), does not return scores, or
+            has other classes or classes without names.
         DivergedError: scores are NaN or infinite.
 
     Warns:
-        UserWarning: the clean accuracy is near chance, of a model that rssl did not train; a network of ours
-            in it gets input that is normalized twice; corrupted images are doubtful. The result's
+        UserWarning: the clean accuracy of a model that rssl did not train is near chance; a network of rssl in
+            it receives input that is normalized twice; corrupted images are doubtful. The result's
             `notes` hold the text.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
@@ -260,10 +258,10 @@ def _notes_on_inputs(inputs: Sequence[Tensor]) -> list[str]:
 def _scores_of_one(
     model: nn.Module, place: str | torch.device, precision: str
 ) -> tuple[torch.device, object]:
-    """Move the model to a device, and return that with the model's output for one image, black to white.
+    """Move the model to a device; return the device and the model's output for one image, black to white.
 
     Raises:
-        UserError: it cannot be there, or fails; what it raised is the cause.
+        UserError: the move or the model fails; the original exception is the cause.
     """
     dtype = evaluation.model_dtype(model)
     try:
@@ -272,8 +270,8 @@ def _scores_of_one(
         with autocast(device, precision == "bfloat16" and dtype is torch.float32):
             scores = model.to(device)(image)
         if isinstance(scores, Tensor):
-            scores = scores.cpu()  # only now have errors of the device shown, and has a model without values
-    except Exception as error:  # whatever a model of the user's own raises
+            scores = scores.cpu()  # makes asynchronous device errors surface, and fails on the meta device
+    except Exception as error:  # a custom model may raise anything
         raise UserError(
             f"the model fails on one image (1, 3, 32, 32) of {dtype} in evaluation mode on {place}: "
             f"{type(error).__name__}: {sanitize(error)}"
@@ -283,7 +281,7 @@ def _scores_of_one(
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is in evaluation mode; each module returns to its own mode after it."""
+    """Put the model into evaluation mode within this context, then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Figure 1: the inputs that the tasks make of some images; and what a trained network makes of those."""
+"""Figure 1: the inputs that tasks make from images, and the answers of a trained network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import Checkpoint
 
-#: Side of a cell in pixels: every pixel of a 32×32 image becomes a square of 5, so it stays crisp.
+#: Side of a cell in pixels: each pixel of a 32×32 image becomes a crisp 5×5 square.
 CELL = 160
 GAP = 12
 MARGIN = 24
@@ -35,7 +35,9 @@ CAPTION_HEIGHT = 52
 CAPTION_SIZE = 18
 SIDE = 26
 #: Right and wrong: two colors that the color-blind tell apart too, beside the tick and the cross.
-RIGHT, WRONG, BAR = "#0072B2", "#D55E00", "#C4D7E4"
+RIGHT = "#0072B2"
+WRONG = "#D55E00"
+BAR = "#C4D7E4"
 
 
 def draw_tasks(
@@ -51,16 +53,16 @@ def draw_tasks(
 ) -> Image.Image:
     """Draw Figure 1: a row per image; the columns are the original and the input of each task.
 
-    With a checkpoint, its network's answers stand below: the classes that it finds likeliest below the
-    original, and what it makes of each input, in a row that is to be compared with the original. Where a
-    task asks for another picture than the original, that one follows in a row of its own.
+    With a checkpoint, a second row shows the answers of its network: the likeliest classes below the
+    original, and its picture or likeliest answers below each input. If a task's target is a picture other
+    than the original, a third row shows it.
 
     Args:
-        split: where the images come from.
+        split: the source of the images.
         tasks: names of the tasks, in the order of the columns.
-        rows: how many images, of different classes as far as there are.
-        seed: chooses the images and makes the tasks' random choices.
-        checkpoint: of a network that was trained with these tasks on these classes, in any order.
+        rows: number of images, of different classes as far as possible.
+        seed: seed of the choice of images and of the tasks' random choices.
+        checkpoint: a network trained with these tasks on these classes, in any order.
         dataset, classes_by_position, note: as for `match_classes`.
 
     Returns:
@@ -79,7 +81,8 @@ def draw_tasks(
     random = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure"))
     columns = [_Column("Original", originals)]
     if checkpoint is not None and model is not None:
-        known, count = checkpoint.classes, len(checkpoint.classes)
+        known = checkpoint.classes
+        count = len(known)
         score_of = match_classes(
             known, count, split.classes, dataset, by_position=classes_by_position, note=note
         )
@@ -101,22 +104,22 @@ def draw_tasks(
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, whole or not at all."""
+    """Write a picture as PNG, atomically."""
     with replacing(path) as file:
         picture.save(file, "PNG", optimize=True)
 
 
 @dataclass
 class _Column:
-    """What a column shows, a row for each image.
+    """The content of a column, with one row per image.
 
     Attributes:
         images: float (rows, 3, H, W).
-        picture: what the network makes of them, in the same shape; None where that is no picture.
-        truth: what it should, where that is another picture than the original.
-        likely: where it classifies, the probability of each answer: float (rows, answers).
+        picture: the network's answers as images of the same shape; None if they are not images.
+        truth: the target images, if they are not the originals.
+        likely: for classification, the probability of each answer: float (rows, answers).
         right: the index of the right answer, int64 (rows,).
-        names: of the answers.
+        names: the names of the answers.
     """
 
     title: str
@@ -128,9 +131,10 @@ class _Column:
     names: Sequence[str] = ()
 
     def answer(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
-        """Take in outputs that are scores of classes; others are no answers in words."""
+        """Store the outputs if they are scores of classes; ignore others."""
         if outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point():
-            self.likely, self.right = outputs.softmax(1), targets
+            self.likely = outputs.softmax(1)
+            self.right = targets
             self.names = names if len(names) == outputs.shape[1] else list(map(str, range(outputs.shape[1])))
 
 
@@ -141,14 +145,14 @@ def _trained(checkpoint: Checkpoint, tasks: dict[str, Task]) -> MultiTaskNetwork
         if name not in known:
             trained = f"with {', '.join(known)}" if known else "without tasks"
             raise UserError(f"the checkpoint has no head for '{name}': it was trained {trained}")
-    with torch.random.fork_rng(devices=[]):  # its initial weights are of no interest
+    with torch.random.fork_rng(devices=[]):  # the initial weights will be overwritten
         model = MultiTaskNetwork(checkpoint.network(), tasks)
     heads = {name: value for name, value in checkpoint.heads.items() if name.partition(".")[0] in tasks}
     try:
         model.heads.load_state_dict(heads)
     except RuntimeError as error:
         reason = sanitize(str(error).split("\n", 1)[-1])
-        raise UserError(f"the checkpoint's heads are not of the tasks as they are here: {reason}") from None
+        raise UserError(f"the checkpoint's heads do not fit the tasks defined here: {reason}") from None
     return model.eval()
 
 
@@ -164,7 +168,7 @@ def _different_classes(split: Split, rows: int, seed: int) -> np.ndarray[tuple[i
 
 
 def _examples(name: str, task: Task, originals: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-    """An input and a target for every image, drawn again a few times where chance changed nothing."""
+    """An input and a target per image; redrawn up to 8 times if the random choice left the image as it is."""
     rows = len(originals)
     inputs, targets = (_one_view_each(x, rows) for x in transformed(name, task, originals, random))
     for _ in range(8):
@@ -178,7 +182,7 @@ def _examples(name: str, task: Task, originals: Tensor, random: BatchRandom) -> 
 
 
 def _one_view_each(views: Tensor, rows: int) -> Tensor:
-    """Of tasks that make several views of an image, one: a different one from row to row, not the first."""
+    """Pick one view per image if a task makes several: never the first, and a different one in each row."""
     count = len(views) // rows
     if count == 1:
         return views
@@ -186,8 +190,10 @@ def _one_view_each(views: Tensor, rows: int) -> Tensor:
 
 
 def _draw(columns: Sequence[_Column], *, answered: bool) -> Image.Image:
-    """The picture of these columns: for each image a row of inputs and, if answered, what came of them."""
-    rows, offsets, band = len(columns[0].images), {"": 0}, CELL
+    """Draw the columns: for each image a row of inputs and, if `answered`, the answers to them."""
+    rows = len(columns[0].images)
+    offsets = {"": 0}
+    band = CELL
     if answered:
         offsets = {"input": 0, "answer": CELL + GAP}
         band = 2 * CELL + GAP + CAPTION_HEIGHT
@@ -210,7 +216,9 @@ def _draw(columns: Sequence[_Column], *, answered: bool) -> Image.Image:
             if column.picture is not None:
                 pen.image(left, top + offsets["answer"], column.picture[row])
             if column.likely is not None and column.right is not None:
-                likely, right, below = column.likely[row], int(column.right[row]), top + offsets["answer"]
+                likely = column.likely[row]
+                right = int(column.right[row])
+                below = top + offsets["answer"]
                 if column.picture is None:
                     pen.bars(left, below, likely, column.names)
                 pen.verdict(left, below + CELL, column.names, int(likely.argmax()), right)
@@ -220,7 +228,7 @@ def _draw(columns: Sequence[_Column], *, answered: bool) -> Image.Image:
 
 
 class _Pen:
-    """Draws into a picture the things that a cell of `CELL` × `CELL` pixels shows, and what is around it."""
+    """Draws the contents of cells of `CELL` × `CELL` pixels, and their labels, into a picture."""
 
     def __init__(self, picture: Image.Image) -> None:
         self.picture = picture
@@ -234,7 +242,7 @@ class _Pen:
         self.picture.paste(enlarged, (left, top))
 
     def title(self, left: int, bottom: int, title: str) -> None:
-        """The title of a column, broken into lines."""
+        """The title of a column, wrapped into lines."""
         self.canvas.multiline_text(
             (left + CELL / 2, bottom),
             self._wrap(title),
@@ -246,7 +254,7 @@ class _Pen:
         )
 
     def side(self, left: int, top: int, name: str) -> None:
-        """The name of a row of cells, upwards at its left."""
+        """The name of a row of cells, written upwards at its left."""
         if not name:
             return
         strip = Image.new("RGB", (CELL, SIDE), "white")
@@ -254,9 +262,11 @@ class _Pen:
         self.picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (left, top))
 
     def verdict(self, left: int, top: int, names: Sequence[str], said: int, right: int) -> None:
-        """What the network says, below a cell: with a tick, or with a cross and what is right."""
+        """The network's answer below a cell, with a tick, or with a cross and the right answer."""
         correct = said == right
-        x, y, size = left + 2, top + 8, 14
+        x = left + 2
+        y = top + 8
+        size = 14
         tick = [(x, y + 7), (x + 5, y + 12), (x + size, y + 1)]
         cross = [[(x, y), (x + 12, y + 12)], [(x, y + 12), (x + 12, y)]]
         for line in [tick] if correct else cross:
@@ -266,9 +276,10 @@ class _Pen:
             self._text(left + size + 9, top + 27, f"truth: {names[right]}", CELL - size - 9)
 
     def bars(self, left: int, top: int, likely: Tensor, names: Sequence[str]) -> None:
-        """The likeliest answers in place of an image, each with its probability as a bar."""
+        """The likeliest answers in place of an image, each with a bar for its probability."""
         for index, (share, answer) in enumerate(zip(*likely.topk(min(3, len(names))), strict=True)):
-            y, percent = top + 8 + 52 * index, f"{100 * float(share):.0f}%"
+            y = top + 8 + 52 * index
+            percent = f"{100 * float(share):.0f}%"
             room = CELL - 8 - self.canvas.textlength(percent, font=self.small)
             self._text(left, y, names[int(answer)], room)
             self.canvas.text((left + CELL, y), percent, fill="black", font=self.small, anchor="ra")
@@ -277,7 +288,7 @@ class _Pen:
             self.canvas.rectangle(frame, outline="dimgray")
 
     def _text(self, left: float, top: float, text: str, room: float) -> None:
-        """A line of small text, cut where there is no more room."""
+        """A line of small text, truncated to the width `room`."""
         shown = text
         while shown and self.canvas.textlength(shown, font=self.small) > room:
             text = text[:-1]

@@ -319,7 +319,7 @@ def test_checkpoints_that_do_not_fit(split: Split, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"has the classes 'cat', .* but 'these images' has 'a', 'b', "):
         draw_tasks(make([0, 1] * 9, ("a", "b", "c", "d")), ["rotation"], checkpoint=checkpoint)
     monkeypatch.setattr(type(build_tasks(["rotation"])["rotation"]), "head", lambda *_: nn.Linear(64, 5))
-    with pytest.raises(UserError, match="heads are not of the tasks as they are here: size mismatch"):
+    with pytest.raises(UserError, match="heads do not fit the tasks defined here: size mismatch"):
         draw_tasks(split, ["rotation"], checkpoint=checkpoint)
 
 

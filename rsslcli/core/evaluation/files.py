@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.files import replacing
@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 _MAX_BYTES = 16 << 20
 
 
-#: Why an evaluation is not a complete one of the usual protocol.
-Part = Literal["partial", "robustbench"]
-
-
-def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: Part | None = None) -> Path:
+def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: str | None = None) -> Path:
     """The path of an evaluation: eval-c.json beside the checkpoint, or a name that says what differs.
 
     Args:

@@ -411,7 +411,7 @@ def test_a_model_of_another_dtype_is_evaluated_in_it(
     assert result.accuracy["fog"] == pytest.approx(
         expected.tolist(), abs=0.07
     )  # rounding may turn two images
-    with pytest.raises(UserError, match=f"for float32 models, and this one is {name}"):
+    with pytest.raises(UserError, match=f"for float32 models, but this one is {name}"):
         evaluate(model, test_split, corrupted, device=CPU, precision="bfloat16")
 
 

@@ -205,7 +205,7 @@ def test_what_is_refused_is_named_with_a_way_out(value: Any, name: str, legacy: 
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     message = refusal(lambda: load_classifier(path))
     assert re.search(
-        f"it holds objects other than tensors and plain values: {name}. Where the model", message
+        f"it holds objects other than tensors and plain values: {name}. If you have the model", message
     )
     line = 'torch.save({"state_dict": model.state_dict()}, "weights.pt")'
     assert message.endswith(line)
@@ -624,13 +624,13 @@ def test_nan_in_a_plain_state_dict(tmp_path: Path) -> None:
     [
         ("lambdas", torch.tensor([0.5, -0.1]), "a λ is negative"),
         ("lambdas", torch.tensor([0.5]), "the number of λ is not that of the tasks"),
-        ("classes", ["cat", "dog"], "not of the network in its configuration"),
-        ("config", {"depth": 16}, "not of the network in its configuration"),
-        ("config", {"width": 2}, "not of the network in its configuration"),
+        ("classes", ["cat", "dog"], "do not fit the network in its configuration"),
+        ("config", {"depth": 16}, "do not fit the network in its configuration"),
+        ("config", {"width": 2}, "do not fit the network in its configuration"),
         ("config", {"x\ny\x1b" * 9: 1}, "its configuration: "),
         ("classifier", {"fc.weight": torch.ones(3, 64).long()}, "have the wrong dtype"),
-        ("classifier", {"fc.weight": torch.ones(3, 64).cfloat()}, "'classifier' is missing or of the wrong"),
-        ("classifier", {"fc.weight": torch.ones(3, 64).bool()}, "'classifier' is missing or of the wrong"),
+        ("classifier", {"fc.weight": torch.ones(3, 64).cfloat()}, "'classifier' is missing or has the wrong"),
+        ("classifier", {"fc.weight": torch.ones(3, 64).bool()}, "'classifier' is missing or has the wrong"),
         ("classifier", {"block2.layer.0.conv2.weight": torch.ones(32, 31, 3, 3)}, "has another shape"),
         ("classifier", {"\x1b[31m": torch.ones(1)}, "Unexpected key"),
         ("heads", {"rotation.bias": torch.ones(5)}, "the optimizer's state does not fit its weights"),
