@@ -1,4 +1,4 @@
-"""The members of tar and zip archives, in stored order: bounded, and never written to disk."""
+"""Read the members of tar and zip archives in stored order, with limits, and without writing to disk."""
 
 import lzma
 import stat
@@ -19,7 +19,7 @@ MAX_MEMBERS = 2_000_000  # of an archive, folders and other files included
 MAX_NAME_BYTES = 2**29  # of all names and link targets together
 MAX_TARGET_BYTES = 4096  # of a link
 MAX_UNPACKED_BYTES = 16 * 2**30  # of an archive's members together
-#: What damaged archives and files raise when they are read.
+#: The exceptions that damaged archives and files raise when read.
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -27,7 +27,7 @@ READ_ERRORS = (
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
-    IndexError,  # zipfile raises these two for malformed names and lengths
+    IndexError,  # zipfile raises this and ValueError for malformed names and lengths
     ValueError,
 )
 
@@ -41,18 +41,18 @@ class Member(NamedTuple):
 
     name: str  #: its path, with "/" between the parts
     kind: Literal["file", "folder", "symlink", "hardlink", "special"]
-    open: Opener  #: opens a file; for the other kinds it has no meaning
-    target: str | None = None  #: where a link leads; None where that is no plausible path
+    open: Opener  #: opens a file; meaningless for other kinds
+    target: str | None = None  #: where a link leads; None if that is not a plausible path
 
     @property
     def parts(self) -> Parts | None:
-        """The parts of its path, which are none for the archive's own folder; None if it leads elsewhere."""
+        """The parts of its path, empty for the archive's root folder; None if it leads out of the archive."""
         parts = split_path(self.name)
         return None if self.name.startswith("/") or ".." in parts else parts
 
 
 def split_path(path: str) -> Parts:
-    """The parts of a path, without empty ones and "."."""
+    """The parts of a path, without empty parts and "."."""
     return tuple(part for part in path.split("/") if part not in ("", "."))
 
 
@@ -62,7 +62,7 @@ def is_archive(source: Path) -> bool:
 
 
 def is_tar(source: Path) -> bool:
-    """Whether `source` is a tar archive; unlike `tarfile.is_tarfile`, does not trust the first header."""
+    """Whether `source` is a tar archive; unlike `tarfile.is_tarfile`, limits the size of the first header."""
     try:
         with open_tar(source):
             return True
@@ -71,7 +71,7 @@ def is_tar(source: Path) -> bool:
 
 
 def open_tar(source: Path) -> tarfile.TarFile:
-    """Open a tar archive, plain or compressed, whose headers are bounded."""
+    """Open a tar archive, plain or compressed, with a limit on the size of its headers."""
     return tarfile.open(source, tarinfo=_Header)
 
 
@@ -79,7 +79,7 @@ def archive_members(source: Path) -> Iterator[Member]:
     """Iterate over the members of an archive in stored order.
 
     Raises:
-        UserError: it has more or larger members than any data set needs.
+        UserError: its members or their names exceed the limits.
         Exception: one of `READ_ERRORS`, or what zipfile raises for encrypted archives; see `one_line_errors`.
     """
     names = 0
@@ -93,7 +93,7 @@ def archive_members(source: Path) -> Iterator[Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header that refuses to be followed by an endless name, which tarfile would read into memory."""
+    """A tar header that limits the extended headers, such as long names, which tarfile reads into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -105,7 +105,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _check_extent(source: Path, count: int, size: int) -> None:
-    """Refuse an archive that goes on without end: a small one may stand for a huge one."""
+    """Refuse an archive that unpacks beyond the limits: a small file may expand to a huge one."""
     if count > MAX_MEMBERS or size > MAX_UNPACKED_BYTES:
         limits = f"{MAX_MEMBERS:,} members or {MAX_UNPACKED_BYTES / 2**30:g} GiB"
         raise UserError(f"{source} unpacks to more than {limits}: prepare a part of it")
@@ -115,10 +115,10 @@ def _tar_members(source: Path) -> Iterator[Member]:
     with open_tar(source) as archive:
         count = 0
         while member := archive.next():
-            archive.members = []  # type: ignore[attr-defined]  # or it remembers them all
+            archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps them all
             count += 1
             _check_extent(source, count, archive.offset)
-            if archive.offset <= member.offset:  # a size below 0, which would lead in circles
+            if archive.offset <= member.offset:  # a negative size, which would make it loop forever
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
             opener = partial(_extract, archive, member)
             if member.isdir():
@@ -130,7 +130,7 @@ def _tar_members(source: Path) -> Iterator[Member]:
                 yield Member(member.name, "symlink" if member.issym() else "hardlink", opener, target)
             else:
                 yield Member(member.name, "special", opener)
-        # At a damaged header tarfile stops as if the archive ended there.
+        # At a damaged header, tarfile stops as if the archive ended there.
         file = archive.fileobj
         if file is not None:
             file.seek(archive.offset)
@@ -151,8 +151,8 @@ def _zip_members(source: Path) -> Iterator[Member]:
         slashes = any("/" in member.filename for member in members)
         for member in members:
             name = member.filename
-            # Some Windows programs separate folders by "\". In an archive from elsewhere that has folders,
-            # it is a character like any other.
+            # Some Windows programs separate folders with "\". In other archives that contain folders, it is
+            # an ordinary character.
             if "/" not in name and (member.create_system == 0 or not slashes):
                 name = name.replace("\\", "/")
             opener = partial(archive.open, member)
@@ -173,7 +173,7 @@ def _zip_members(source: Path) -> Iterator[Member]:
 
 @contextmanager
 def one_line_errors(source: Path) -> Iterator[None]:
-    """Turn what archives and file systems raise into a UserError that names `source`."""
+    """Turn errors of archives and file systems into a UserError that names `source`."""
     try:
         yield
     except RsslError:
@@ -184,5 +184,8 @@ def one_line_errors(source: Path) -> Iterator[None]:
         ) from error
     except READ_ERRORS as error:
         raise UserError(f"cannot read {source} ({shown(str(error))}): it is damaged or incomplete") from error
-    except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # zipfile: encryption, or an unknown compression method
         raise UserError(f"cannot read {source} ({shown(str(error))}): pack it in a plain archive") from error

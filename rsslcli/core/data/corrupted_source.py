@@ -116,7 +116,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _changed(path: Path) -> UserError:
-    return UserError(f"{path} changed while it was read: import it again once it is complete")
+    return UserError(f"{path} changed while it was being read: import it again once it is complete")
 
 
 class CorruptedSource:

@@ -1,6 +1,6 @@
-"""Trees of files, in a folder or in an archive, walked by the same rules.
+"""Trees of files, in a folder or in an archive, with the same rules for both.
 
-Links are followed: on disk wherever they lead, in an archive as far as they stay inside it.
+Links are followed: on disk wherever they lead, in an archive only if they stay inside it.
 """
 
 import os
@@ -14,30 +14,30 @@ from typing import IO, Any, Literal, NamedTuple, Protocol
 from rsslcli.core.data.archives import MAX_MEMBERS, Member, Opener, Parts, archive_members, split_path
 from rsslcli.core.errors import UserError
 
-MAX_DEPTH = 32  # folders inside folders
-_MAX_STEPS = 256  # from folder to folder until a link is followed to its end
-# Why an entry is lost, as a count of such entries names them.
+MAX_DEPTH = 32  # levels of nested folders
+_MAX_STEPS = 256  # path components while a link is resolved
+# Why entries are lost, as messages name such entries.
 LOST_LINKS = "links that lead nowhere, in circles or out of an archive"
 SPECIAL_FILES = "devices, pipes or other special files"
 DEEP_FOLDERS = f"folders inside more than {MAX_DEPTH} others"
 
-#: What names the content of a file: its path on disk, or its number in the archive.
+#: Identifies the content of a file: its path on disk, or its number in the archive.
 Key = str | int
-#: What a tree calls a folder.
+#: A tree's reference to a folder.
 Place = Any
 
 
 class Listed(NamedTuple):
-    """A name in a folder, with one of the others: what it stands for."""
+    """An entry of a folder: its name, and exactly one of `key`, `place` and `reason`."""
 
     name: str
-    key: Key | None = None  #: a file
-    place: Place = None  #: a folder
-    reason: str = ""  #: neither, but one of LOST_LINKS and SPECIAL_FILES
+    key: Key | None = None  #: of a file
+    place: Place = None  #: of a folder
+    reason: str = ""  #: why it is neither: LOST_LINKS or SPECIAL_FILES
 
 
 class Entry(NamedTuple):
-    """A file or folder that `walk` meets."""
+    """A file or folder that `walk` finds."""
 
     parts: Parts
     kind: Literal["file", "folder", "lost"]
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Tally:
-    """How many there are, and the name of the first as an example."""
+    """A count, with the name of the first item as an example."""
 
     count: int = 0
     example: str = ""
@@ -63,39 +63,38 @@ class Tree(Protocol):
 
     source: Path
     top: Place
-    strays: Tally  #: members of an archive whose names lead out of it
-    independent: bool  #: whether the other files can be read where one cannot
+    strays: Tally  #: members of an archive whose names point out of it
+    independent: bool  #: whether a damaged file leaves the others readable
 
     def entries(self, place: Place) -> Iterator[Listed]:
-        """List a folder in any order, links followed."""
+        """List a folder in any order, with links resolved."""
         ...
 
     def identity(self, place: Place) -> Hashable:
-        """A value that is the same for two places only if they are one folder."""
+        """A value that two places share only if they are the same folder."""
         ...
 
     def contents(self, keys: Collection[Key]) -> Iterator[tuple[Key, Opener]]:
-        """Iterate over the files of these keys; each must be opened before the next is asked for."""
+        """Iterate over the files with these keys; open each before requesting the next."""
         ...
 
 
 def open_tree(source: Path) -> Tree:
-    """The tree in the folder or archive `source`; see `archives.one_line_errors` for what it may raise."""
+    """The tree in the folder or archive `source`; `archives.one_line_errors` lists what it may raise."""
     return FolderTree(source) if source.is_dir() else ArchiveTree(source)
 
 
 def visible(tree: Tree, place: Place) -> list[Listed]:
-    """List a folder, sorted by name, without hidden entries and the resource forks that macOS packs."""
+    """List a folder, sorted by name, without hidden entries and the resource forks that macOS adds."""
     shown = (listed for listed in tree.entries(place) if listed.name[0] != "." and listed.name != "__MACOSX")
     return sorted(shown, key=lambda listed: listed.name)
 
 
 def walk(tree: Tree, place: Place, parts: Parts = ()) -> Iterator[Entry]:
-    """Walk the folder `place`, whose path is `parts`, and all folders inside it, without what is hidden.
+    """Walk the folder `place`, whose path is `parts`, and all folders inside it, without hidden entries.
 
-    Files come before the folders beside them, and both are sorted by name.
-
-    Links that lead from inside a folder back to it are lost, and so are folders deeper than `MAX_DEPTH`.
+    The files of a folder come before its subfolders; both are sorted by name. Links from inside a folder back
+    to it are lost, and so are folders deeper than `MAX_DEPTH`.
 
     Raises:
         UserError: there are more than `MAX_MEMBERS` entries.
@@ -143,7 +142,7 @@ class FolderTree:
                 yield _listed(entry)
 
     def identity(self, place: str) -> Hashable:
-        """The device and the inode of a folder."""
+        """The device and inode of a folder."""
         status = Path(place).stat()
         return status.st_dev, status.st_ino
 
@@ -168,15 +167,15 @@ def _open(path: str) -> IO[bytes]:
     return Path(path).open("rb")
 
 
-#: A folder in an archive, by name: numbers of files, folders, targets of symbolic links; None: special files.
+#: A folder in an archive, by name: a file's number, a folder, a symbolic link's target, or None if special.
 _Folder = dict[str, "int | _Folder | Parts | None"]
-_NOWHERE: Parts = ("..",) * (MAX_DEPTH + 2)  # a target out of any archive
+_NOWHERE: Parts = ("..",) * (MAX_DEPTH + 2)  # a target outside of any archive
 
 
 class ArchiveTree:
     """The tree that an archive would unpack to.
 
-    A place is a folder after those around it, from the top down, by which links to ".." find their way.
+    A place is a tuple of nested folders, from the top down to the folder itself, so links can follow "..".
     """
 
     def __init__(self, source: Path) -> None:
@@ -210,7 +209,7 @@ class ArchiveTree:
                 yield number, member.open
 
     def _add(self, number: int, member: Member) -> None:
-        """Put a member where unpacking would put it, in the place of an earlier one of its name."""
+        """Put a member where unpacking would put it; it replaces an earlier member of the same name."""
         parts = member.parts
         if parts is None:
             self.strays.add(member.name)
@@ -236,13 +235,13 @@ class ArchiveTree:
             folder[name] = self._linked(split_path(member.target))
 
     def _linked(self, target: Parts) -> int | Parts:
-        """What a hard link shares with `target`, which must be an earlier file or symbolic link."""
+        """What a hard link to `target` stands for; `target` must be an earlier file or symbolic link."""
         folder = self._follow(self.top, target[:-1])
         node = folder[-1].get(target[-1]) if isinstance(folder, tuple) and target else None
         return node if isinstance(node, int | tuple) else _NOWHERE
 
     def _follow(self, place: tuple[_Folder, ...], path: Parts) -> int | tuple[_Folder, ...] | None:
-        """What `path` leads to from `place`; None if that is nothing, or out of the archive."""
+        """What `path` leads to from `place`; None if that is nothing or outside of the archive."""
         ahead = list(reversed(path))
         for _ in range(_MAX_STEPS):
             if not ahead:
@@ -263,7 +262,7 @@ class ArchiveTree:
 
 
 def _folder_in(folder: _Folder, name: str) -> _Folder:
-    """The folder `name` in `folder`, made if there is none."""
+    """The folder `name` in `folder`, created if missing."""
     found = folder.get(name)
     if not isinstance(found, dict):
         found = folder[name] = {}

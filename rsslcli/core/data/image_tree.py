@@ -1,6 +1,6 @@
-"""Trees of image files, plain or archived: from a folder of class folders to arrays.
+"""Read trees of image files, in a folder or an archive, into arrays.
 
-Nothing inside an archive is trusted: files are decoded in memory and never written to disk.
+Archives are untrusted: their files are decoded in memory and never written to disk.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from rsslcli.core.data.store import IMAGE_SHAPE, Arrays, Images, Labels, class_b
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.progress import Note, Progress, silent
 
-#: Raised whenever the same files would give other images, so that they are prepared anew.
+#: Increased whenever the same files would give other images, so that they are prepared again.
 TREE_VERSION = 2
-_LISTED = 10  # damaged images that an error lists
+_LISTED = 10  # damaged images listed in an error
 
 
 class _Wanted(NamedTuple):
-    """A split that is to be read: what its images are, and where in memory they go."""
+    """A split to be read: its images, their labels, and the array to fill."""
 
     members: list[TreeImage]
     labels: Labels
@@ -46,24 +46,25 @@ def read_image_tree(
     """Read `train/<class>/*` and `test/<class>/*`, possibly below one leading folder, into memory.
 
     `source` is a folder, a tar archive (plain or compressed) or a zip archive. Classes are numbered by name.
-    Whatever the order in the archive, the images are the first by name of every class, the second of every
-    class, and so on. The folders inside a class folder belong to the class.
+    Whatever the order in the archive, the images are ordered by their rank within the class: first the first
+    image of every class by name, then the second of every class, and so on. Subfolders of a class folder
+    belong to the class.
 
-    Where there are not both splits but `<class>/*` alone, a fifth of each class, chosen by the hashes of the
-    names, is the test split.
+    If the tree has `<class>/*` without both splits, a fifth of each class, chosen by the hashes of the names,
+    becomes the test split.
 
     Args:
         source: the tree.
-        limit: keep a class-balanced subset of so many images of each split.
-        resize: bring images of another size to 32x32 (see `decoding`); otherwise refuse them.
-        damaged: a list that takes the names of the images that cannot be used, each with the reason; they
-            are left out then. Without a list they are refused.
-        progress: told after every few images.
-        note: told what was held out, resized and not taken.
+        limit: keep a class-balanced subset of at most this many images per split.
+        resize: scale images of another size to 32x32 (see `decoding`); otherwise refuse them.
+        damaged: a list that receives the names of unusable images, each with the reason; these images are
+            then left out. Without a list they are refused.
+        progress: called after every few images.
+        note: called with what was held out, resized and not used.
 
     Raises:
-        UserError: no such tree, classes that differ between the splits or have no images, images that are
-            damaged or too large, or one that is not of 32x32 pixels where `resize` is false.
+        UserError: there is no such tree, classes differ between the splits or have no images, images are
+            damaged or too large, or one is not 32x32 pixels and `resize` is false.
     """
     with one_line_errors(source):
         before = _state(source)
@@ -97,10 +98,10 @@ def read_image_tree(
 
 
 def tree_fingerprint(source: Path, *, resize: bool = True) -> str:
-    """What tells a tree of images from another, or from its later state, without reading the images.
+    """A fingerprint that changes when the tree of images changes, computed without reading the images.
 
     Raises:
-        UserError: as `read_image_tree` does for what shows without reading them.
+        UserError: as for `read_image_tree`, except for errors in the images themselves.
     """
     described: list[object] = []
     with one_line_errors(source):
@@ -116,7 +117,7 @@ def tree_fingerprint(source: Path, *, resize: bool = True) -> str:
 
 
 def is_image_tree(source: Path) -> bool:
-    """Whether `source` is a folder with images in it, or an archive, which could have them."""
+    """Whether `source` is a folder that contains images, or an archive, which may contain them."""
     with one_line_errors(source):
         if source.is_dir():
             tree = open_tree(source)
@@ -125,7 +126,7 @@ def is_image_tree(source: Path) -> bool:
 
 
 def what_it_holds(source: Path) -> str:
-    """Say what a folder without images holds instead, and what to do about it; "" if nothing is known."""
+    """What a folder without images holds instead, and what to do about it; "" if unknown."""
     with one_line_errors(source):
         tree = open_tree(source)
         found, advice = list_files(tree, [((), tree.top)]).instead()
@@ -133,18 +134,18 @@ def what_it_holds(source: Path) -> str:
 
 
 def _state(source: Path) -> tuple[int, ...]:
-    """What changes when an archive does."""
+    """The size and time of an archive, which change with it; empty for a folder."""
     status = source.stat()
     return () if source.is_dir() else (status.st_size, status.st_mtime_ns)
 
 
 def _changed(source: Path) -> UserError:
-    return UserError(f"{source} changed while it was read: try again")
+    return UserError(f"{source} changed while it was being read: try again")
 
 
 def _choose(layout: Layout, split: str, limit: int | None) -> _Wanted:
-    """Put the images of a split in order, and choose `limit` of them."""
-    # Rank before class, so that the first images of a split hold every class.
+    """Order the images of a split and choose `limit` of them."""
+    # Rank before class, so that the first images of a split cover every class.
     ordered = sorted(
         (rank, label, image)
         for label, name in enumerate(layout.classes)
@@ -154,15 +155,18 @@ def _choose(layout: Layout, split: str, limit: int | None) -> _Wanted:
     members = [image for *_, image in ordered]
     if limit is not None and limit < len(members):
         chosen = class_balanced_subset(labels, limit, seed=0)
-        labels, members = labels[chosen], [members[index] for index in chosen]
+        labels = labels[chosen]
+        members = [members[index] for index in chosen]
     return _Wanted(members, labels, np.empty((len(members), *IMAGE_SHAPE), np.uint8))
 
 
 def _read(
     tree: Tree, wanted: list[_Wanted], resize: bool, progress: Progress, note: Note
 ) -> dict[Parts, ImageError]:
-    """Fill in the images. Returns the errors of those that cannot be used, by their paths."""
-    places: dict[Key, list[tuple[Parts, Images]]] = defaultdict(list)  # several for a file with links to it
+    """Read the images into their arrays; return the errors of unusable images, by path."""
+    places: dict[Key, list[tuple[Parts, Images]]] = defaultdict(
+        list
+    )  # several if links lead to the same file
     for split in wanted:
         for image, pixels in zip(split.members, split.images, strict=True):
             places[image.key].append((image.parts, pixels))
@@ -198,13 +202,14 @@ def _read(
         )
     if one_color.count:
         note(
-            f"{one_color.count} of {total} images are of one color throughout, e.g. {one_color.example}: "
-            "fully transparent, perhaps, or of 16 bits with values below 256, which are black"
+            f"{one_color.count} of {total} images have a single color, e.g. {one_color.example}: perhaps "
+            "they are fully transparent, or 16-bit with values below 256, which become black"
         )
     return failed
 
 
 def _decode(tree: Tree, opener: Opener, name: str, resize: bool) -> tuple[Images, tuple[int, int]]:
+    """Decode an image; if other files stay readable, a read error concerns only this image."""
     try:
         with opener() as file:
             return decode(file, name, resize=resize)
@@ -224,7 +229,7 @@ def _described(failed: dict[Parts, ImageError]) -> list[str]:
 
 
 def _refusal(failed: dict[Parts, ImageError], total: int) -> ImageError:
-    """The error for all images that cannot be used."""
+    """The error for all unusable images."""
     errors = _described(failed)
     if len(errors) == 1:
         return next(iter(failed.values()))
@@ -237,7 +242,7 @@ def _refusal(failed: dict[Parts, ImageError], total: int) -> ImageError:
 
 
 def _without(split: _Wanted, failed: Container[Parts]) -> _Wanted:
-    """A split without the images that cannot be used."""
+    """A split without its unusable images."""
     kept = np.array([image.parts not in failed for image in split.members])
     members = [image for image in split.members if image.parts not in failed]
     return _Wanted(members, split.labels[kept], split.images[kept])

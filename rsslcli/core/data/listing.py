@@ -1,4 +1,4 @@
-"""The entries of a tree of image files: which are images, and how messages speak of those that are not."""
+"""List the entries of a tree of image files, and describe those that are not images."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from rsslcli.core.errors import UserError, sanitize
 
 MAX_IMAGES = 1_000_000  # 3 GB in memory
 _SOME = 5  # names in a message
-#: Endings of images that Pillow does not read by itself.
+#: Extensions of images that Pillow cannot read by itself.
 _CONVERTIBLE = {
     ".heic",
     ".heif",
@@ -27,7 +27,7 @@ _CONVERTIBLE = {
     ".rw2",
 }
 
-#: A folder in a tree: its path, and what the tree calls it.
+#: A folder in a tree: its path, and the tree's reference to it.
 Folder = tuple[Parts, Place]
 
 
@@ -37,13 +37,13 @@ class Listing:
 
     folders: set[Parts] = field(default_factory=set)
     images: dict[Parts, Key] = field(default_factory=dict)
-    #: files of other formats, by their folder and ending
+    #: files of other formats, by folder and extension
     others: dict[tuple[Parts, str], Tally] = field(default_factory=dict)
-    #: entries that cannot be followed or read, by their folder and the reason
+    #: entries that cannot be followed or read, by folder and reason
     lost: dict[tuple[Parts, str], Tally] = field(default_factory=dict)
 
     def instead(self, prefix: Parts = ()) -> tuple[str, str]:
-        """Say what the folder `prefix` holds in place of images, and what to do; "" for either if unknown."""
+        """What the folder `prefix` holds instead of images, and what to do; "" for either if unknown."""
         endings = _totals(self.others, prefix)
         reasons = _totals(self.lost, prefix)
         if not endings and not reasons:
@@ -53,7 +53,7 @@ class Listing:
         return f"found only {what}, e.g. {shown(next(iter((endings or reasons).values())).example)}", advice
 
     def notes(self, branches: Collection[Parts]) -> Iterator[str]:
-        """Tell what is lost, and which files in the class folders of `branches` have other formats."""
+        """Notes on lost entries, and on files of other formats in the class folders of `branches`."""
         for reason, tally in _totals(self.lost, ()).items():
             yield told(f"not used: {reason}", tally)
         others = Tally()
@@ -67,10 +67,10 @@ class Listing:
 
 
 def list_files(tree: Tree, folders: Iterable[Folder]) -> Listing:
-    """List what is in these folders and in all folders inside them.
+    """List the entries of these folders and of all folders inside them.
 
     Raises:
-        UserError: more than `MAX_IMAGES` images.
+        UserError: there are more than `MAX_IMAGES` images.
     """
     listing = Listing()
     for parts, place in folders:
@@ -96,24 +96,24 @@ def subfolders(tree: Tree, folder: Folder) -> list[Folder]:
 
 
 def is_image(parts: Parts) -> bool:
-    """Whether a file is an image by its name."""
+    """Whether a file's name has the extension of an image."""
     return _ending(parts).lower() in extensions()
 
 
 def in_words(names: Iterable[str]) -> str:
-    """The first few of some names or endings, sorted."""
+    """The first few names or extensions, sorted."""
     ordered = sorted(names)
     more = [f"{len(ordered) - _SOME} more"] if len(ordered) > _SOME else []
-    return ", ".join([sanitize(name, 120) or "without ending" for name in ordered[:_SOME]] + more)
+    return ", ".join([sanitize(name, 120) or "without extension" for name in ordered[:_SOME]] + more)
 
 
 def told(kind: str, tally: Tally) -> str:
-    """How many there are of a kind, with an example."""
+    """A note on how many items of a kind there are, with an example."""
     return f"{kind}, {tally.count} in all, e.g. {shown(tally.example)}"
 
 
 def _totals(tallies: dict[tuple[Parts, str], Tally], prefix: Parts) -> dict[str, Tally]:
-    """The tallies in the folder `prefix` and all folders inside it, by kind."""
+    """The tallies of the folder `prefix` and of all folders inside it, by kind."""
     totals: dict[str, Tally] = {}
     for (folder, kind), tally in tallies.items():
         if folder[: len(prefix)] == prefix:

@@ -396,8 +396,8 @@ def test_images_of_one_color_are_counted(tmp_path: Path) -> None:
     os.link(root / "bee/0.png", root / "bee/again.png")
     Image.fromarray((grey * 257).astype(np.uint16)).save(root / "bee/1.png")
     assert told(root)[-1] == (
-        "3 of 11 images are of one color throughout, e.g. 'ant/0.png': fully transparent, perhaps, "
-        "or of 16 bits with values below 256, which are black"
+        "3 of 11 images have a single color, e.g. 'ant/0.png': perhaps they are fully transparent, "
+        "or 16-bit with values below 256, which become black"
     )
 
 
@@ -643,7 +643,7 @@ def test_what_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
             else:
                 os.utime(source, (1, 1))
 
-        with pytest.raises(UserError, match="changed while it was read: try again"):
+        with pytest.raises(UserError, match="changed while it was being read: try again"):
             read_image_tree(source, progress=change)
 
 

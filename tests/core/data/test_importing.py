@@ -239,7 +239,9 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
         if (part, done) == ("copying corruptions", 1):
             change(source / "gaussian_noise.npy" if change is replaced else source / "saturate.npy")
 
-    with pytest.raises(UserError, match=r"(saturate|noise)\.npy changed while it was read: import it again"):
+    with pytest.raises(
+        UserError, match=r"(saturate|noise)\.npy changed while it was being read: import it again"
+    ):
         import_corrupted(source, target, test=test, progress=meanwhile)
     assert content(target) == before
 
