@@ -24,7 +24,7 @@ from rsslcli.commands.hints import suggest_evaluation, suggest_report
 from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
-from rsslcli.core.evaluation.files import Part, evaluation_path, save_whole
+from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
 from rsslcli.core.run_folder import EVALUATION, partial_evaluation
@@ -136,11 +136,11 @@ def _about(
 
 _WRITERS = (".json", ".csv", ".md")
 #: What a part of the whole evaluation is called, by the protocol.
-_PARTS: dict[str, Part] = {"paper": "partial", "robustbench": "robustbench"}
+_PARTS = {"paper": "partial", "robustbench": "robustbench"}
 PROTOCOLS = tuple(_PARTS)
 
 
-def _default_path(checkpoint: Path, trained: Trained | None, dataset: str, part: Part | None) -> Path | None:
+def _default_path(checkpoint: Path, trained: Trained | None, dataset: str, part: str | None) -> Path | None:
     """Where the result goes unless the user says where: beside the checkpoint, if it is of a run."""
     if trained is None:
         return None

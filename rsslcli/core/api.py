@@ -175,9 +175,9 @@ def evaluate(
         DivergedError: scores are NaN or infinite.
 
     Warns:
-        UserWarning: the clean accuracy of a model that rssl did not train is near chance; a network of rssl in
-            it receives input that is normalized twice; corrupted images are doubtful. The result's
-            `notes` hold the text.
+        UserWarning: the clean accuracy of a model that rssl did not train is near chance; a network of rssl
+            in it receives input that is normalized twice; corrupted images are doubtful. The result's `notes`
+            hold the text.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
     if wrong or not severities:
