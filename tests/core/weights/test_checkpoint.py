@@ -156,7 +156,7 @@ def test_plain_state_dicts(under: str, prefix: str, legacy: bool, tmp_path: Path
     assert checkpoint is None
     assert not loaded.training
     assert torch.equal(loaded(images.float()), network(images.float()))
-    assert "no checkpoint of rssl" in refusal(lambda: load_checkpoint(tmp_path / "w.pt"))
+    assert "not a checkpoint of rssl" in refusal(lambda: load_checkpoint(tmp_path / "w.pt"))
 
 
 BESIDE: dict[str, Any] = {
@@ -254,7 +254,7 @@ def test_safetensors(tmp_path: Path) -> None:
         save_file(state, tmp_path / name, metadata={"format": "pt"})
         loaded = load_classifier(tmp_path / name)[0].state_dict()
         assert_same({f"module.{name}": value for name, value in loaded.items()}, state)
-    assert "no checkpoint of rssl" in refusal(lambda: load_checkpoint(tmp_path / "w.pt"))
+    assert "not a checkpoint of rssl" in refusal(lambda: load_checkpoint(tmp_path / "w.pt"))
 
 
 def test_damaged_safetensors(tmp_path: Path) -> None:
