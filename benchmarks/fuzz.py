@@ -58,7 +58,7 @@ from rsslcli.core.errors import RsslError
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.progress import silent
-from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.metrics import Metrics
 from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
 

@@ -1,6 +1,6 @@
-"""rssl: robust image classifiers through self-supervision tasks whose weights tune themselves.
+"""rssl: robust image classifiers through self-supervision tasks with self-tuning weights.
 
-From Python: `load_classifier`, `train` and `evaluate`; docs/python.md shows them at work.
+From Python: `load_classifier`, `train` and `evaluate`; see docs/python.md.
 """
 
 import importlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rsslcli.core.report.write import write_report
     from rsslcli.core.tasks.base import Task
     from rsslcli.core.tasks.check import check_task
-    from rsslcli.core.tasks.own import register_task
+    from rsslcli.core.tasks.registry import register_task
     from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
     from rsslcli.core.training.loop import TrainingResult
     from rsslcli.core.weights.export import Exported, export_classifier
@@ -30,24 +30,26 @@ __all__ = [
     "make_config", "register_task", "train", "write_report",
 ]  # fmt: skip
 
-#: Where each name lives. Loading torch takes seconds, which `rssl --help` and `import rsslcli` do not.
+#: The module of each public name, imported on first use: `import rsslcli` must not load torch, which takes
+#: seconds.
 _EXPORTS = {
     "core.api": ("Classifier", "evaluate", "load_classifier", "train"),
     "core.config": ("Config", "make_config"),
     "core.corruptions.names": ("CORRUPTIONS",),
     "core.errors": ("DivergedError", "InterruptedTrainingError", "RsslError", "UserError"),
-    "core.evaluation": ("Evaluation",),
-    "core.export": ("Exported", "export_classifier"),
+    "core.evaluation.result": ("Evaluation",),
     "core.randomness": ("BatchRandom",),
-    "core.report": ("write_report",),
+    "core.report.write": ("write_report",),
     "core.tasks.base": ("Task",),
-    "core.tasks.contract": ("check_task",),
-    "core.tasks.own": ("register_task",),
-    "core.training": ("EpochDone", "Event", "Notice", "Started", "StepsDone", "TrainingResult"),
+    "core.tasks.check": ("check_task",),
+    "core.tasks.registry": ("register_task",),
+    "core.training.events": ("EpochDone", "Event", "Notice", "Started", "StepsDone"),
+    "core.training.loop": ("TrainingResult",),
+    "core.weights.export": ("Exported", "export_classifier"),
 }
 
 
-if not TYPE_CHECKING:  # a type checker shall still tell a name that there is not
+if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name otherwise
 
     def __getattr__(name: str) -> object:
         for home, names in _EXPORTS.items():

@@ -53,7 +53,7 @@ Self-supervision tasks are trained beside the classifier, and their weights tune
 rssl train-automl --preset quick --output runs/first
 rssl eval-c runs/first
 rssl report runs
-# a data set of one's own, with its corrupted test set
+# a data set of your own, with its corrupted test set
 rssl prepare-data --dataset mine --source path/to/images --corruptions generate
 rssl train-automl --dataset mine --epochs 30
 """,

@@ -14,7 +14,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 import torch
 
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.tasks import own
+from rsslcli.core.tasks import registry
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -39,8 +39,8 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def only_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins without tasks of one's own, and leaves none."""
-    monkeypatch.setattr(own, "_registered", {})
-    monkeypatch.setattr(own, "_files", {})
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_files", {})
 
 
 @pytest.fixture

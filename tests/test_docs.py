@@ -7,7 +7,7 @@ import typer.main
 
 from rsslcli.app import app
 from rsslcli.core.config import PRESETS
-from rsslcli.core.tasks import TASKS
+from rsslcli.core.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 

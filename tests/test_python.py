@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,14 +196,29 @@ def test_a_model_near_chance_is_a_warning_and_a_note(place: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     nn.init.zeros_(model[1].weight)
     with pytest.warns(UserWarning, match="is near that of guessing") as caught:
-        found = rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5])
+        found = rsslcli.evaluate(
+            model, "shapes", classes_by_position=True, corruptions=["fog"], severities=[5]
+        )
     assert [str(warning.message) for warning in caught] == list(found.notes)
     assert Path(caught[0].filename).name == Path(__file__).name
     state = WideResNet(10, 1).state_dict()
     torch.save(state | {"fc.weight": torch.zeros(10, 64)}, place / "w.pt")
     public = rsslcli.load_classifier("w.pt", normalization="half")
     with pytest.warns(UserWarning, match="is near that of guessing"):
-        rsslcli.evaluate(public, "shapes", corruptions=["fog"], severities=[5])
+        rsslcli.evaluate(public, "shapes", classes_by_position=True, corruptions=["fog"], severities=[5])
+
+
+def test_input_that_is_normalized_twice_is_noted(place: Path) -> None:
+    ours = WideResNet(10, 1)
+    options: dict[str, Any] = {"corruptions": ["fog"], "severities": [5], "classes_by_position": True}
+    for wrapper, is_told in ((nn.Identity(), False), (Odd(lambda x: x * 2 - 1), True)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            notes = rsslcli.evaluate(nn.Sequential(wrapper, ours), "shapes", **options).notes
+        assert (
+            any("values from -1.00 to 1.00 in place of images in [0, 1]" in note for note in notes) is is_told
+        )
+    assert not ours._forward_pre_hooks
 
 
 def test_train_without_data(place: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from rsslcli.core.config import BATCH_NORM_MODES, DEVICES, PRECISIONS, PRESETS, VALIDATION_CORRUPTIONS
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.tasks import TASKS, own
+from rsslcli.core.tasks.registry import TASKS, custom_tasks
 
 Completion = Callable[[str], list[str]]
 
@@ -61,12 +61,12 @@ new_datasets = one_of(("cifar10", "cifar100", "shapes"))
 
 def task_or_none(incomplete: str) -> list[str]:
     """A task, also of an installed package, or none."""
-    return _beginning(incomplete, [*TASKS, *own.names(), "none"])
+    return _beginning(incomplete, [*TASKS, *custom_tasks(), "none"])
 
 
 def tasks(incomplete: str) -> list[str]:
     """Tasks separated by commas, also those of installed packages."""
-    return _more(incomplete, [*TASKS, *own.names()])
+    return _more(incomplete, [*TASKS, *custom_tasks()])
 
 
 def datasets(ctx: typer.Context, incomplete: str) -> list[str]:

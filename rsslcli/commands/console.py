@@ -11,15 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from types import FrameType
-from typing import Annotated
 
-import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from rsslcli.commands import completion
 from rsslcli.commands.terminal import Bar, TextConsole
-from rsslcli.core.config import DEVICES, PRECISIONS
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, unknown
@@ -29,74 +25,12 @@ from rsslcli.core.progress import Progress as ProgressCallback
 #: Whether this process speaks: of those that `torchrun` starts, only the first one does.
 IS_MAIN_RANK = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
+
 #: Results go to stdout, all that accompanies them to stderr.
 out = TextConsole(quiet=not IS_MAIN_RANK)
+
+
 err = TextConsole(stderr=True, quiet=not IS_MAIN_RANK)
-
-DEFAULT_DATA_DIR = default_data_dir()
-
-DataDir = Annotated[
-    Path,
-    typer.Option(
-        envvar="RSSL_DATA_DIR",
-        help="Where prepared data sets live.",
-        show_default=True,
-        rich_help_panel="Data",
-    ),
-]
-DatasetName = Annotated[
-    str | None,
-    typer.Option(
-        "--dataset",
-        help="A prepared data set; shapes is embedded and always there.",
-        metavar="<name>",
-        autocompletion=completion.datasets,
-        rich_help_panel="Data",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="auto takes CUDA where there is a GPU.",
-        metavar=f"<{'|'.join(DEVICES)}>",
-        autocompletion=completion.devices,
-        rich_help_panel="Machine",
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        help="How to multiply: float32, the default; bfloat16 is faster on GPUs and on CPUs that know it, "
-        "tf32 on GPUs.",
-        metavar=f"<{'|'.join(PRECISIONS)}>",
-        autocompletion=completion.precisions,
-        rich_help_panel="Machine",
-    ),
-]
-
-Checkpoint = Annotated[
-    Path,
-    typer.Argument(
-        help="A checkpoint, a run directory, or a WideResNet state dict.",
-        autocompletion=completion.runs,
-    ),
-]
-Normalization = Annotated[
-    str | None,
-    typer.Option(
-        help="How the input of weights from elsewhere is normalised, where the file does not say: half "
-        "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
-        metavar="<half|cifar10|none|…>",
-    ),
-]
-
-ClassesByPosition = Annotated[
-    bool,
-    typer.Option(
-        "--classes-by-position",
-        help="Take score i for class i of the data set, whatever the names of the classes.",
-    ),
-]
 
 
 @contextmanager

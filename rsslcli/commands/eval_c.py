@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
-from rsslcli.commands import completion
+from rsslcli.commands import options
 from rsslcli.commands.console import (
-    DEFAULT_DATA_DIR,
-    Checkpoint,
-    ClassesByPosition,
-    DataDir,
-    DatasetName,
-    Device,
-    Normalization,
-    Precision,
     check_checkpoints,
     check_dataset,
     note,
@@ -33,9 +24,10 @@ from rsslcli.commands.hints import suggest_evaluation, suggest_report
 from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
-from rsslcli.core.evaluation.files import WHOLE, evaluation_path, save_whole
+from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
+from rsslcli.core.run_folder import EVALUATION, partial_evaluation
 
 if TYPE_CHECKING:
     from rsslcli.core.data.corrupted import CorruptedSet
@@ -44,61 +36,20 @@ if TYPE_CHECKING:
 
 
 def eval_c(
-    checkpoint: Checkpoint,
-    dataset: DatasetName = None,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    limit: Annotated[int | None, typer.Option(help="Evaluate only so many source images.")] = None,
-    corruptions: Annotated[
-        str | None,
-        typer.Option(
-            help="Evaluate only these corruptions, separated by commas.",
-            metavar="<names>",
-            autocompletion=completion.corruptions,
-        ),
-    ] = None,
-    severity: Annotated[
-        str | None,
-        typer.Option(
-            help="Evaluate only these severities, 1 to 5, separated by commas.",
-            metavar="<numbers>",
-            autocompletion=completion.severities,
-        ),
-    ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="paper: all 19 corruptions. robustbench: the 15 of RobustBench's leaderboard, at all "
-            "severities, and a summary in its terms.",
-            metavar="<paper|robustbench>",
-        ),
-    ] = "paper",
-    normalization: Normalization = None,
-    classes_by_position: ClassesByPosition = False,
-    same_images_as: Annotated[
-        Path | None,
-        typer.Option(
-            help="Leave out what tuned λ in that run too, to compare the two fairly.",
-            metavar="<run>",
-            autocompletion=completion.runs,
-        ),
-    ] = None,
-    leave_out_validation: Annotated[
-        bool,
-        typer.Option(
-            "--leave-out-validation",
-            help="Leave out the images on which an AutoML run of the same seed and settings tunes λ, to "
-            "compare this run fairly with it.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run, and "
-            "eval-c-partial.json for a part."
-        ),
-    ] = None,
-    device: Device = None,
-    precision: Precision = None,
+    checkpoint: options.Checkpoint,
+    dataset: options.DatasetName = None,
+    data_dir: options.DataDir = options.DEFAULT_DATA_DIR,
+    limit: options.Limit = None,
+    corruptions: options.OnlyCorruptions = None,
+    severity: options.OnlySeverities = None,
+    protocol: options.Protocol = "paper",
+    normalization: options.Normalization = None,
+    classes_by_position: options.ClassesByPosition = False,
+    same_images_as: options.SameImagesAs = None,
+    leave_out_validation: options.LeaveOutValidation = False,
+    output: options.EvaluationFile = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
 ) -> None:
     """Evaluate a classifier on the corrupted test set: 19 corruptions at 5 severities.
 
@@ -110,10 +61,11 @@ def eval_c(
     rssl eval-c augmix.pt --dataset cifar10 --protocol robustbench --output augmix.json
     # a baseline, on the images that an AutoML run of the same seed and settings is tested on
     rssl eval-c runs/baseline --leave-out-validation
-    # in half the time, where the CPU or GPU knows bfloat16
+    # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
-    severities, names = parse_severities(severity), parse_corruptions(corruptions)
+    severities = parse_severities(severity)
+    names = parse_corruptions(corruptions)
     if protocol == "robustbench":
         names = _robustbench_corruptions((corruptions, severity, limit))
     precision = precision or "float32"
@@ -123,9 +75,9 @@ def eval_c(
 
     with waiting():
         from rsslcli.core.data.loading import load, load_corrupted
-        from rsslcli.core.data.validation import validation_source
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
+        from rsslcli.core.evaluation.fairness import images_to_leave_out
         from rsslcli.core.evaluation.result import with_robustbench
         from rsslcli.core.ranks import join_world
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
@@ -133,13 +85,7 @@ def eval_c(
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
-    excluded = set(trained.excluded if trained else ())
-    if same_images_as is not None:
-        excluded |= set(load_checkpoint(same_images_as).excluded)
-    if leave_out_validation and not trained:
-        raise UserError(
-            f"--leave-out-validation: {checkpoint} has no seed to draw those images by: use --same-images-as"
-        )
+    rival = None if same_images_as is None else load_checkpoint(same_images_as)
     keep_freed_memory()
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
@@ -149,44 +95,24 @@ def eval_c(
             data = load(name, data_dir, progress)
             corrupted = load_corrupted(data, progress)
         score_of = match_classes(
-            network.classes,
-            network.fc.out_features,
-            data.test.classes,
-            name,
-            by_position=classes_by_position,
-            note=notes.append,
+            network.classes, network.fc.out_features, data.test.classes, name,
+            by_position=classes_by_position, note=notes.append,
+        )  # fmt: skip
+        excluded = images_to_leave_out(
+            trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=notes.append
         )
-        if leave_out_validation and trained and not trained.config.automl:
-            excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
-        if trained and trained.excluded and trained.validation_data != corrupted.identity:
-            notes.append(
-                f"λ was tuned on another corrupted set than {corrupted.folder}; "
-                "the images with the same numbers are left out all the same"
-            )
         for text in notes:
             note(text)
         part = None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol]
-        path = output or _default_path(checkpoint, trained.config.dataset if trained else None, name, part)
+        path = output or _default_path(checkpoint, trained, name, part)
+        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
         result = evaluate(
-            network,
-            data.test,
-            corrupted,
-            device=target,
-            score_of=score_of,
-            excluded=sorted(excluded),
-            limit=limit,
-            corruptions=names,
-            severities=severities,
-            partial=path.with_name(path.name + ".partial") if path else None,
-            precision=precision,
-            about={"checkpoint": str(checkpoint), "dataset": name}
-            | ({"step": trained.step} if trained else {})
-            | {"weights": fingerprint_weights(network)},
-            notes=notes,
-            foreign=not trained,
-            progress=progress,
-            world=world,
-        )
+            network, data.test, corrupted,
+            device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
+            severities=severities, partial=partial_evaluation(path) if path else None,
+            precision=precision, about=about,
+            notes=notes, foreign=not trained, progress=progress, world=world,
+        )  # fmt: skip
     if not world.is_main:
         return
     if protocol == "robustbench":
@@ -199,17 +125,26 @@ def eval_c(
         _suggest(saved, part, checkpoint, trained.config, data_dir)
 
 
+def _about(
+    checkpoint: Path, dataset: str, trained: Trained | None, by_position: bool, weights: str
+) -> dict[str, Any]:
+    """What the result says of its origin."""
+    step = {"step": trained.step} if trained else {}
+    position = {"classes_by_position": True} if by_position else {}
+    return {"checkpoint": str(checkpoint), "dataset": dataset, **step, **position, "weights": weights}
+
+
 _WRITERS = (".json", ".csv", ".md")
 #: What a part of the whole evaluation is called, by the protocol.
 _PARTS = {"paper": "partial", "robustbench": "robustbench"}
 PROTOCOLS = tuple(_PARTS)
 
 
-def _default_path(checkpoint: Path, trained_on: str | None, dataset: str, part: str | None) -> Path | None:
+def _default_path(checkpoint: Path, trained: Trained | None, dataset: str, part: str | None) -> Path | None:
     """Where the result goes unless the user says where: beside the checkpoint, if it is of a run."""
-    if trained_on is None:
+    if trained is None:
         return None
-    other = dataset if dataset != trained_on else None
+    other = dataset if dataset != trained.config.dataset else None
     return evaluation_path(checkpoint_path(checkpoint), dataset=other, part=part)
 
 
@@ -240,8 +175,8 @@ def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path 
 def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
     """Say what to do next with a run whose evaluation is saved beside it."""
     if part:
-        note(f"this is a part of the whole evaluation, {WHOLE}, which reports read")
-    if saved.with_name(WHOLE).is_file():
+        note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
+    if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
     else:
         suggest_evaluation(checkpoint, config, data_dir)

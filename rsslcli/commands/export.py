@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands.console import Checkpoint, Normalization, check_checkpoints, err, note, out, waiting
+from rsslcli.commands.console import check_checkpoints, err, note, out, waiting
+from rsslcli.commands.options import Checkpoint, Normalization
 from rsslcli.core.errors import UserError
 from rsslcli.core.networks.normalization import parse_normalization
 

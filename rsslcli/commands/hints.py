@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rsslcli.commands.console import suggest_next
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError
+from rsslcli.core.run_folder import CHECKPOINT, CONFIG
 
 if TYPE_CHECKING:
     from rsslcli.core.data.store import Dataset
@@ -69,10 +70,10 @@ def _tuned_beside(run: Path, dataset: str) -> dict[Path, tuple[int, int]]:
     """The AutoML runs on `dataset` beside a run, latest first, and what the images that tune λ depend on."""
     found: dict[Path, tuple[int, int]] = {}
     with suppress(OSError):
-        files = sorted(run.parent.glob("*/checkpoint.pt"), key=lambda file: -file.stat().st_mtime)
+        files = sorted(run.parent.glob(f"*/{CHECKPOINT}"), key=lambda file: -file.stat().st_mtime)
         for file in files[:_BESIDE]:
             with suppress(UserError):
-                config = Config(**read_config_file(file.with_name("config.yaml")))
+                config = Config(**read_config_file(file.with_name(CONFIG)))
                 if config.automl and config.dataset == dataset:
                     found[file.parent] = (config.seed, config.validation_images)
     return found

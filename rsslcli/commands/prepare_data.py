@@ -11,8 +11,6 @@ import typer
 
 from rsslcli.commands import completion
 from rsslcli.commands.console import (
-    DEFAULT_DATA_DIR,
-    DataDir,
     err,
     note,
     out,
@@ -23,6 +21,7 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.commands.hints import suggest_training
+from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError
 
@@ -60,22 +59,20 @@ def prepare_data(
         bool,
         typer.Option(
             "--resize/--no-resize",
-            help="Bring images of other sizes to 32x32 pixels, or refuse them.",
+            help="Resize images of other sizes to 32x32 pixels, or refuse them.",
         ),
     ] = True,
     skip_damaged: Annotated[
         bool,
-        typer.Option("--skip-damaged", help="Leave out images that cannot be read, rather than stop."),
+        typer.Option("--skip-damaged", help="Leave out images that cannot be read instead of stopping."),
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(help="Keep so many images of each split, or of each corruption."),
+        typer.Option(help="Keep at most N images of each split, or of each corruption."),
     ] = None,
     corruptions: Annotated[
         Corruptions | None,
-        typer.Option(
-            help="How to come by the corrupted test set.  [default: generate for shapes, else none]"
-        ),
+        typer.Option(help="Where to get the corrupted test set.  [default: generate for shapes, else none]"),
     ] = None,
     only: Annotated[
         str | None,
@@ -123,7 +120,8 @@ def prepare_data(
 
 
 #: What makes a corrupted test set, or brings one again that is not ours.
-_GENERATE, _ANOTHER_SET = ("--corruptions", "generate"), ("--source", "PATH")
+_GENERATE = ("--corruptions", "generate")
+_ANOTHER_SET = ("--source", "PATH")
 
 
 def bring_in_place(
@@ -172,7 +170,8 @@ def bring_in_place(
             resize=resize,
             skip_damaged=skip_damaged,
         )
-        data, corrupted = prepared.dataset, prepared.corrupted
+        data = prepared.dataset
+        corrupted = prepared.corrupted
         if generates:
             with progress_bar() as progress:
                 corrupted = generate_corruptions(
@@ -220,7 +219,8 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
         hint = "or go on without with `rssl prepare-data --skip-damaged`"
         raise UserError(f"{error}, {hint}") from error
     done = "prepared" if prepared.changed else "already prepared"
-    train, test = prepared.dataset.train, prepared.dataset.test
+    train = prepared.dataset.train
+    test = prepared.dataset.test
     out.print(
         f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(train.labels)} training and "
         f"{len(test.labels)} test images of {len(train.classes)} classes",
@@ -240,6 +240,6 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
 
 def _is_imported(prepared: Prepared) -> bool:
     """Whether the corrupted images that are of other test images come from elsewhere."""
-    from rsslcli.core.data.corrupted import GENERATED
+    from rsslcli.core.corruptions.record import GENERATED
 
     return prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()

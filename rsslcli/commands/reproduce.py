@@ -24,20 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rsslcli.commands import completion
-from rsslcli.commands.console import (
-    DEFAULT_DATA_DIR,
-    DataDir,
-    DatasetName,
-    err,
-    note,
-    out,
-    split_names,
-    stop_on_signal,
-    waiting,
-)
+from rsslcli.commands.console import err, note, out, split_names, stop_on_signal, waiting
+from rsslcli.commands.options import DEFAULT_DATA_DIR, ConfigFile, DataDir, DatasetName, TaskFile
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
-from rsslcli.commands.training_run import ConfigFile, TaskFile
-from rsslcli.core.errors import InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.errors import InterruptedTrainingError, RsslError, StaleCorruptionsError, UserError
 from rsslcli.core.study.cell import Cell, shell_line
 from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_plan
 from rsslcli.core.study.runner import CellEvent, Runner, threads_each
@@ -161,6 +151,8 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
     try:
         data = load_dataset(data_dir, dataset)
         load_corrupted(data)
+    except StaleCorruptionsError:
+        raise  # what is there may be larger than the study's, and finished cells were evaluated on it
     except UserError:
         size = PRESETS[preset]
         downloads = size.corruptions == "download" and dataset == size.dataset
@@ -267,7 +259,8 @@ class _View:
 
         A bar begins where the work does: what was done before says nothing about the time that is left.
         """
-        name, done = event.cell.name, int(_PARTS * event.progress)
+        name = event.cell.name
+        done = int(_PARTS * event.progress)
         phase, task = self._tasks.get(name, ("", None))
         if task is None or phase != event.text:
             self._remove(name)
@@ -309,7 +302,8 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
         f"machine{at_once}, {gigabytes:.2f} GB (an estimate: operations counted, their speed measured)",
         soft_wrap=True,
     )
-    cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > cores + 1:
         note(
             f"this machine is busy (load {load:.0f}, {cores} cores): the shorter times are for an idle "
@@ -329,10 +323,13 @@ def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
     from rsslcli.core.data.validation import validation_source
     from rsslcli.core.study.estimate import Sizes
 
-    name, embedded = cell.config.dataset, cell.config.dataset == EMBEDDED
+    name = cell.config.dataset
+    embedded = name == EMBEDDED
     try:
         data = load_dataset(data_dir, name)
-        train, test, classes = len(data.train.labels), len(data.test.labels), len(data.train.classes)
+        train = len(data.train.labels)
+        test = len(data.test.labels)
+        classes = len(data.train.classes)
     except UserError:
         train, test, classes = (TRAIN_SIZE, TEST_SIZE, 10) if embedded else (50_000, 10_000, 10)
     try:
@@ -345,7 +342,8 @@ def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
 
 def _duration(low: float, high: float) -> str:
     """A range of seconds, rounded up: "20–35 min", "17 min–2.5 h", or "20 min" where both are."""
-    (start, unit), (end, last) = _in_unit(low), _in_unit(high)
+    start, unit = _in_unit(low)
+    end, last = _in_unit(high)
     if unit != last:
         return f"{start} {unit}–{end} {last}"
     return f"{start} {unit}" if start == end else f"{start}–{end} {unit}"

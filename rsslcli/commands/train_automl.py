@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands import completion
-from rsslcli.commands import training_run as options
-from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision, split_names
+from rsslcli.commands import completion, options, training_run
+from rsslcli.commands.console import split_names
+from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import BEST_TASKS
+from rsslcli.core.tasks.registry import BEST_TASKS
 
 
 def train_automl(
@@ -65,13 +65,21 @@ def train_automl(
 
     # a first look, in minutes
     rssl train-automl --preset quick
-    # other tasks, fewer epochs, a name of one's own
+    # other tasks, fewer epochs, a name of your own
     rssl train-automl --tasks rotation,jigsaw --epochs 30 --output runs/mine
     # go on after Ctrl-C
     rssl train-automl --resume --output runs/mine
     """
-    given = locals()
+    settings = {
+        "dataset": dataset, "epochs": epochs, "train_size": train_size, "depth": depth, "width": width,
+        "batch_size": batch_size, "lr": lr, "initial_lambda": initial_lambda, "batch_norm": batch_norm,
+        "seed": seed, "device": device, "precision": precision, "compile": compile, "meta_lr": meta_lr,
+        "warmup_epochs": warmup_epochs, "validation_corruptions": validation_corruptions,
+    }  # fmt: skip
+    given = training_run.Given(
+        settings, data_dir, preset, config, output, resume, print_config, tensorboard, task_file
+    )
     named = None if tasks is None else split_names(tasks)
     if named == []:
         raise UserError("--tasks: name at least one task")
-    options.run_training(given, named, automl=not fixed, default_tasks=BEST_TASKS)
+    training_run.run_training(given, named, automl=not fixed, default_tasks=BEST_TASKS)

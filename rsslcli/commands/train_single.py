@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands import completion
-from rsslcli.commands import training_run as options
-from rsslcli.commands.console import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
+from rsslcli.commands import completion, options, training_run
+from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
 from rsslcli.core.errors import UserError
 
 
@@ -48,13 +47,20 @@ def train_single(
 
     # the baseline
     rssl train-single --task none
-    # one task, and images of one's own
+    # one task, and images of your own
     rssl train-single --task rotation --dataset mine --epochs 30
     # what would be done, setting by setting
     rssl train-single --task rotation --preset quick --print-config
     """
-    given = locals()
+    settings = {
+        "dataset": dataset, "epochs": epochs, "train_size": train_size, "depth": depth, "width": width,
+        "batch_size": batch_size, "lr": lr, "initial_lambda": initial_lambda, "batch_norm": batch_norm,
+        "seed": seed, "device": device, "precision": precision, "compile": compile,
+    }  # fmt: skip
+    given = training_run.Given(
+        settings, data_dir, preset, config, output, resume, print_config, tensorboard, task_file
+    )
     if task is None and not resume and config is None:
         raise UserError("--task is missing: name a task, or none for the baseline")
     tasks = None if task is None else [] if task == "none" else [task]
-    options.run_training(given, tasks, automl=False, single=True)
+    training_run.run_training(given, tasks, automl=False, single=True)

@@ -6,16 +6,15 @@ import datetime
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.cells import cell_len
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from rsslcli.commands import completion
 from rsslcli.commands.console import (
     check_dataset,
     err,
@@ -30,9 +29,6 @@ from rsslcli.commands.console import (
 from rsslcli.commands.hints import suggest_evaluation
 from rsslcli.commands.terminal import Bar
 from rsslcli.core.config import (
-    BATCH_NORM_MODES,
-    PRESETS,
-    VALIDATION_CORRUPTIONS,
     Config,
     Layers,
     check_effective,
@@ -42,143 +38,42 @@ from rsslcli.core.config import (
 )
 from rsslcli.core.errors import InterruptedTrainingError, UserError
 from rsslcli.core.files import other_runs
+from rsslcli.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rsslcli.core.training.events import Event
     from rsslcli.core.training.loop import TrainingResult
 
-#: Headings of the options on the help pages.
-TASKS, _TRAINING, _RUN, _MACHINE = "Tasks", "Training", "Run", "Machine"
 
+@dataclass(frozen=True)
+class Given:
+    """The arguments of a training command.
 
-def _load_task_files(context: typer.Context, paths: list[Path] | None) -> list[Path]:
-    """Make the tasks in these files known, before any option that names them is looked at."""
-    if paths and not context.resilient_parsing:  # which a shell asks for at every <TAB>
-        from rsslcli.core.tasks.own import load_task_file
+    Attributes:
+        settings: options of the configuration by the same name; None is "not given".
+        data_dir: where prepared data sets live.
+        preset: the settings to start from; None is "not given".
+        config: a YAML file of settings.
+        output: the run directory; None makes one.
+        resume: whether to continue the run in `output`.
+        print_config: whether to print the settings only.
+        tensorboard: whether to write for TensorBoard too.
+        task_file: the files that define custom tasks, already loaded.
+    """
 
-        with waiting():
-            import rsslcli.core.tasks.base  # noqa: F401 (the files import it, and PyTorch with it)
-        for path in paths:
-            load_task_file(path)
-    return paths or []
-
-
-TaskFile = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="A Python file that defines tasks of your own, which is run; may be repeated.",
-        metavar="<file.py>",
-        callback=_load_task_files,
-        rich_help_panel=TASKS,
-    ),
-]
-TrainSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Train on a seeded, class-balanced subset of so many images.",
-        rich_help_panel="Data",
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        help="Settings to start from; quick takes minutes on two CPU cores.  [default: paper]",
-        metavar=f"<{'|'.join(PRESETS)}>",
-        autocompletion=completion.presets,
-        rich_help_panel=_TRAINING,
-    ),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="A YAML file of options: over the preset, under what is given here.",
-        metavar="<file.yaml>",
-        rich_help_panel=_TRAINING,
-    ),
-]
-Epochs = Annotated[
-    int | None, typer.Option(help="Passes over the training images.", rich_help_panel=_TRAINING)
-]
-Depth = Annotated[
-    int | None,
-    typer.Option(help="Layers of the WideResNet: 10, 16, 22, 28, 34 or 40.", rich_help_panel=_TRAINING),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(help="Widening factor; features are 64 times this.", rich_help_panel=_TRAINING),
-]
-BatchSize = Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=_TRAINING)]
-LearningRate = Annotated[
-    float | None, typer.Option("--lr", help="Initial learning rate.", rich_help_panel=_TRAINING)
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.", rich_help_panel=_TRAINING)]
-InitialLambda = Annotated[
-    float | None,
-    typer.Option("--lambda", help="Weight λ of each task at the start.", rich_help_panel=TASKS),
-]
-ValidationCorruptions = Annotated[
-    str | None,
-    typer.Option(
-        help="all, or tune λ on the benchmark's four extra corruptions, to test on the 15.",
-        metavar=f"<{'|'.join(VALIDATION_CORRUPTIONS)}>",
-        autocompletion=completion.validation_corruptions,
-        rich_help_panel=TASKS,
-    ),
-]
-BatchNorm = Annotated[
-    str | None,
-    typer.Option(
-        help="A trunk pass for each task, or one for all.",
-        metavar=f"<{'|'.join(BATCH_NORM_MODES)}>",
-        autocompletion=completion.batch_norm_modes,
-        rich_help_panel=TASKS,
-    ),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        help="The run directory.  [default: runs/<time>-<what is trained>]",
-        autocompletion=completion.runs,
-        rich_help_panel=_RUN,
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Go on with the run in --output, with its own options.",
-        rich_help_panel=_RUN,
-    ),
-]
-PrintConfig = Annotated[
-    bool,
-    typer.Option(
-        "--print-config",
-        help="Print every setting and where it comes from, as YAML for --config, and exit.",
-        rich_help_panel=_RUN,
-    ),
-]
-TensorBoard = Annotated[
-    bool,
-    typer.Option(
-        "--tensorboard",
-        help="Write the metrics for TensorBoard too, into tensorboard in the run directory.",
-        rich_help_panel=_RUN,
-    ),
-]
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile",
-        help="Compile the network with torch.compile before it trains.",
-        rich_help_panel=_MACHINE,
-    ),
-]
+    settings: Mapping[str, object]
+    data_dir: Path
+    preset: str | None
+    config: Path | None
+    output: Path | None
+    resume: bool
+    print_config: bool
+    tensorboard: bool
+    task_file: Sequence[Path] | None
 
 
 def run_training(
-    given: Mapping[str, Any],
+    given: Given,
     tasks: list[str] | None,
     *,
     automl: bool,
@@ -188,7 +83,7 @@ def run_training(
     """Train as a command's options say.
 
     Args:
-        given: the command's arguments by name; None is "not given".
+        given: the command's arguments.
         tasks: the tasks of a new run; None is "not given".
         automl: whether λ is tuned.
         single: whether at most one task is trained.
@@ -196,22 +91,26 @@ def run_training(
     """
     layers = _layers(given, tasks, automl, default_tasks)
     config = merge(layers)
-    if given["resume"] and config.automl != automl:
+    if given.resume and config.automl != automl:
         kind = "train-automl" if config.automl else "train-single or train-automl --fixed"
-        raise UserError(f"{given['output']} is a run of {kind}")
+        raise UserError(f"{given.output} is a run of {kind}")
     if single and len(config.tasks) > 1:
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
-    if not given["resume"]:
+    if not given.resume:
         check_effective(config)
-    if given["print_config"]:
+    if given.print_config:
         out.print(explain(layers), end="", soft_wrap=True)
         return
-    if given["tensorboard"] and find_spec("tensorboard") is None:
+    if given.tensorboard and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
     _note_without_effect(given, config)
-    data_dir = given["data_dir"]
-    check_dataset(config.dataset, data_dir)
+    check_dataset(config.dataset, given.data_dir)
+    _train(given, config, automl=automl, single=single)
 
+
+def _train(given: Given, config: Config, *, automl: bool, single: bool) -> None:
+    """Load the data, train, and show the run as it goes."""
+    data_dir = given.data_dir
     with waiting():
         from rsslcli.core.data.loading import load, load_corrupted
         from rsslcli.core.ranks import join_world
@@ -225,13 +124,13 @@ def run_training(
         with progress_bar() as progress, world.main_first():
             dataset = load(config.dataset, data_dir, progress)
             corrupted = load_corrupted(dataset, progress) if config.automl else None
-        directory = given["output"]
+        directory = given.output
         if directory is None:
             directory = Path(world.broadcast(str(_new_directory(config)) if world.is_main else ""))
             stack.callback(_remove_empty, directory)
         view = stack.enter_context(TrainingView(config))
         listeners: list[Callable[[Event], None]] = [view]
-        if given["tensorboard"] or (given["resume"] and (directory / "tensorboard").is_dir()):
+        if given.tensorboard or (given.resume and RunFolder(directory).tensorboard.is_dir()):
             listeners.append(stack.enter_context(TensorBoardWriter()))
 
         def tell(event: Event) -> None:
@@ -245,7 +144,7 @@ def run_training(
                 directory,
                 dataset,
                 corrupted,
-                resume=given["resume"],
+                resume=given.resume,
                 on_event=tell,
                 should_stop=lambda: bool(received),
                 world=world,
@@ -253,19 +152,13 @@ def run_training(
         except InterruptedTrainingError as stopped:
             words = _resuming_words(given, directory, automl=automl, single=single)
             command = shell_command(*words, data_dir=data_dir, ranks=world.size)
-            resumable = InterruptedTrainingError(f"{stopped}; go on with: {command}")
+            resumable = InterruptedTrainingError(f"{stopped}; resume with: {command}")
             # Another rank may be the one that was told to stop.
             resumable.exit_code = 128 + (received[0] if received else signal.SIGTERM)
             raise resumable from None
     view.summary(result)
     suggest_evaluation(directory, config, data_dir)
 
-
-#: Options of the commands that are options of the configuration by the same name.
-_CONFIG_OPTIONS = (
-    "dataset", "epochs", "train_size", "depth", "width", "batch_size", "lr", "initial_lambda", "meta_lr",
-    "warmup_epochs", "validation_corruptions", "batch_norm", "seed", "device", "precision", "compile",
-)  # fmt: skip
 
 #: Options that act only where another setting is given.
 _NEEDS = {
@@ -277,26 +170,26 @@ _NEEDS = {
 }
 
 
-def _layers(
-    given: Mapping[str, Any], tasks: list[str] | None, automl: bool, default_tasks: Sequence[str]
-) -> Layers:
+def _layers(given: Given, tasks: list[str] | None, automl: bool, default_tasks: Sequence[str]) -> Layers:
     """What decides the configuration of a new run, or of the one to resume."""
-    options = {key: given.get(key) for key in _CONFIG_OPTIONS}
-    output: Path | None = given["output"]
-    if not given["resume"]:
-        layers = config_layers(given["preset"] or "paper", given["config"], options | {"tasks": tasks})
+    options = given.settings
+    output = given.output
+    if not given.resume:
+        layers = config_layers(given.preset or "paper", given.config, {**options, "tasks": tasks})
         return [("default", {"tasks": default_tasks}), *layers, ("the command", {"automl": automl})]
     if output is None:
-        raise UserError("--resume needs --output, the run directory to go on with")
+        raise UserError("--resume needs --output, the run directory to continue")
     changed = [key for key, value in options.items() if value is not None and key != "device"]
-    changed += [key for key in ("preset", "config") if given[key] is not None] + (["tasks"] if tasks else [])
+    changed += [key for key in ("preset", "config") if getattr(given, key) is not None] + (
+        ["tasks"] if tasks else []
+    )
     if changed:
         names = ", ".join(map(_option, changed))
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")
-    if not (output / "config.yaml").is_file():
+    if not RunFolder(output).is_run():
         hint = other_runs(output) or "there is no config.yaml"
-        raise UserError(f"{output} holds no run to go on with: {hint}")
-    return config_layers(file=output / "config.yaml", overrides={"device": options["device"]})
+        raise UserError(f"{output} holds no run to continue: {hint}")
+    return config_layers(file=RunFolder(output).config, overrides={"device": options.get("device")})
 
 
 def _option(key: str) -> str:
@@ -304,23 +197,21 @@ def _option(key: str) -> str:
     return "--lambda" if key == "initial_lambda" else f"--{key.replace('_', '-')}"
 
 
-def _note_without_effect(given: Mapping[str, Any], config: Config) -> None:
+def _note_without_effect(given: Given, config: Config) -> None:
     """Say which options on the command line have no effect, because of what else is on it."""
     for key, setting in _NEEDS.items():
-        if given.get(key) is not None and not getattr(config, setting):
+        if given.settings.get(key) is not None and not getattr(config, setting):
             why = "λ is fixed" if setting == "automl" else "there are no tasks"
             note(f"{_option(key)} has no effect: {why}")
 
 
-def _resuming_words(
-    given: Mapping[str, Any], directory: Path, *, automl: bool, single: bool
-) -> list[str | Path]:
-    """The arguments of `rssl` that go on with a run."""
+def _resuming_words(given: Given, directory: Path, *, automl: bool, single: bool) -> list[str | Path]:
+    """The arguments of `rssl` that resume a run."""
     words: list[str | Path] = ["train-single" if single else "train-automl"]
     if not automl and not single:
         words.append("--fixed")
     words += ["--resume", "--output", directory]
-    for file in given["task_file"] or ():
+    for file in given.task_file or ():
         words += ["--task-file", file]
     return words
 
@@ -329,7 +220,8 @@ def _new_directory(config: Config) -> Path:
     """Make the directory of a run that was not given one: its time comes first, so that names sort."""
     time = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     name = config.name if len(config.name) <= 60 else f"{config.name.split('-')[0]}-{len(config.tasks)}-tasks"
-    directory, number = Path("runs", f"{time}-{name}"), 1
+    directory = Path("runs", f"{time}-{name}")
+    number = 1
     while True:
         try:
             directory.mkdir(parents=True)
@@ -346,7 +238,8 @@ def _remove_empty(directory: Path) -> None:
 
 
 #: Columns of the bar, and fewer to which a narrow terminal may shorten it.
-_BAR, _SHORT_BAR = 24, 8
+_BAR = 24
+_SHORT_BAR = 8
 
 
 class TrainingView:

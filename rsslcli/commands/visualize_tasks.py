@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands import completion
-from rsslcli.commands import training_run as options
+from rsslcli.commands import completion, options
 from rsslcli.commands.console import (
-    DEFAULT_DATA_DIR,
-    ClassesByPosition,
-    DataDir,
-    DatasetName,
     check_checkpoints,
     check_dataset,
     err,
@@ -24,8 +19,9 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.commands.hints import suggest_evaluation, suggest_training
+from rsslcli.commands.options import DEFAULT_DATA_DIR, ClassesByPosition, DataDir, DatasetName
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import check_task_names
+from rsslcli.core.tasks.registry import check_task_names
 
 #: The columns of the paper's Figure 1, after the original.
 FIGURE_1 = "rotation,color,bir,inpaint,rgb,jigsaw"

@@ -16,7 +16,7 @@ from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, sanitize, short_repr
 from rsslcli.core.evaluation import accuracy as evaluation
-from rsslcli.core.evaluation.class_names import match_classes
+from rsslcli.core.evaluation.class_names import carried_names, match_classes, networks_in
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.progress import Progress, silent
@@ -65,7 +65,7 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
 
     Args:
         path: the directory or file, of torch.save or safetensors. Nothing in it is run.
-        normalization: how the input of weights from elsewhere is normalised: "half" (x·2 − 1), "cifar10",
+        normalization: how the input of weights from elsewhere is normalized: "half" (x·2 − 1), "cifar10",
             "none", or means and standard deviations as "R,G,B/R,G,B". By default what the file says, or else
             "half".
 
@@ -76,7 +76,7 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         UserError: no such file, a file of another kind, or a damaged one.
 
     Warns:
-        UserWarning: parts of the file are not used, it does not say how the input is normalised, or its
+        UserWarning: parts of the file are not used, it does not say how the input is normalized, or its
             weights are of another architecture with the same names.
     """
     network, _ = checkpoint.load_classifier(
@@ -150,7 +150,7 @@ def evaluate(
     """The accuracy of any classifier on a data set and its corrupted versions, as `rssl eval-c` measures it.
 
     Args:
-        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalisation is its own
+        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes); a normalization is its own
             affair. The images have the dtype of its parameters: a model in half precision is evaluated in it.
             It is evaluated in evaluation mode, and left in the modes it was in, on `device`.
         dataset: a prepared data set with corrupted versions, such as "cifar10", or "shapes".
@@ -159,7 +159,8 @@ def evaluate(
         severities: which ones, of 1 to 5.
         limit: evaluate only so many source images.
         excluded: indices of source images to leave out, beside those that tuned the λ of the networks of ours
-            that the model is or holds, such as a `Classifier` in a wrapper.
+            that the model is or holds, such as a `Classifier` in a wrapper. A traced or exported program has
+            forgotten them, and the names of the classes.
         classes: names of the classes in the order of the model's scores, matched with those of the data set.
             By default what a network of ours in the model carries; without any, CIFAR-10's on CIFAR-10.
         classes_by_position: take score i for class i of the data set, whatever the names.
@@ -176,7 +177,8 @@ def evaluate(
         DivergedError: scores are NaN or infinite.
 
     Warns:
-        UserWarning: the clean accuracy is near chance, of a model that rssl did not train. The result's
+        UserWarning: the clean accuracy is near chance, of a model that rssl did not train; a network of ours
+            in it gets input that is normalized twice; corrupted images are doubtful. The result's
             `notes` hold the text.
     """
     wrong = [severity for severity in severities if severity not in SEVERITIES]
@@ -190,13 +192,16 @@ def evaluate(
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
     place = device if device is not None else tensor.device if tensor is not None else "cpu"
-    ours = [module for module in model.modules() if isinstance(module, WideResNet)]
-    tuned = {index for network in ours for index in network.excluded}
+    tuned = {index for network in networks_in(model) for index in network.excluded}
     with _evaluating(model):
-        target, scores = _scores_of_one(model, place, precision)
+        with _inputs_of(networks_in(model)) as inputs:
+            target, scores = _scores_of_one(model, place, precision)
+        outputs = evaluation.check_scores(scores, 1).shape[1]
+        if classes is None:
+            classes = () if classes_by_position else carried_names(model, outputs)
         score_of = match_classes(
-            _carried_classes(ours) if classes is None else classes,
-            evaluation.check_scores(scores, 1).shape[1],
+            classes,
+            outputs,
             data.test.classes,
             dataset,
             by_position=classes_by_position,
@@ -212,8 +217,9 @@ def evaluate(
             corruptions=corruptions,
             severities=severities,
             precision=precision,
-            about={"dataset": dataset},
-            foreign=not any(network.classes for network in ours),
+            foreign=not any(network.classes for network in networks_in(model)),
+            about={"dataset": dataset} | ({"classes_by_position": True} if classes_by_position else {}),
+            notes=_notes_on_inputs(inputs),
             progress=progress,
         )
     for text in result.notes:
@@ -221,21 +227,40 @@ def evaluate(
     return result
 
 
-def _carried_classes(networks: Sequence[WideResNet]) -> tuple[str, ...]:
-    """The names of the classes that networks of ours in one model carry; none where they differ."""
-    carried = {network.classes for network in networks}
-    return carried.pop() if len(carried) == 1 else ()
-
-
 def _folder(data_dir: str | Path | None) -> Path:
     return default_data_dir() if data_dir is None else Path(data_dir)
 
 
 @torch.inference_mode()
+@contextlib.contextmanager
+def _inputs_of(networks: Sequence[WideResNet]) -> Iterator[list[Tensor]]:
+    """Within this context, the list takes what these networks are given."""
+    inputs: list[Tensor] = []
+    hooks = [network.register_forward_pre_hook(lambda _, args: inputs.extend(args)) for network in networks]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _notes_on_inputs(inputs: Sequence[Tensor]) -> list[str]:
+    """A note where a network of ours is given values far outside [0, 1], of an image from black to white."""
+    for values in inputs:
+        lowest, highest = (float(value) for value in values.detach().aminmax())
+        if lowest < -0.5 or highest > 1.5:
+            return [
+                f"the model gives the WideResNet in it values from {lowest:.2f} to {highest:.2f} in place of "
+                "images in [0, 1]: that network normalizes its input itself, so remove the normalization "
+                "before it"
+            ]
+    return []
+
+
 def _scores_of_one(
     model: nn.Module, place: str | torch.device, precision: str
 ) -> tuple[torch.device, object]:
-    """Move the model to a device, and return that with what the model gives for one gray image.
+    """Move the model to a device, and return that with the model's output for one image, black to white.
 
     Raises:
         UserError: it cannot be there, or fails; what it raised is the cause.
@@ -243,7 +268,7 @@ def _scores_of_one(
     dtype = evaluation.model_dtype(model)
     try:
         device = torch.device(place)
-        image = torch.full((1, 3, 32, 32), 0.5, dtype=dtype, device=device)
+        image = torch.linspace(0, 1, 3 * 32 * 32, device=device).reshape(1, 3, 32, 32).to(dtype)
         with autocast(device, precision == "bfloat16" and dtype is torch.float32):
             scores = model.to(device)(image)
         if isinstance(scores, Tensor):

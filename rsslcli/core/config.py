@@ -1,4 +1,4 @@
-"""The settings of a training run: presets, YAML files, and their checks. Imports no torch."""
+"""The settings of a training run: defaults, presets, YAML files and checks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,66 +8,88 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
 from rsslcli.core.errors import UserError, sanitize, short_repr, unknown
-from rsslcli.core.tasks import check_task_names, check_task_words
+from rsslcli.core.tasks.registry import check_task_names, check_task_words
 
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("float32", "tf32", "bfloat16")
-BATCH_NORM_MODES = ("per-task", "joint")
-VALIDATION_CORRUPTIONS = ("all", "extra")
-#: A configuration file is a page of text; a larger file is something else, and could take PyYAML seconds.
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+BatchNormMode = Literal["per-task", "joint"]
+ValidationCorruptions = Literal["all", "extra"]
+
+DEVICES: tuple[Device, ...] = get_args(Device)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
+VALIDATION_CORRUPTIONS: tuple[ValidationCorruptions, ...] = get_args(ValidationCorruptions)
+
+#: Size limit of a configuration file. Larger files are not configurations, and slow to parse with PyYAML.
 MAX_FILE_BYTES = 1 << 14
-#: So is each of its mappings, also once `<<` has merged others into it.
+#: Size limit of each mapping in it, after `<<` has merged others into it.
 MAX_MAPPING = 200
+#: Every number is below this limit, so that it fits an int64.
+_LIMIT = 2**63
+
+_T = TypeVar("_T")
+
+
+def _setting(
+    default: _T, *, minimum: float | None = None, below: float = _LIMIT, choices: Sequence[str] = ()
+) -> _T:
+    """A field of `Config` with its limits: a range for a number, `choices` for a word."""
+    limits = {"minimum": minimum, "below": below, "choices": choices}
+    value: _T = field(default=default, metadata=limits)
+    return value
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run computes. The defaults are the preset `paper`.
+    """All settings of a training run. The defaults are the preset `paper`.
 
-    Where the paper gives a value, that is the default; the other defaults are explained in the README.
+    They are the paper's values; the README explains the defaults that the paper does not state.
+
+    Raises:
+        UserError: a value of the wrong type or out of range, or values that contradict each other.
     """
 
     dataset: str = "cifar10"
-    #: Self-supervision tasks beside the main one, in the order of λ; none is the baseline. Words, which
-    #: need not be known here: what only reads a run also reads one whose tasks are somebody's own.
+    #: Self-supervision tasks in the order of λ; none for the baseline. Names only; they need not be
+    #: registered, so runs with custom tasks stay readable.
     tasks: tuple[str, ...] = ()
-    #: Whether Algorithm 1 tunes λ; otherwise λ stays at its initial value.
+    #: Tune λ with Algorithm 1; otherwise λ keeps its initial value.
     automl: bool = False
-    epochs: int = 100
-    batch_size: int = 64
-    #: Images of a seeded, class-balanced subset to train on; None is all.
-    train_size: int | None = None
-    lr: float = 0.1
-    min_lr: float = 1e-6
-    momentum: float = 0.9
+    epochs: int = _setting(100, minimum=1)
+    batch_size: int = _setting(64, minimum=2)
+    #: Train on a seeded, class-balanced subset of this many images; None uses all of them.
+    train_size: int | None = _setting(None, minimum=1)
+    lr: float = _setting(0.1, minimum=0)
+    min_lr: float = _setting(1e-6, minimum=0)
+    momentum: float = _setting(0.9, minimum=0, below=1)
     nesterov: bool = True
-    weight_decay: float = 5e-4
-    initial_lambda: float = 0.5
+    weight_decay: float = _setting(5e-4, minimum=0)
+    initial_lambda: float = _setting(0.5, minimum=0)
     #: β, the learning rate of λ.
-    meta_lr: float = 0.1
-    meta_batch_size: int = 25
-    #: α of the look-ahead is this times the learning rate α_t.
-    lookahead_scale: float = 1.0
-    #: τ, epochs at the start during which λ stays fixed.
-    warmup_epochs: int = 5
-    #: Source images whose corrupted versions tune λ; they are left out of every evaluation.
-    validation_images: int = 100
-    #: Which corruptions tune λ: "all", as in the paper, or "extra", the four that the benchmark keeps
+    meta_lr: float = _setting(0.1, minimum=0)
+    meta_batch_size: int = _setting(25, minimum=2)
+    #: The look-ahead's α divided by the learning rate α_t.
+    lookahead_scale: float = _setting(1.0, minimum=0)
+    #: τ, the epochs at the start during which λ stays fixed.
+    warmup_epochs: int = _setting(5, minimum=0)
+    #: Number of source images whose corrupted versions tune λ; every evaluation excludes them.
+    validation_images: int = _setting(100, minimum=1)
+    #: Which corruptions tune λ: "all", as in the paper, or "extra", the four that the benchmark reserves
     #: for tuning, so that the other 15 stay unseen.
-    validation_corruptions: str = "all"
-    depth: int = 40
-    width: int = 2
-    batch_norm: str = "per-task"
-    #: Options of single tasks, such as {bir: {sigma: 1.5}}.
+    validation_corruptions: ValidationCorruptions = _setting("all", choices=VALIDATION_CORRUPTIONS)
+    depth: int = _setting(40, minimum=10)
+    width: int = _setting(2, minimum=1)
+    batch_norm: BatchNormMode = _setting("per-task", choices=BATCH_NORM_MODES)
+    #: Options by task, such as {bir: {sigma: 1.5}}.
     task_options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "float32"
+    seed: int = _setting(0, minimum=0)
+    device: Device = _setting("auto", choices=DEVICES)
+    precision: Precision = _setting("float32", choices=PRECISIONS)
     #: Compile trunk and heads with torch.compile.
     compile: bool = False
 
@@ -77,32 +99,24 @@ class Config:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         check_task_words(self.tasks)
         check_task_words(self.task_options)
-        for name, minimum in _MINIMUM.items():
-            value = getattr(self, name)
-            if value is not None and not minimum <= value < _LIMIT:
-                limit = ", below 2^63" if value > minimum else ""
-                raise UserError(f"{name}: expected at least {minimum}{limit}, got {short_repr(value)}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise unknown(name, getattr(self, name), choices)
+        for option in dataclasses.fields(self):
+            _check_limits(option, getattr(self, option.name))
         if self.lr <= 0:
             raise UserError(f"lr: the learning rate must be above 0, got {self.lr}")
         if self.min_lr > self.lr:
             raise UserError(f"min_lr: {self.min_lr} is above lr, {self.lr}")
-        if self.momentum >= 1:
-            raise UserError(f"momentum: expected below 1, got {self.momentum}")
         if self.nesterov and self.momentum == 0:
-            raise UserError("nesterov: needs a momentum above 0; set nesterov: false")
+            raise UserError("nesterov: needs a momentum above 0; set nesterov to false")
         if (self.depth - 4) % 6:
             raise UserError(
                 f"depth: a WideResNet has 6n + 4 layers (10, 16, 22, 28, 34, 40), got {self.depth}"
             )
         if self.automl and not self.tasks:
-            raise UserError("tasks: AutoML tunes the weights of tasks; name at least one")
+            raise UserError("tasks: AutoML tunes the weights of tasks; choose at least one")
 
     @property
     def name(self) -> str:
-        """What the run trains, in one word: "baseline", "rotation", "fixed-rotation-bir", "automl-…"."""
+        """A short name of what the run trains: "baseline", "rotation", "fixed-rotation-bir", "automl-…"."""
         joined = "-".join(self.tasks) or "baseline"
         if self.automl:
             return f"automl-{joined}"
@@ -110,7 +124,7 @@ class Config:
 
     @property
     def untuned(self) -> str:
-        """Why AutoML changes no λ in this run, in a line; empty where it does, or where `automl` is false."""
+        """Why AutoML cannot change λ in this run, in one line; empty if it can, or if `automl` is false."""
         if not self.automl:
             return ""
         if self.warmup_epochs >= self.epochs:
@@ -122,33 +136,19 @@ class Config:
         return f"{stuck}: AutoML tunes nothing, since at 0 no λ moves: expected above 0" if stuck else ""
 
     def to_yaml(self) -> str:
-        """The whole configuration as YAML that `read_config_file` reads back."""
+        """The configuration as YAML, which `read_config_file` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole configuration as plain data, which files hold; `Config(**…)` takes it back."""
+        """The configuration as plain data for files; `Config(**data)` restores it."""
         return dataclasses.asdict(self) | {"tasks": list(self.tasks)}
 
 
-_MINIMUM = {
-    "epochs": 1, "batch_size": 2, "train_size": 1, "lr": 0, "min_lr": 0, "momentum": 0, "weight_decay": 0,
-    "initial_lambda": 0, "meta_lr": 0, "meta_batch_size": 2, "lookahead_scale": 0, "warmup_epochs": 0,
-    "validation_images": 1, "depth": 10, "width": 1, "seed": 0,
-}  # fmt: skip
-#: No setting is as large; below it, every number converts to any other kind.
-_LIMIT = 2**63
-_CHOICES = {
-    "batch_norm": BATCH_NORM_MODES,
-    "validation_corruptions": VALIDATION_CORRUPTIONS,
-    "device": DEVICES,
-    "precision": PRECISIONS,
-}
-
-#: Presets: what each sets beside the defaults.
+#: Presets: the settings in which each differs from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    # The paper's settings, and ours where it is silent.
+    # The defaults: the paper's settings, and ours where it states none.
     "paper": {},
-    # The published precursor code's, where they differ (README, "Settings").
+    # Settings of the published precursor code that differ (README, "Settings").
     "precursor": {
         "batch_norm": "joint",
         "meta_lr": 0.01,
@@ -160,17 +160,17 @@ PRESETS: dict[str, dict[str, Any]] = {
             "inpaint": {"hidden": True},
         },
     },
-    # The whole study in some hours on two CPU cores (`rssl reproduce --preset small`).
+    # The whole study in a few hours on two CPU cores, see `rssl reproduce`.
     "small": {
         "epochs": 8,
         "warmup_epochs": 1,
         "depth": 16,
         "width": 1,
         "train_size": 3000,
-        # λ has 322 steps to move here, against the paper's 74,000.
+        # Only 322 steps tune λ here, compared with the paper's 74,000.
         "meta_lr": 1.0,
     },
-    # Minutes on two CPU cores, on the embedded data set.
+    # A run of minutes on two CPU cores, on the embedded data set.
     "quick": {
         "dataset": "shapes",
         "epochs": 6,
@@ -182,17 +182,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-#: What decides a configuration: where values come from, and the values. Later ones win.
+#: The sources of a configuration, each a label and its values. Later layers win.
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def make_config(
     preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Config:
-    """The configuration of a preset, changed by a YAML file, changed by `overrides` (None values are unset).
+    """Make a configuration from a preset, a YAML file and `overrides`; later ones win.
+
+    Args:
+        preset: a name of `PRESETS`.
+        file: a YAML file whose keys are fields of `Config`.
+        overrides: values by field; None values are ignored.
 
     Raises:
-        UserError: an unknown preset or option, or a value of the wrong kind.
+        UserError: an unknown preset, option or task, an unreadable file, or an invalid value.
     """
     return merge(config_layers(preset, file, overrides))
 
@@ -200,7 +205,7 @@ def make_config(
 def config_layers(
     preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """What `make_config` merges, with the names by which `explain` tells where a value comes from."""
+    """The layers that `make_config` merges, labeled for `explain`."""
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     layers = []
@@ -213,10 +218,11 @@ def config_layers(
 
 
 def _shorter_warmup(preset: str, epochs: object) -> Layers:
-    """The warm-up of a run with fewer epochs than its preset: the preset's share of the epochs, rounded.
+    """The layer that scales the warm-up of a run with fewer epochs than its preset.
 
-    It leaves at least one epoch in which λ is tuned. This layer lies right above the preset, so a warm-up
-    that is given wins. `epochs` is unchecked; `Config` refuses what is no number of epochs.
+    The warm-up keeps the preset's fraction of the epochs, rounded, and leaves at least one epoch to tune λ.
+    The layer lies right above the preset, so an explicit `warmup_epochs` wins. `epochs` is not checked yet:
+    `Config` rejects invalid values.
     """
     usual = Config(**PRESETS[preset])
     if not isinstance(epochs, int) or not 0 < epochs < usual.epochs:
@@ -227,14 +233,14 @@ def _shorter_warmup(preset: str, epochs: object) -> Layers:
 
 
 def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
-    """The configuration that the layers come to.
+    """Merge layers into a configuration.
 
     Args:
         layers: from `config_layers`.
-        known_tasks: refuse tasks that are not defined here, which could not be trained.
+        known_tasks: require that all tasks are registered here, as training does.
 
     Raises:
-        UserError: a value of the wrong kind, or a task that is not known here.
+        UserError: an invalid value, or an unknown task.
     """
     values: dict[str, Any] = {}
     for _, layer in layers:
@@ -247,10 +253,10 @@ def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
 
 
 def check_effective(config: Config) -> None:
-    """Raise UserError where a new run would silently be another one than its configuration says.
+    """Raise UserError if a new run would silently differ from what its configuration says.
 
-    That is AutoML that changes no λ, or tasks whose λ stays 0. `Config` takes both: older runs hold them, and
-    must still open.
+    That is the case if AutoML cannot change λ, or if the tasks' λ stays 0. `Config` accepts both, so that
+    older runs with such settings can still be read.
     """
     if config.untuned:
         raise UserError(config.untuned)
@@ -262,32 +268,36 @@ def check_effective(config: Config) -> None:
 
 
 def explain(layers: Layers) -> str:
-    """The configuration of the layers as YAML that `read_config_file` reads back, a comment at each option.
+    """The merged configuration as YAML, which `read_config_file` reads back.
 
-    The comment says where the value comes from: the last layer that has it, or "default".
+    A comment at each option says where its value comes from: the last layer that sets it, or "default".
     """
     origins = {name: origin for origin, layer in layers for name in layer}
     text = yaml.safe_dump(merge(layers).to_dict(), sort_keys=False, default_flow_style=None, width=math.inf)
     lines = []
     for line in text.splitlines():
         origin = sanitize(origins.get(line.partition(":")[0], "default"))
-        # What begins with a space is the rest of the option above.
+        # An indented line continues the option above.
         lines.append(line if line.startswith(" ") else f"{line:<40}  # {origin}")
     return "\n".join(lines) + "\n"
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
-    """The options in a YAML file, a mapping whose keys are fields of `Config`."""
+    """Read the options in a YAML file, a mapping whose keys are fields of `Config`.
+
+    Raises:
+        UserError: the file cannot be read, is not plain YAML, or has an unknown option.
+    """
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"{file} is no configuration: it is larger than {MAX_FILE_BYTES >> 10} KiB")
+        raise UserError(f"{file} is not a configuration: it is larger than {MAX_FILE_BYTES >> 10} KiB")
     try:
         values = yaml.load(data, Loader=_Loader)
-    except Exception as error:  # PyYAML raises almost anything on values that do not fit their tags
+    except Exception as error:  # PyYAML may raise anything if a value does not fit its tag
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error or type(error).__name__
@@ -304,21 +314,21 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: plain data only, 1e-6 is a number, and no option is given twice."""
+    """Plain YAML data, in which 1e-6 is a number and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, refused where it has a key twice: the first value would be lost without a word."""
+        """Construct a mapping; reject duplicate keys, of which PyYAML silently drops all but the last."""
         self._check_size(node)
         keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
+        duplicates = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if duplicates:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{short_repr(twice[0])} is given twice", node.start_mark
+                None, None, f"{short_repr(duplicates[0])} is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge what `<<` names, refused where merges of merges grow without end."""
+        """Merge the mappings that `<<` names; reject merges of merges that grow without bound."""
         super().flatten_mapping(node)
         self._check_size(node)
 
@@ -336,8 +346,22 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _check_limits(option: dataclasses.Field[Any], value: Any) -> None:
+    """Raise UserError unless `value` is within the limits of its field."""
+    choices = option.metadata.get("choices")
+    if choices and value not in choices:
+        raise unknown(option.name, value, choices)
+    minimum = option.metadata.get("minimum")
+    if minimum is None or value is None:
+        return
+    below = option.metadata["below"]
+    if not minimum <= value < below:  # not `value < minimum or …`: NaN must fail too
+        upper = f", below {'2^63' if below == _LIMIT else below}" if value > minimum else ""
+        raise UserError(f"{option.name}: expected at least {minimum}{upper}, got {short_repr(value)}")
+
+
 def _check_type(name: str, value: object, annotation: str) -> None:
-    """Raise UserError unless `value` is of the annotated kind; YAML gives whatever its text looks like."""
+    """Raise UserError unless `value` has the annotated type; YAML decides types by how a value is written."""
     if annotation.startswith("tuple"):
         fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
         expected = "a list of names"
@@ -345,20 +369,24 @@ def _check_type(name: str, value: object, annotation: str) -> None:
         fits = isinstance(value, Mapping) and all(map(_are_options, value.values()))
         expected = "a mapping such as {bir: {sigma: 1.5}}"
     elif annotation == "bool":
-        fits, expected = isinstance(value, bool), "true or false"
+        fits = isinstance(value, bool)
+        expected = "true or false"
     elif annotation.startswith("int"):
-        fits = isinstance(value, int) and not isinstance(value, bool)
-        fits, expected = fits or (value is None and "None" in annotation), "a whole number"
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        fits = is_number or (value is None and "None" in annotation)
+        expected = "a whole number"
     elif annotation == "float":
-        fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        expected = "a number"
     else:
-        fits, expected = isinstance(value, str), "a word"
+        fits = isinstance(value, str)
+        expected = "a word"
     if not fits:
         raise UserError(f"{name}: expected {expected}, got {short_repr(value)}")
 
 
 def _are_options(value: object) -> bool:
-    """Whether `value` can be the options of a task, which checks them itself when it is built."""
+    """True if `value` maps names to numbers; `build_tasks` checks the names and ranges."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and isinstance(number, int | float) and abs(number) < _LIMIT
         for name, number in value.items()

@@ -1,4 +1,14 @@
-"""The errors that a person sees: one clear line each, with the exit code of the command that meets them."""
+"""The errors that users see: one clear line each, and the exit code with which a command reports it.
+
+    RsslError (1)
+    ├── UserError (2), also a ValueError
+    ├── InterruptedTrainingError
+    ├── DivergedError
+    ├── TaskError
+    └── LostRankError
+
+Messages name a parameter in backticks, such as `meta_lr`; the command line spells it as its option.
+"""
 
 import difflib
 import shlex
@@ -11,14 +21,18 @@ class RsslError(Exception):
     exit_code = 1
 
 
-class UserError(RsslError):
-    """The user's mistake: a wrong option, missing data, a file of another kind."""
+class UserError(RsslError, ValueError):
+    """The user's mistake: an invalid setting, missing data, a file of the wrong kind."""
 
     exit_code = 2
 
 
+class StaleCorruptionsError(UserError):
+    """A corrupted test set was made for other test images than those that its data set has now."""
+
+
 class InterruptedTrainingError(RsslError):
-    """Training stopped because it was asked to, with everything saved."""
+    """Training stopped on request, with everything saved."""
 
 
 class DivergedError(RsslError):
@@ -26,24 +40,24 @@ class DivergedError(RsslError):
 
 
 class TaskError(RsslError):
-    """A task of the user's own fails, or does not keep to what `Task` asks for."""
+    """A custom task fails, or breaks the contract of `Task`."""
 
 
 class LostRankError(RsslError):
-    """Another process of this job ended, and this one cannot go on without it."""
+    """Another rank of this job ended, and this one cannot continue without it."""
 
 
 def short_repr(value: object) -> str:
-    """A value as messages show it: on one short line, whatever a file held in its place."""
+    """Format a value, which may come from any file, as one short line for a message."""
     if isinstance(value, list | tuple | set | Mapping):
-        return f"a {type(value).__name__}"  # which may hold itself
+        return f"a {type(value).__name__}"  # not printed: it may contain itself
     if isinstance(value, int) and value.bit_length() > 200:
-        return "a huge number"  # which Python refuses to print
+        return "a huge number"  # Python refuses to print it
     return sanitize(repr(value[:60] if isinstance(value, str | bytes) else value), 300)
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
-    """The error for a name that is none of `choices`: it names the nearest one, or all."""
+    """Make the error for a name that is not among `choices`: it suggests the nearest one, or lists all."""
     names = list(choices)
     near = nearest(short_repr(name).strip("'").lower(), names)
     hint = f"did you mean '{near}'?" if near else f"choose from {', '.join(names)}"
@@ -51,26 +65,32 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The one of `choices` that was probably meant by `name`; None where none is near."""
+    """The choice that `name` probably means; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(choices), 1)), None)
 
 
 def rssl_command(*words: str, **options: object) -> str:
-    """A command of `rssl` as a person types it; the names of options follow from the keywords.
+    """A command of `rssl` as a person types it; see `command_arguments`."""
+    return shlex.join(["rssl", *command_arguments(*words, **options)])
 
-    An option that is None or False is left out, one that is True stands alone.
+
+def command_arguments(*words: str, **options: object) -> list[str]:
+    """Format the arguments of an `rssl` command; keywords become options.
+
+    None and False omit the option; True makes it a flag; a list or tuple repeats it.
     """
-    parts = ["rssl", *words]
+    arguments = list(words)
     for name, value in options.items():
-        if value is None or value is False:
-            continue
-        parts.append("--" + name.replace("_", "-"))
-        if value is not True:
-            parts.append(str(value))
-    return shlex.join(parts)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is None or each is False:
+                continue
+            arguments.append("--" + name.replace("_", "-"))
+            if each is not True:
+                arguments.append(str(each))
+    return arguments
 
 
 def sanitize(text: object, limit: int = 200) -> str:
-    """Text from outside as messages show it: one short line without control characters."""
+    """Make untrusted text safe for a message: one short line without control characters."""
     line = " ".join(str(text).split())[:limit]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the checkpoint that a path names. Imports no torch."""
+"""Atomic writes, and finding the checkpoint that a path names. Imports no torch."""
 
 import os
 import warnings
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import IO
 
 from rsslcli.core.errors import RsslError, UserError, nearest
+from rsslcli.core.run_folder import CHECKPOINT, CONFIG
 
-#: So many runs are listed where none has a name like the one asked for.
+#: If no run has a similar name, list all runs, up to this many.
 _FEW_RUNS = 5
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` when complete: an interruption leaves the old one.
+    """Open a binary file that replaces `path` when complete; an interruption leaves the old file intact.
 
     Raises:
         RsslError: the file cannot be written.
@@ -23,7 +24,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # which may be a link to elsewhere
+        temporary.unlink(missing_ok=True)  # it may be a symbolic link
         with temporary.open("xb") as file:
             yield file
             file.flush()
@@ -32,17 +33,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise RsslError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # gone, after success
+        with suppress(OSError):  # after success it no longer exists
             temporary.unlink()
 
 
 def checkpoint_path(path: Path) -> Path:
-    """The checkpoint file that `path` names, itself or inside the run directory.
+    """The checkpoint file at `path`: the file itself, or the one inside a run directory.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
-    file = path / "checkpoint.pt" if path.is_dir() else path
+    file = path / CHECKPOINT if path.is_dir() else path
     if not file.is_file():
         hint = other_runs(path) or "train one with `rssl train-automl` or `rssl train-single`"
         raise UserError(f"no checkpoint at {file}: {hint}")
@@ -50,14 +51,14 @@ def checkpoint_path(path: Path) -> Path:
 
 
 def other_runs(path: Path) -> str:
-    """What to say where `path` is not the run that was asked for: which one was meant, or which there are.
+    """A hint for a message that says there is no run at `path`: the most similar run, or all runs.
 
-    Empty where nothing in the folder of `path`, or in `runs`, is a run of a similar name, and they are many.
+    It considers the runs beside `path` and in `runs`, and is empty if none is similar and there are many.
     """
     runs: dict[str, Path] = {}
     with suppress(OSError):
         for folder in (Path("runs"), path.parent):
-            runs |= {file.parent.name: file.parent for file in folder.glob("*/config.yaml")}
+            runs |= {file.parent.name: file.parent for file in folder.glob(f"*/{CONFIG}")}
     if path.is_dir():
         runs.pop(path.name, None)
     if near := nearest(path.name, runs):
@@ -68,14 +69,14 @@ def other_runs(path: Path) -> str:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the warnings that libraries print while they parse a damaged file, in its own words."""
+    """Suppress the warnings that libraries print while they parse damaged files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def remove(path: Path) -> None:
-    """Delete a file if it is there.
+    """Delete a file if it exists.
 
     Raises:
         RsslError: it cannot be deleted.

@@ -1,4 +1,4 @@
-"""Locks on folders: they end with the process that holds them, however it ends."""
+"""Locks on folders. A lock ends with the process that holds it, even if that process is killed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from rsslcli.core.errors import RsslError, UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: nothing is refused there
+except ImportError:  # Windows has no flock: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Within this context, no other process is in `locked` for the same folder, which is made where missing.
+    """Hold the lock of `folder` within this context; the folder is created if missing.
 
     Args:
-        folder: what to lock; its file `.lock` stays behind, empty. A folder made for it goes again if nothing
-            else is put there.
-        wait: wait for another process to leave, instead of refusing to start. A folder that cannot be written
-            is taken as it is then: what is in it may be read.
+        folder: what to lock. An empty file `.lock` stays in it. A folder created for the lock is removed if
+            it stays empty.
+        wait: wait until another process releases the lock, instead of failing. A folder that is not writable
+            is then used without a lock: its files can still be read.
 
     Raises:
-        UserError: another process holds the folder.
-        RsslError: the folder cannot be written, and `wait` is false.
+        UserError: another process holds the lock, and `wait` is false.
+        RsslError: the folder is not writable, and `wait` is false.
     """
-    lock, new = folder / ".lock", not folder.exists()
+    lock = folder / ".lock"
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")
@@ -43,14 +44,14 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise UserError(
-                    f"{folder} is in use by another rssl: wait for it, stop it, or choose another --output"
+                    f"{folder} is in use by another rssl: wait for it, stop it, or choose another `output`"
                 ) from None
             except OSError:
-                pass  # a file system without locks
+                pass  # the file system does not support locks
         try:
             yield
         finally:
-            if new and list(folder.glob("*")) == [lock]:
+            if is_new and list(folder.glob("*")) == [lock]:
                 with suppress(OSError):
                     lock.unlink()
                     folder.rmdir()

@@ -1,9 +1,9 @@
-"""How the engine reports the progress of long work, without knowing who shows it."""
+"""The callbacks through which the engine reports what it does."""
 
 from collections.abc import Callable
 from typing import Protocol
 
-#: Told in one line what was done to the data, or was not.
+#: Called with one line that a user should know, such as how the data was changed.
 Note = Callable[[str], None]
 
 
@@ -15,4 +15,4 @@ class Progress(Protocol):
 
 
 def silent(description: str, done: int, total: int) -> None:
-    """Show nothing."""
+    """Ignore progress."""

@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchRandom:
-    """Random numbers for a batch of images: each method gives a row per image, on the images' device.
+    """Random numbers for a batch of images: each method returns one row per image, on the images' device.
 
-    Where ranks share a batch, each draws the numbers of the whole batch and keeps those of its own images, so
-    that what an image gets does not depend on the number of ranks.
+    If ranks share a batch, each rank draws the numbers of the whole batch and keeps those of its local images,
+    so an image's numbers do not depend on the number of ranks.
 
     Attributes:
-        generator: their source, on the device of the images; None is torch's own.
-        batch: how many images the whole batch has; None where these images are all of it.
-        part: which of them the images are.
+        generator: the source, on the device of the images; None is torch's default generator.
+        batch: the size of the whole batch; None if the images passed in are the whole batch.
+        part: which images of the batch are passed in.
     """
 
     generator: torch.Generator | None = None

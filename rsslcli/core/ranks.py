@@ -1,4 +1,4 @@
-"""The processes that share a run: `torchrun` starts them, each takes a part of every batch."""
+"""Distributed runs: `torchrun` starts several processes, and each takes a part of every batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rsslcli.core.errors import LostRankError, RsslError, UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process, and how many there are. One that is alone, the default, exchanges nothing.
+    """This process's rank and the world size; the default is a single process.
 
-    What a step leaves behind is the same on every rank to the last bit: each of the sums below is.
+    Every rank gets bit-identical sums, so all ranks hold identical states after each step.
     """
 
     rank: int = 0
@@ -26,38 +26,38 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes files and speaks."""
+        """True on rank 0, the one that writes files and prints."""
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """Which of `count` things this rank takes: the parts differ by one at most."""
+        """This rank's part of `count` items; the parts of two ranks differ by at most one item."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def share(self, count: int) -> float:
-        """The weight of the mean over this rank's part in the mean over all `count` things."""
+        """The local part as a fraction of `count` items: the weight of its mean in the mean over all items."""
         part = self.shard(count)
         return float(part.stop - part.start) / count
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of all ranks' tensors, in place and on every rank. The host does not wait for CUDA."""
+        """Sum the tensors of all ranks, in place on every rank. The host does not wait for CUDA."""
         if self.size > 1:
             with _others_may_end():
                 dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_together(self, tensors: Sequence[Tensor]) -> None:
-        """`all_reduce` of each of these tensors of one dtype, in one exchange."""
+        """`all_reduce` several tensors of the same dtype in one exchange."""
         flat = self.all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]))
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank. The hosts wait for each other, not for CUDA."""
+        """True if `flag` is true on any rank. The ranks wait for each other, but not for CUDA."""
         return bool(self.all_reduce(torch.tensor(int(flag)))) if self.size > 1 else flag
 
     def broadcast(self, text: str) -> str:
-        """What the first rank says, on every rank."""
+        """Broadcast `text` from rank 0."""
         if self.size == 1:
             return text
         box = [text]
@@ -67,7 +67,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first rank runs the block while the others wait; then they do, and find its files there."""
+        """Run the block on rank 0 first, so that the other ranks find its files when they run it."""
         if not self.is_main:
             self.any(False)
         yield
@@ -77,28 +77,31 @@ class World:
 
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """Within this context, this process is one of the ranks that `torchrun` started; alone where it did not.
+    """Join the ranks that `torchrun` started, within this context; otherwise the world is this process.
 
-    Each of them computes on the CPU, or on a GPU of its own, which becomes the current one.
+    Each rank computes on the CPU, or on a separate GPU, which becomes its current device.
 
     Raises:
-        UserError: there are more ranks on this machine than GPUs.
-        RsslError: the ranks do not find each other.
+        UserError: this machine has fewer GPUs than ranks.
+        RsslError: the ranks cannot connect.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World()
         return
     cuda = device.type == "cuda"
     if cuda:
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
-            raise UserError(f"--nproc-per-node: each rank takes a GPU, and this machine has {gpus}")
-        torch.cuda.set_device(local)
+        local_rank = int(os.environ["LOCAL_RANK"])
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UserError(
+                f"each rank needs its own GPU, and this machine has {gpus}: start no more ranks than that"
+            )
+        torch.cuda.set_device(local_rank)
     try:
-        # Tensors of either device may be summed: gradients on CUDA, counts and flags of the host without it.
+        # Gradients are summed on CUDA; counts and flags on the host, which then need not wait for CUDA.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise RsslError(f"the ranks do not find each other: {str(error).splitlines()[0]}") from None
+        raise RsslError(f"the ranks cannot connect: {str(error).splitlines()[0]}") from None
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
@@ -107,7 +110,7 @@ def join_world(device: torch.device) -> Iterator[World]:
 
 @contextmanager
 def _others_may_end() -> Iterator[None]:
-    """Say what it means when an exchange fails: torch's own message names sockets."""
+    """Turn a failed exchange into LostRankError: torch's own message is about sockets."""
     try:
         yield
     except RuntimeError as error:

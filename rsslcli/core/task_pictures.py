@@ -18,9 +18,9 @@ from rsslcli.core.evaluation.class_names import match_classes
 from rsslcli.core.files import replacing
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import derive_seed, seeded_generator
-from rsslcli.core.tasks import build_tasks
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.guard import outputs_of, picture_of, transformed
+from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import Checkpoint
 
@@ -34,7 +34,7 @@ FONT_SIZE = 21
 CAPTION_HEIGHT = 52
 CAPTION_SIZE = 18
 SIDE = 26
-#: Right and wrong: two colours that the colour-blind tell apart too, beside the tick and the cross.
+#: Right and wrong: two colors that the color-blind tell apart too, beside the tick and the cross.
 RIGHT, WRONG, BAR = "#0072B2", "#D55E00", "#C4D7E4"
 
 
@@ -228,7 +228,7 @@ class _Pen:
         self.large, self.small = (ImageFont.load_default(size) for size in (FONT_SIZE, CAPTION_SIZE))
 
     def image(self, left: int, top: int, image: Tensor) -> None:
-        """An image, float (3, H, W) or, in grey, (1, H, W), with its corner at (left, top)."""
+        """An image, float (3, H, W) or, in gray, (1, H, W), with its corner at (left, top)."""
         pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         enlarged = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
         self.picture.paste(enlarged, (left, top))
@@ -250,7 +250,7 @@ class _Pen:
         if not name:
             return
         strip = Image.new("RGB", (CELL, SIDE), "white")
-        ImageDraw.Draw(strip).text((CELL / 2, SIDE / 2), name, fill="dimgrey", font=self.small, anchor="mm")
+        ImageDraw.Draw(strip).text((CELL / 2, SIDE / 2), name, fill="dimgray", font=self.small, anchor="mm")
         self.picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (left, top))
 
     def verdict(self, left: int, top: int, names: Sequence[str], said: int, right: int) -> None:
@@ -274,7 +274,7 @@ class _Pen:
             self.canvas.text((left + CELL, y), percent, fill="black", font=self.small, anchor="ra")
             frame = (left, y + 24, left + CELL - 1, y + 34)
             self.canvas.rectangle((*frame[:2], left + round((CELL - 1) * float(share)), frame[3]), fill=BAR)
-            self.canvas.rectangle(frame, outline="dimgrey")
+            self.canvas.rectangle(frame, outline="dimgray")
 
     def _text(self, left: float, top: float, text: str, room: float) -> None:
         """A line of small text, cut where there is no more room."""

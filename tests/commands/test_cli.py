@@ -218,7 +218,7 @@ EARLY = [
     ("train-automl --tasks ir", "no prepared data set 'cifar10'.*prepare-data --dataset cifar10"),
     ("train-automl --dataset mime", "no prepared data set 'mime' in data: did you mean 'mine'"),
     ("train-automl --resume", "needs --output"),
-    ("train-automl --resume --output none", "no run to go on with"),
+    ("train-automl --resume --output none", "no run to continue"),
     ("eval-c", "Missing argument"),
     ("eval-c none.pt", "no checkpoint at none.pt"),
     ("eval-c w.pt --same-images-as none", "no checkpoint at none"),

@@ -54,7 +54,8 @@ def test_leave_out_validation(home: Path) -> None:
     expected = draw_validation_set(tuned, data, load_corrupted(data)).source
     assert json.loads((home / "plain" / "eval-c-partial.json").read_text())["excluded"] == list(expected)
     torch.save(WideResNet(10, 1).state_dict(), home / "w.pt")
-    refuse("eval-c w.pt --leave-out-validation", cwd=home, match="no seed to draw those images by")
+    command = "eval-c w.pt --dataset mine --classes-by-position --leave-out-validation"
+    refuse(command, cwd=home, match="weights from elsewhere have no seed .*: use --same-images-as")
 
 
 def test_precision(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,7 @@ def test_precision(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr("rsslcli.core.runtime._emulates_bfloat16", lambda device: True)
     for precision in ("float32", "bfloat16"):
         eval_c(home / "precise", data_dir=home / "data", corruptions="fog", precision=precision)
-        assert ("no bfloat16 of its own" in capsys.readouterr().err) == (precision == "bfloat16")
+        assert ("only emulates bfloat16" in capsys.readouterr().err) == (precision == "bfloat16")
 
 
 def test_a_part_never_replaces_the_whole_evaluation(home: Path, here: Here) -> None:
@@ -170,7 +171,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     public = rssl(f"eval-c public.pt {options} --classes-by-position", cwd=home)
     assert public.returncode == 0, public.stderr
     assert "public.pt: not part of the WideResNet, and not used: 'rot_pred', 'epoch'" in public.stderr
-    assert "public.pt does not say how its input is normalised" in public.stderr
+    assert "public.pt does not say how its input is normalized" in public.stderr
 
     eval_c(home / "ours", data_dir=home / "data", protocol="robustbench")
     notes = capsys.readouterr().err

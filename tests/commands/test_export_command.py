@@ -34,7 +34,7 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     export(tmp_path / "w.pt", tmp_path / "model.onnx")
     said = capsys.readouterr()
     assert "not run here, since onnxruntime is not installed" in said.err
-    assert "does not say how its input is normalised" in said.err
+    assert "does not say how its input is normalized" in said.err
     assert "compared" not in said.out
     assert (tmp_path / "model.onnx").read_bytes() == b"a program"
 

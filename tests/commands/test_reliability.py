@@ -179,7 +179,7 @@ def test_a_signal_finishes_the_step_and_saves(ready: Path, number: signal.Signal
     message = sanitize(process)
     assert process.returncode == code
     found = re.search(
-        r"stopped at step (\d+) of 500, all saved in signal\d+; go on with: (rssl .*)$", message
+        r"stopped at step (\d+) of 500, all saved in signal\d+; resume with: (rssl .*)$", message
     )
     assert found, message
     assert found[2] == f"rssl train-automl --resume --output {run.name}"

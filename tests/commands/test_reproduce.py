@@ -21,7 +21,8 @@ from rsslcli.core.report.write import Report, write_report
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.study.grid import PRESETS, plan
 from rsslcli.core.study.runner import CellEvent, Runner
-from rsslcli.core.tasks import BEST_TASKS, own
+from rsslcli.core.tasks import registry
+from rsslcli.core.tasks.registry import BEST_TASKS
 
 
 def test_a_study_from_nothing_to_its_report(home: Path) -> None:
@@ -86,8 +87,8 @@ def test_a_study_goes_on_without_the_options_that_added_its_rows(
     command = f"reproduce --preset quick --dataset mine --output {tmp_path / 'study'}"
     out = here.succeed(f"{command} --only flip,automl-flip --add-task flip --task-file {flip} --seeds 2")
     assert "4 of 24 cells" in out
-    own._registered.clear()
-    own._files.clear()
+    registry._registered.clear()
+    registry._files.clear()
     out = here.succeed(f"{command} --only baseline")
     assert "6 of 24 cells" in out
     assert {"flip-s1", "automl-flip-s0", "baseline-s1"} <= set(reported)
@@ -98,8 +99,8 @@ def test_a_study_goes_on_without_the_options_that_added_its_rows(
     assert len(reported) == 6
     here.succeed(f"{command} --task-file {flip}")
     assert len(reported) == 24
-    own._registered.clear()
-    own._files.clear()
+    registry._registered.clear()
+    registry._files.clear()
     here.succeed(f"{command} --seeds 1")
     assert len(reported) == 24, "what is left out of an invocation stays in the report"
 

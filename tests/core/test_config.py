@@ -27,7 +27,7 @@ from rsslcli.core.config import (
     read_config_file,
 )
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.tasks.registry import TASKS, build_tasks
 
 
 def refusal(call: Callable[[], object]) -> str:

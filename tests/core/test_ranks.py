@@ -17,7 +17,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.data.augment import pad_images, to_float
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World, join_world
-from rsslcli.core.tasks import TASKS
+from rsslcli.core.tasks.registry import TASKS
 from rsslcli.core.training.step import DeviceData, Trainer
 
 CPU = torch.device("cpu")

@@ -33,7 +33,7 @@ def test_devices(present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if present:
         assert resolve_device("cuda").type == "cuda"
     else:
-        with pytest.raises(UserError, match=r"no CUDA GPU here; use --device cpu") as caught:
+        with pytest.raises(UserError, match=r"no CUDA GPU here; set `device` to cpu") as caught:
             resolve_device("cuda")
         assert len(str(caught.value).splitlines()) == 1
 
@@ -87,7 +87,7 @@ def test_bfloat16_that_is_emulated_is_told(
         notes: list[str] = []
         set_precision(precision, torch.device(device), notes.append)
         assert len(notes) == (emulates and precision == "bfloat16")
-        assert all("--precision float32 is faster" in text for text in notes)
+        assert all("`precision` float32 it is faster" in text for text in notes)
 
 
 def test_autocast_that_is_not_asked_for_leaves_all_as_it_is() -> None:

@@ -17,8 +17,9 @@ from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.task_pictures import CAPTION_HEIGHT, RIGHT, SIDE, WRONG, draw_tasks, save_png
-from rsslcli.core.tasks import TASKS, build_tasks, own
+from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.base import Task
+from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import Checkpoint
 
@@ -294,7 +295,7 @@ class Guess(Negative):
 def test_a_task_of_ones_own_is_shown_without_a_word_from_it(
     split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "_registered", {"negative": Negative, "guess": Guess})
+    monkeypatch.setattr(registry, "_registered", {"negative": Negative, "guess": Guess})
     names = ("negative", "guess")
     says = {"main": scores(4, 0), "negative": [0.0] * 3072, "guess": [3.0, 0.0]}
     picture = draw_tasks(split, names, rows=3, checkpoint=trained(names, says))

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.corruptions.record import GENERATED, source_checksum
 from rsslcli.core.corruptions.registry import FUNCTIONS
-from rsslcli.core.data.corrupted import GENERATED, source_checksum
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, replacing
 from rsslcli.core.progress import Progress, silent

@@ -102,7 +102,7 @@ def download(url: str, path: Path, md5: str, progress: Progress) -> None:
     Raises:
         RsslError: no connection, a broken one, another file than expected, or no space.
     """
-    advice = "check the connection, or get it elsewhere and give it with --source"
+    advice = "check the connection, or get it elsewhere and give it as `source`"
     digest = hashlib.md5(usedforsecurity=False)
     with replacing(path) as file:
         try:

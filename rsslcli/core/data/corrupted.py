@@ -7,7 +7,7 @@ of the generator, or that of the import.
 import hashlib
 import io
 import json
-import shlex
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels, Split
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.corruptions.record import GENERATED, source_checksum
+from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.data.store import IMAGE_SHAPE, Dataset, Images, Labels, Split
+from rsslcli.core.errors import StaleCorruptionsError, UserError, rssl_command, sanitize
 from rsslcli.core.files import quietly, remove, replacing
 
-#: The record of a generated set: what each file was made from, and which severities are finished.
-GENERATED = "corruptions.json"
 #: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
 IMPORTED = "downloaded.json"
 _SAMPLES = 20  # images of each cell that go into the identity
@@ -78,7 +77,7 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     if not names:
         raise UserError(
             f"no corrupted test set for {dataset_name!r} in {folder}: "
-            f"run `rssl prepare-data --dataset {dataset_name} --corruptions generate`"
+            f"run `{rssl_command('prepare-data', dataset=dataset_name, corruptions='generate')}`"
         )
     labels = _read_labels(folder / "labels.npy")
     for name in names:
@@ -86,36 +85,56 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     return CorruptedSet(folder, names, labels)
 
 
-def source_checksum(images: Images, labels: npt.NDArray[Any]) -> str:
-    """What a generated set is made from: the sha256, hexadecimal, of its source images and their labels."""
-    digest = hashlib.sha256(np.ascontiguousarray(images).data)
-    digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
-    return digest.hexdigest()
+def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
+    """Check that a corrupted set was generated from the test images of `dataset`, or imported for them.
 
-
-def check_source(corrupted: CorruptedSet, test: Split, dataset_name: str) -> None:
-    """Check that a corrupted set was generated from these test images, or imported for them.
-
-    Sets without a record, and imports of before records named the test images, cannot be checked.
+    Sets without a record, and imports of before records named the test images, cannot be checked, but for the
+    range of their labels.
 
     Raises:
-        UserError: it was made for other images; the message says the command that mends it.
+        StaleCorruptionsError: it was made for other images.
+        UserError: a label is no class of the data set.
     """
-    folder = corrupted.folder
+    folder, test = corrupted.folder, dataset.test
+    mend: dict[str, object] = {"corruptions": "generate"}
     if generated := read_record(folder, GENERATED):
         count = corrupted.images_per_cell
         source = source_checksum(test.images[:count], test.labels[:count])
-        mends = "--corruptions generate"
-        fits = all(_source_in(generated.get(name)) == source for name in corrupted.names)
+        # An interruption may leave the labels of other images beside the files.
+        fits = aligned(corrupted, test) and all(
+            _source_in(generated.get(name)) == source for name in corrupted.names
+        )
     else:
         imported = read_record(folder)
-        mends = _mends_import(imported)
+        mend = _import_again(imported)
         fits = imported.get("test", test.checksum) == test.checksum
     if not fits:
-        raise UserError(
+        data_dir = dataset.folder.parent
+        if data_dir != default_data_dir():
+            mend["data_dir"] = data_dir
+        command = rssl_command("prepare-data", dataset=dataset.name, **mend)
+        raise StaleCorruptionsError(
             f"the corrupted images in {folder} were made for other test images than those of "
-            f"'{dataset_name}': prepare them again with `rssl prepare-data --dataset {dataset_name} {mends}`"
+            f"'{dataset.name}': prepare them again with `{command}`"
         )
+    check_label_range(corrupted, dataset)
+
+
+def check_label_range(corrupted: CorruptedSet, dataset: Dataset) -> None:
+    """Raise UserError where a label is no class of the data set."""
+    if corrupted.labels.max() >= len(dataset.test.classes):
+        raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
+
+
+def record_test_images(folder: Path, checksum: str) -> None:
+    """Record which test images an imported set in `folder` is for, unless its record says so already.
+
+    Raises:
+        RsslError: the record cannot be written.
+    """
+    record = read_record(folder)
+    if not (folder / GENERATED).exists() and "test" not in record:
+        write_record(folder, record | {"test": checksum})
 
 
 def _source_in(entry: object) -> object:
@@ -123,12 +142,12 @@ def _source_in(entry: object) -> object:
     return identity.get("source") if isinstance(identity, dict) else None
 
 
-def _mends_import(record: Mapping[str, Any]) -> str:
-    """The options that import a set again: from the path it came from, or else from where it is published."""
-    origin = record.get("origin")
-    if isinstance(origin, str) and origin.startswith("/") and origin.isprintable():
-        return f"--source {shlex.quote(origin)}"
-    return "--corruptions download"
+def _import_again(record: Mapping[str, Any]) -> dict[str, object]:
+    """The options that import a set again: from where it is published, or from the path it came from."""
+    origin = str(record.get("origin"))
+    if re.fullmatch("[0-9a-f]{32}", origin):  # the md5 of a published archive
+        return {"corruptions": "download"}
+    return {"source": origin if Path(origin).is_absolute() and origin.isprintable() else "PATH"}
 
 
 def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any]) -> CorruptedSet:

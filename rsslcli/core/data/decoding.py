@@ -73,7 +73,7 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
         raise ImageError(message, reason) from error
     if image is None:
         raise UserError(
-            f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or leave out --no-resize"
+            f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or let it be resized"
         )
     return image, size
 
@@ -144,7 +144,10 @@ def _muted_libtiff(image: Image.Image) -> Iterator[None]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip it to 8
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("32-bit pixels outside 0 to 65535 have no known range")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.has_transparency_data:

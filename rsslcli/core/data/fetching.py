@@ -48,7 +48,7 @@ _LONGEST_PAUSE = 30.0
 _CHUNK = 2**18
 
 
-ELSEWHERE = "or get the archive elsewhere and give it with --source"
+ELSEWHERE = "or get the archive elsewhere and give it as `source`"
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,15 @@ def read_image_tree(
             for label in sorted(set(range(len(layout.classes))) - set(part.labels.tolist())):
                 name = shown(layout.classes[label])
                 raise UserError(f"all {split} images of class {name} in {source} are damaged: replace them")
-    train, test = (Arrays(split.images, split.labels, layout.classes) for split in wanted)
+    train, test = (
+        Arrays(
+            split.images,
+            split.labels,
+            layout.classes,
+            tuple("/".join(image.parts) for image in split.members),
+        )
+        for split in wanted
+    )
     return train, test
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
-    GENERATED,
     CorruptedSet,
     open_corrupted,
     read_record,
@@ -21,7 +21,7 @@ from rsslcli.core.data.corrupted import (
     write_record,
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
-from rsslcli.core.data.matching import check_labels, describe_classes
+from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import replacing
@@ -152,7 +152,7 @@ def image_bytes(images: int) -> int:
 
 
 def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> None:
-    """Raise UserError if the labels are wrong; else tell what they stand for."""
+    """Raise UserError if the labels are wrong; else tell what they stand for, and of doubtful images."""
     checked = check_labels(corrupted, test, source)
     verdict = (
         "the test images agree"
@@ -160,6 +160,8 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> No
         else "this could not be checked, because its images are not recognizably those of the test set"
     )
     note(f"labels of {source}: {describe_classes(test.classes)}; {verdict}")
+    for text in note_on_cells(corrupted, test, source):
+        note(text)
 
 
 def _note_size(found: CorruptedSource, count: int, test: Split, limit: int | None, note: Note) -> None:

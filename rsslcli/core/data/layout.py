@@ -75,6 +75,7 @@ def find_layout(tree: Tree) -> Layout:
         )
     names = _check_classes(tree, listing, branches, files)
     notes += _notes(tree, listing, {*branches.values()}, files)
+    notes += _doubts(names, files)
     return Layout(files, tuple(names), tuple(notes))
 
 
@@ -286,6 +287,27 @@ def _notes(
     if tree.strays.count:
         yield told("not used: members whose names lead out of the archive", tree.strays)
     yield from listing.notes(branches)
+
+
+def _doubts(classes: list[str], files: dict[str, Classes]) -> Iterator[str]:
+    """Tell what looks as if the classes, or their order, were meant otherwise."""
+    inner = [
+        {image.name[1] for split in SPLITS for image in files[split][name] if len(image.name) > 2}
+        for name in classes
+    ]
+    common = set.intersection(*inner)
+    if len(common) > 1:
+        yield (
+            f"the classes are {in_words(classes)}, and in all of their folders are folders named "
+            f"{in_words(common)}: if those are the classes, or splits, arrange the images as {LAYOUT}"
+        )
+    by_value = sorted(classes, key=lambda name: (len(name), name))
+    if all(map(str.isdecimal, classes)) and by_value != classes:
+        index = next(index for index, name in enumerate(classes) if name != by_value[index])
+        yield (
+            f"the classes are numbers that sort as text: label {index} is class {shown(classes[index])}, "
+            "and so is the order of a classifier's scores; for that of the numbers, name them 00, 01, …"
+        )
 
 
 def _instead(listing: Listing, folder: Parts) -> str:

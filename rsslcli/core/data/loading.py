@@ -33,13 +33,14 @@ def load_corrupted(dataset: Dataset, progress: Progress = silent) -> CorruptedSe
     """The corrupted test set of `dataset`; that of the embedded one is generated where it is missing.
 
     Raises:
-        UserError: it is not prepared, damaged, or made for other test images.
+        StaleCorruptionsError: it was made for other test images.
+        UserError: it is not prepared, or damaged.
     """
     if dataset.name == EMBEDDED:
         with locked(dataset.folder, wait=True):
             generate_corruptions(dataset, progress=progress)
     corrupted = open_corrupted(dataset.corrupted_folder, dataset.name)
-    check_source(corrupted, dataset.test, dataset.name)
+    check_source(corrupted, dataset)
     return corrupted
 
 

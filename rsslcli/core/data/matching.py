@@ -5,13 +5,16 @@ lies far nearer to that one than to any other. Where the clean test set has the 
 the same class.
 """
 
+import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.store import IMAGE_SHAPE, Images, Split
 from rsslcli.core.errors import UserError, short_repr
 
@@ -23,6 +26,8 @@ _RECOGNIZED = 0.05
 _TOLERATED = 0.1  # the share of recognized pictures that may be of another class, such as by near copies
 _NOISE = 1e-4  # more than rounding makes of a squared distance
 _AT_ONCE = 16  # rows of distances in memory
+_PER_CELL = 100  # images that are compared with the clean ones
+_NAMED = 5  # cells that a note names
 
 _Features = npt.NDArray[np.float32]
 
@@ -131,3 +136,42 @@ def _disagreeing(wrong: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) ->
     """The groups of which more than one picture, and more than a tenth, is of the wrong class."""
     counts: npt.NDArray[Any] = np.bincount(groups)
     return np.flatnonzero(np.bincount(groups, weights=wrong) > np.maximum(1, _TOLERATED * counts))
+
+
+def note_on_cells(corrupted: CorruptedSet, test: Split, source: Path) -> list[str]:
+    """Notes on images that are not corrupted as their place says, from a sample of every cell.
+
+    They call the set `source`.
+
+    A cell is told if most of its images are clean test images, pixel for pixel. The severities are told if in
+    most corruptions every severity is nearer to the clean images than the one before.
+    """
+    count = corrupted.images_per_cell
+    chosen = np.unique(np.linspace(0, count - 1, min(count, _PER_CELL)).astype(np.int64))
+    clean = {hashlib.sha256(image).digest() for image in np.ascontiguousarray(test.images)}
+    paired = test.images[chosen].astype(np.int16) if aligned(corrupted, test) else None
+    unchanged, falling = [], []
+    for name in corrupted.names:
+        distances = []
+        for severity in SEVERITIES:
+            images = corrupted.cell(name, severity)[chosen]
+            if 2 * sum(hashlib.sha256(image).digest() in clean for image in images) > len(images):
+                unchanged.append(f"{name} at severity {severity}")
+            if paired is not None:
+                distances.append(float(np.abs(images - paired).mean()))
+        if distances and all(later < earlier for earlier, later in pairwise(distances)):
+            falling.append(name)
+    notes = []
+    if unchanged:
+        more = f", … ({len(unchanged)} in all)" if len(unchanged) > _NAMED else ""
+        notes.append(
+            f"not corrupted in {source}: most images are the clean ones, pixel for pixel, in "
+            f"{', '.join(unchanged[:_NAMED])}{more}"
+        )
+    if 2 * len(falling) > len(corrupted.names):
+        notes.append(
+            f"the severities in {source} seem to be in reverse order: in {len(falling)} of "
+            f"{len(corrupted.names)} corruptions, each severity is nearer to the clean images than the one "
+            "before"
+        )
+    return notes

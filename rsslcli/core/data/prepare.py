@@ -7,18 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from rsslcli.core.data import cifar, image_tree, shapes
-from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.copies import find_copies
+from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted, record_test_images
 from rsslcli.core.data.corrupted_source import is_corrupted_set
 from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
-from rsslcli.core.errors import UserError, nearest, sanitize
+from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, rssl_command, sanitize
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Note, Progress, silent
 
 _RECORD = "prepared.json"
 _EXAMPLES = 10  # of images that were left out, in the record
+#: What the record counts, each kind with examples, and the note on it.
+_NOTES = {
+    "damaged": "left out: damaged images, {count} in all, e.g. {example}",
+    "test_in_training": "test images that are training images too, pixel for pixel at 32x32: {count} in all, "
+    "e.g. {example}: the accuracy on them flatters; remove them from one of the splits",
+    "contradicting": "images with the same pixels as an image of another class: {count} in all, "
+    "e.g. {example}: only one of the classes can be right",
+}
 _ACCEPTED = (
     f"a folder or archive (.tar.gz, .zip) of {LAYOUT}, "
     "the official CIFAR archive or its folder, or a folder or archive of CIFAR-10-C's files"
@@ -33,7 +42,7 @@ class Prepared:
     dataset: Dataset
     kind: str  #: what the source was, in words
     changed: bool  #: False when everything was in place already
-    #: the test images changed, and `folder`/corrupted is still of the old ones
+    #: `folder`/corrupted is of other test images than the data set has
     stale_corruptions: bool = False
     notes: tuple[str, ...] = ()  #: what was done to the images, a line each
     corrupted: CorruptedSet | None = None  #: the corrupted test set, if that is what was imported
@@ -81,35 +90,51 @@ def prepare(
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
     record, present = _read_record(folder), _load_or_none(data_dir, name)
-    left_out = _left_out(record) if present else []
+    recorded = _notes(record) if present else []
     if present and source is None and limit is None and resize:
         kind = str(record.get("kind", "prepared before"))
-        return Prepared(folder, present, kind, changed=False, notes=tuple(left_out))
+        return Prepared(folder, present, kind, False, _is_stale(present), notes=tuple(recorded))
     source = source or _recorded_source(record)
     notes: list[str] = []
     damaged: list[str] | None = [] if skip_damaged else None
     origin = _recognise(name, folder, source, resize, damaged, progress, notes.append)
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     in_place = present and record.items() >= (wanted | _checksums(present)).items()
-    if present and in_place and (skip_damaged or not left_out):
-        return Prepared(folder, present, origin.kind, changed=False, notes=tuple(left_out))
+    if present and in_place and (skip_damaged or "damaged" not in record):
+        return Prepared(folder, present, origin.kind, False, _is_stale(present), notes=tuple(recorded))
 
     train, test = origin.read(limit)
+    tallies = find_copies(train, test)
+    if damaged:
+        tallies["damaged"] = len(damaged), damaged[:_EXAMPLES]
+    was = present.test.checksum if present else record.get("test")
+    if isinstance(was, str) and (folder / "corrupted" / "labels.npy").is_file():
+        record_test_images(folder / "corrupted", was)  # imports of before did not say which they are for
     remove(folder / "test.npz")  # until it is there again, the data set does not count as prepared
     splits = [
-        save_split(folder / f"{split}.npz", *arrays) for split, arrays in (("train", train), ("test", test))
+        save_split(folder / f"{split}.npz", arrays.images, arrays.labels, arrays.classes)
+        for split, arrays in (("train", train), ("test", test))
     ]
     dataset = Dataset(name, folder, *splits)
     with replacing(folder / _RECORD) as file:
         place = str(source.resolve()) if source else None
         done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place}
-        if damaged:
-            done |= {"damaged": len(damaged), "damaged_examples": damaged[:_EXAMPLES]}
+        for counted, (count, examples) in tallies.items():
+            done |= {counted: count, f"{counted}_examples": examples}
         file.write(json.dumps(done, indent=1).encode())
-    notes += _left_out(done)
-    was = present.test.checksum if present else record.get("test")
-    stale = (dataset.corrupted_folder / "labels.npy").is_file() and was != dataset.test.checksum
-    return Prepared(folder, dataset, origin.kind, changed=True, stale_corruptions=stale, notes=tuple(notes))
+    notes += _notes(done)
+    return Prepared(folder, dataset, origin.kind, True, _is_stale(dataset), notes=tuple(notes))
+
+
+def _is_stale(dataset: Dataset) -> bool:
+    """Whether there is a corrupted test set, made for other test images than these."""
+    try:
+        check_source(open_corrupted(dataset.corrupted_folder, dataset.name), dataset)
+    except StaleCorruptionsError:
+        return True
+    except UserError:  # there is none, or none that can be used
+        return False
+    return False
 
 
 def _prepare_corrupted(
@@ -136,12 +161,13 @@ def _recognise(
     """Tell what the source is from its content, the default source of `name` if None."""
     if name == "shapes":
         if source is not None:
-            raise UserError("shapes is drawn and takes no --source: choose another name for your images")
+            raise UserError("shapes is drawn and takes no `source`: choose another name for your images")
         return _Source("drawn shapes", f"shapes-{shapes.VERSION}", _draw)
     official = cifar.official_name(source) if source else name if name in cifar.OFFICIAL else None
     if official:
         if name in cifar.OFFICIAL and name != official:
-            raise UserError(f"{source} is {official}, not {name}: prepare it with --dataset {official}")
+            command = rssl_command("prepare-data", dataset=official, source=source)
+            raise UserError(f"{source} is {official}, not {name}: prepare it with `{command}`")
 
         def read_official(limit: int | None) -> tuple[Arrays, Arrays]:
             train, test = cifar.read_cifar(official, source, folder / "download", progress)
@@ -152,7 +178,7 @@ def _recognise(
     if source is None:
         near = nearest(name, (*cifar.OFFICIAL, "shapes"))
         hint = f"did you mean '{near}'? Else " if near else ""
-        raise UserError(f"data set {name!r} needs a source: {hint}give --source PATH, {_ACCEPTED}")
+        raise UserError(f"data set {name!r} needs a source: {hint}give as `source` {_ACCEPTED}")
     if image_tree.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",
@@ -193,14 +219,16 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record if isinstance(kind, str) and kind.isprintable() else {}
 
 
-def _left_out(record: dict[str, Any]) -> list[str]:
-    """The note on images that were left out, if there are any."""
-    count = record.get("damaged")
-    examples = record.get("damaged_examples")
-    if not isinstance(count, int) or not 0 < count <= MAX_IMAGES:
-        return []
-    example = sanitize(examples[0], 300) if isinstance(examples, list) and examples else "one of unknown name"
-    return [f"left out: damaged images, {count} in all, e.g. {example}"]
+def _notes(record: dict[str, Any]) -> list[str]:
+    """The notes on what the record counts."""
+    notes = []
+    for kind, text in _NOTES.items():
+        count = record.get(kind)
+        examples = record.get(f"{kind}_examples")
+        if isinstance(count, int) and 0 < count <= MAX_IMAGES:
+            known = examples[0] if isinstance(examples, list) and examples else "one of unknown name"
+            notes.append(text.format(count=count, example=sanitize(known, 300)))
+    return notes
 
 
 def _recorded_source(record: dict[str, Any]) -> Path | None:

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rsslcli.core.data.corrupted import GENERATED, CorruptedSet, read_record
+from rsslcli.core.corruptions.record import GENERATED
+from rsslcli.core.data.corrupted import CorruptedSet, read_record
 from rsslcli.core.data.fetching import Archive, fetch, md5_of
 from rsslcli.core.data.importing import (
     UNFINISHED,
@@ -75,8 +76,8 @@ def download_corrupted(
         url = published.url
     else:
         raise UserError(
-            f"no corrupted images of {name!r} are published: use --corruptions generate, "
-            "or give your archive with --source"
+            f"no corrupted images of {name!r} are published: use `corruptions` generate, "
+            "or give your archive as `source`"
         )
 
     origin = published.md5 if published else hashlib.sha256(url.encode()).hexdigest()
@@ -142,6 +143,6 @@ def _checked_url(source: str) -> str | None:
         valid = False
     if not valid or not re.fullmatch(r"[!-~]+", source):
         raise UserError(
-            f"{source!r} is no http or https address: correct --source, or give the path of a tar"
+            f"{source!r} is no http or https address: correct `source`, or give the path of a tar"
         )
     return source

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rsslcli.core.errors import UserError, nearest, sanitize
+from rsslcli.core.errors import UserError, nearest, rssl_command, sanitize
 from rsslcli.core.files import quietly, replacing
 
 Images = npt.NDArray[np.uint8]
@@ -56,13 +56,15 @@ class Arrays(NamedTuple):
     images: Images  #: (N, 32, 32, 3)
     labels: Labels  #: (N,)
     classes: tuple[str, ...]
+    files: tuple[str, ...] = ()  #: the file of each image, where there is one
 
     def limited(self, limit: int | None) -> "Arrays":
         """A seeded, class-balanced subset of `limit` images; all of them if there are no more than that."""
         if limit is None or limit >= len(self.labels):
             return self
         chosen = class_balanced_subset(self.labels, limit, seed=0)
-        return Arrays(self.images[chosen], self.labels[chosen], self.classes)
+        files = tuple(self.files[index] for index in chosen) if self.files else ()
+        return Arrays(self.images[chosen], self.labels[chosen], self.classes, files)
 
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:
@@ -160,9 +162,8 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
     folder = dataset_folder(data_dir, name)
     train, test = load_split(folder / "train.npz"), load_split(folder / "test.npz")
     if train.classes != test.classes:
-        raise UserError(
-            f"the splits in {folder} have different classes: run `rssl prepare-data --dataset {name}` again"
-        )
+        command = rssl_command("prepare-data", dataset=name)
+        raise UserError(f"the splits in {folder} have different classes: run `{command}` again")
     return Dataset(name, folder, train, test)
 
 
@@ -173,10 +174,8 @@ def check_prepared(data_dir: Path, name: str) -> None:
     public = name in {"cifar10", "cifar100", EMBEDDED}
     near = None if public else nearest(name, [*prepared_datasets(data_dir), EMBEDDED])
     hint = f"did you mean '{near}'? Else " if near else ""
-    source = "" if public else " --source PATH"
-    raise UserError(
-        f"no prepared data set {name!r} in {data_dir}: {hint}run `rssl prepare-data --dataset {name}{source}`"
-    )
+    command = rssl_command("prepare-data", dataset=name, source=None if public else "PATH")
+    raise UserError(f"no prepared data set {name!r} in {data_dir}: {hint}run `{command}`")
 
 
 def prepared_datasets(data_dir: Path) -> list[str]:

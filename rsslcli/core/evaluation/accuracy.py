@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import Split
 from rsslcli.core.errors import DivergedError, UserError, sanitize, unknown
@@ -245,10 +246,10 @@ def evaluate(
             "corrupted_data": corrupted.identity,
             "corrupted_origin": corrupted_origin(corrupted),
         },
-        notes=tuple(notes),
+        notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder)),
     )
     suspicion = note_on_chance(result, test) if foreign else None
-    return dataclasses.replace(result, notes=(*notes, suspicion)) if suspicion else result
+    return dataclasses.replace(result, notes=(*result.notes, suspicion)) if suspicion else result
 
 
 class _Counts:

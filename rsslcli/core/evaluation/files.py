@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.files import replacing
+from rsslcli.core.run_folder import CHECKPOINT, EVALUATION
 
 if TYPE_CHECKING:
     from rsslcli.core.evaluation.result import Evaluation
 
-#: The whole evaluation of a run on its own data set, which reports and studies read.
-WHOLE = "eval-c.json"
 _MAX_BYTES = 16 << 20
 
 
@@ -26,14 +25,14 @@ def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: str |
         dataset: on what, unless it is what the checkpoint was trained on.
         part: what is evaluated, unless it is every cell and image: "partial" or "robustbench".
     """
-    other = None if checkpoint.name == "checkpoint.pt" else checkpoint.stem
-    words = [word for word in (Path(WHOLE).stem, other, dataset, part) if word]
+    other = None if checkpoint.name == CHECKPOINT else checkpoint.stem
+    words = [word for word in (Path(EVALUATION).stem, other, dataset, part) if word]
     return checkpoint.with_name("-".join(words) + ".json")
 
 
 def other_evaluations(directory: Path) -> list[str]:
     """The names of the evaluations in a run directory that are not its whole one, sorted."""
-    return sorted(path.name for path in directory.glob("eval-c-*.json"))
+    return sorted(path.name for path in directory.glob(f"{Path(EVALUATION).stem}-*.json"))
 
 
 def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:

@@ -120,7 +120,7 @@ class Evaluation:
         return "\n".join(lines) + "\n"
 
     def to_markdown(self) -> str:
-        """A table in per cent: clean and a row per corruption, a column per severity, means and drops."""
+        """A table in percent: clean and a row per corruption, a column per severity, means and drops."""
         lines = ["| corruption | 1 | 2 | 3 | 4 | 5 | mean | drop |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
         for name, values in self.rows():
             cells = ["–" if cell is None else f"{100 * cell:.2f}" for cell in values]
@@ -155,8 +155,8 @@ def with_robustbench(result: Evaluation) -> Evaluation:
     """`result` with an entry `robustbench` that says it in RobustBench's terms (Croce et al. 2021).
 
     Its protocol: the 15 corruptions at all 5 severities, the whole test set, the mean of the 75 accuracies.
-    `clean_acc` and `corruptions_acc` are in per cent, as in its model cards; `corruptions_mce` is the mean
-    corruption error, not normalised by another network, which for CIFAR is 100 minus the latter.
+    `clean_acc` and `corruptions_acc` are in percent, as in its model cards; `corruptions_mce` is the mean
+    corruption error, not normalized by another network, which for CIFAR is 100 minus the latter.
     """
     mean = result.mean_accuracy_15
     terms = {

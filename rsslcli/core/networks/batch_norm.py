@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose running statistics can be left alone while it still trains.
+    """Batch normalization whose running statistics can be left alone while it still trains.
 
     The main task's passes update them; passes of other tasks and of the meta step only use the
     statistics of their own batch (see `keep_running_statistics`).

@@ -1,4 +1,4 @@
-"""Normalisation of a classifier's input: (x − mean) / std per channel, x in [0, 1]. Imports nothing heavy."""
+"""Normalization of a classifier's input: (x − mean) / std per channel, x in [0, 1]. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NORMALIZATIONS: dict[str, Normalization] = {
 
 
 def parse_normalization(text: str) -> Normalization:
-    """The normalisation called `text`, or the one it spells out: "R,G,B/R,G,B", means before deviations.
+    """The normalization called `text`, or the one it spells out: "R,G,B/R,G,B", means before deviations.
 
     Raises:
-        UserError: it is neither, or no normalisation of values in [0, 1].
+        UserError: it is neither, or no normalization of values in [0, 1].
     """
     if "/" not in text:
         if text not in NORMALIZATIONS:

@@ -50,7 +50,7 @@ class WideResNet(nn.Module):
     """WideResNet: the trunk θc (all but `fc`) and the main task's classifier θmain (`fc`), supplement A.1.
 
     Module names are those of the public WRN-40-2 checkpoints, so their state dicts load as they are. The
-    input is normalised as x·2 − 1 unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), say otherwise:
+    input is normalized as x·2 − 1 unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), say otherwise:
     RobustBench's names. They are None, and no part of the state dict, in all that we train ourselves.
 
     Attributes:
@@ -128,7 +128,7 @@ class WideResNet(nn.Module):
 
 
 def initialize(network: nn.Module) -> None:
-    """He initialisation by each convolution's outputs, as in the WideResNet code; biases start at 0."""
+    """He initialization by each convolution's outputs, as in the WideResNet code; biases start at 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

@@ -24,7 +24,7 @@ from rsslcli.core.report.conditions import (
     warn_of_conditions,
 )
 from rsslcli.core.report.runs import Floats, LeftOut, Run, has_effect
-from rsslcli.core.tasks import BEST_TASKS, TASKS
+from rsslcli.core.tasks.registry import BEST_TASKS, TASKS
 
 #: The names of the paper's Table 1, and its accuracy in per cent with that task alone at a fixed λ.
 TABLE_1 = {

@@ -19,9 +19,8 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.evaluation.files import other_evaluations
 from rsslcli.core.files import other_runs
-from rsslcli.core.report.conditions import (
-    ORIGINS,
-)
+from rsslcli.core.report.conditions import ORIGINS
+from rsslcli.core.run_folder import CONFIG, EVALUATION, METRICS, RunFolder
 
 Floats = npt.NDArray[np.float64]
 
@@ -156,7 +155,7 @@ def _find(folders: Sequence[Path]) -> list[Path]:
 def _below(folder: Path) -> Iterator[Path]:
     # Links are followed: loops of them end at the depth.
     for place, folders, files in os.walk(folder, followlinks=True):
-        is_run = not {"config.yaml", "metrics.jsonl", "eval-c.json"}.isdisjoint(files)
+        is_run = not {CONFIG, METRICS, EVALUATION}.isdisjoint(files)
         if is_run:
             yield Path(place)
         deep = len(Path(place).relative_to(folder).parts) >= _DEPTH
@@ -171,21 +170,22 @@ def read_run(directory: Path) -> Run:
             message is the reason alone.
         OSError: a file cannot be read.
     """
-    if not (directory / "config.yaml").is_file():
-        raise UserError("no run: it has no config.yaml")
-    config = Config(**read_config_file(directory / "config.yaml"))
-    if not (directory / "metrics.jsonl").is_file():
-        raise UserError("not trained: it has no metrics.jsonl")
-    history = _read_history(directory / "metrics.jsonl", config)
-    if not (directory / "eval-c.json").is_file():
+    folder = RunFolder(directory)
+    if not folder.is_run():
+        raise UserError(f"no run: it has no {CONFIG}")
+    config = Config(**read_config_file(folder.config))
+    if not folder.metrics.is_file():
+        raise UserError(f"not trained: it has no {METRICS}")
+    history = _read_history(folder.metrics, config)
+    if not folder.evaluation.is_file():
         others = other_evaluations(directory)
         raise UserError(
             f"not evaluated as a whole: it has only {', '.join(others)}"
             if others
-            else "not evaluated: it has no eval-c.json"
+            else f"not evaluated: it has no {EVALUATION}"
         )
     try:
-        with (directory / "eval-c.json").open("rb") as file:
+        with folder.evaluation.open("rb") as file:
             content = json.loads(file.read(_MAX_EVALUATION_BYTES))
         accuracy = {name: _fractions(content["accuracy"][name]) for name in content["accuracy"]}
         (clean,) = _fractions([content["clean_accuracy"]])
@@ -197,7 +197,7 @@ def read_run(directory: Path) -> Run:
         if not all(type(number) is int for number in (images, clean_images, *excluded)):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError("its eval-c.json is damaged") from None
+        raise UserError(f"its {EVALUATION} is damaged") from None
     if reason := _incomplete(accuracy):
         raise UserError(reason)
     if content.get("step", history.steps) != history.steps:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.errors import UserError, sanitize, short_repr
-from rsslcli.core.tasks import check_task_names
+from rsslcli.core.errors import UserError, command_arguments, sanitize, short_repr
+from rsslcli.core.run_folder import RunFolder, State, partial_evaluation, tail
+from rsslcli.core.tasks.registry import check_task_names
 
 
 @dataclass(frozen=True)
@@ -42,32 +42,19 @@ class Cell:
         return self.directory.name
 
     @property
-    def failure(self) -> Path:
-        """Where it is written why the cell failed."""
-        return self.directory / "failed.txt"
+    def folder(self) -> RunFolder:
+        """The files of the run."""
+        return RunFolder(self.directory)
 
-    def status(self) -> str:
-        """How far the cell is: "done", "failed", "begun" or "to do".
+    def status(self) -> State:
+        """How far the cell is.
 
         Raises:
             UserError: the folder holds a run with other settings.
         """
-        file = self.directory / "config.yaml"
-        if file.is_file():
-            self._check_same(read_config_file(file))
-        if self.failure.exists():
-            return "failed"
-        evaluated, checkpoint = self.directory / "eval-c.json", self.directory / "checkpoint.pt"
-        if not checkpoint.is_file():
-            return "to do"
-        if not self.is_trained() or not evaluated.is_file():
-            return "begun"
-        return "done" if evaluated.stat().st_mtime >= checkpoint.stat().st_mtime else "begun"
-
-    def is_trained(self) -> bool:
-        """Whether the training ended: its log says so once the last checkpoint is written."""
-        log = self.directory / "log.txt"
-        return (self.directory / "checkpoint.pt").is_file() and _tail(log).endswith(b" finished\n")
+        if self.folder.is_run():
+            self._check_same(read_config_file(self.folder.config))
+        return self.folder.state()
 
     def position(self, images: int) -> tuple[float, float]:
         """The shares of its training and of its evaluation that are done, from 0 to 1.
@@ -76,13 +63,13 @@ class Cell:
             images: training images of the data set, which decide how many steps there are.
         """
         config, step = self.config, 0
-        for record in reversed(_last_records(self.directory / "metrics.jsonl")):
+        for record in reversed(_last_records(self.folder.metrics)):
             if isinstance(record.get("step"), int):
                 step = max(record["step"], 0)
                 break
         steps = min(config.train_size or images, images) // config.batch_size * config.epochs
         try:
-            found = json.loads((self.directory / "eval-c.json.partial").read_bytes())
+            found = json.loads(partial_evaluation(self.folder.evaluation).read_bytes())
             evaluated = len(found["correct"]) / CELLS_OF_AN_EVALUATION
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             evaluated = 0.0
@@ -99,7 +86,7 @@ class Cell:
     def seconds(self) -> float | None:
         """How long its training took, where that is known."""
         try:
-            lines = (self.directory / "metrics.jsonl").read_bytes().splitlines()
+            lines = self.folder.metrics.read_bytes().splitlines()
             records = [json.loads(line) for line in lines if b'"seconds"' in line]
             return float(sum(record["seconds"] for record in records)) if records else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -109,19 +96,17 @@ class Cell:
         """What is left to run: the arguments of `rssl`, command by command.
 
         Args:
-            options: those that every command gets, such as --data-dir.
+            options: arguments that every command gets, such as those for the data folder.
         """
-        directory = str(self.directory)
-        evaluate = ["eval-c", directory, "--leave-out-validation", *options]
-        files = [part for file in self.task_files for part in ("--task-file", str(file))]
-        if self.is_trained():
-            return [evaluate]
-        if (self.directory / "checkpoint.pt").is_file():
-            resume = [self.train[0], "--resume", "--output", directory]
-            if self.train[0] == "train-automl" and not self.config.automl:
-                resume.append("--fixed")
-            return [[*resume, *files, *options], evaluate]
-        return [[*self.train, *files, "--output", directory, *options], evaluate]
+        evaluate = command_arguments("eval-c", str(self.directory), leave_out_validation=True)
+        if self.folder.is_trained():
+            return [[*evaluate, *options]]
+        train = list(self.train)
+        if self.folder.checkpoint.is_file():
+            fixed = self.train[0] == "train-automl" and not self.config.automl
+            train = command_arguments(self.train[0], resume=True, fixed=fixed)
+        train += command_arguments(task_file=self.task_files, output=self.directory)
+        return [[*train, *options], [*evaluate, *options]]
 
     def _check_same(self, there: Mapping[str, Any]) -> None:
         mine = self.config.to_dict()
@@ -131,7 +116,7 @@ class Cell:
             if key not in apart and mine.get(key, value) != value:
                 raise UserError(
                     f"{self.directory} is of another study, with another {key} ({short_repr(value)} there, "
-                    f"{short_repr(mine[key])} here): choose another --output"
+                    f"{short_repr(mine[key])} here): choose another `output`"
                 )
 
 
@@ -150,24 +135,14 @@ def log_file(cell: Cell) -> Path:
 
 def last_line(file: Path) -> str:
     """The last words in a file."""
-    lines = _tail(file).decode(errors="replace").splitlines()
+    lines = tail(file).decode(errors="replace").splitlines()
     return sanitize(next((line for line in reversed(lines) if line.strip()), "no reason is known"), 500)
-
-
-def _tail(file: Path, size: int = 8192) -> bytes:
-    """The last bytes of a file; none where it cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(os.fstat(stream.fileno()).st_size - size, 0))
-            return stream.read()
-    except OSError:
-        return b""
 
 
 def _last_records(file: Path) -> list[dict[str, Any]]:
     """The records in the last part of a metrics file."""
     records = []
-    for line in _tail(file).splitlines():
+    for line in tail(file).splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):  # cut off

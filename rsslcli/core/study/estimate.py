@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rsslcli.core.config import Config
 from rsslcli.core.study.cell import CELLS_OF_AN_EVALUATION, Cell
-from rsslcli.core.tasks import is_known
+from rsslcli.core.tasks.registry import is_known
 
 if TYPE_CHECKING:
     import torch

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rsslcli.core.config import check_effective, config_layers, merge
-from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.errors import UserError, command_arguments, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.study.cell import Cell
-from rsslcli.core.tasks import BEST_TASKS, TASKS, check_task_names, check_task_words
+from rsslcli.core.tasks.registry import BEST_TASKS, TASKS, check_task_names, check_task_words
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def plan(
     size = PRESETS[preset]
     count = size.seeds if seeds is None else seeds
     if not 1 <= count <= MAX_SEEDS:
-        raise UserError(f"--seeds {count}: expected at least 1 and at most {MAX_SEEDS}")
+        raise UserError(f"`seeds` {count}: expected at least 1 and at most {MAX_SEEDS}")
     check_task_names(add_tasks)
     before, added = _read_plan(output)
     added = list(dict.fromkeys([*added, *([tuple(add_tasks)] if add_tasks else ())]))
@@ -116,7 +116,7 @@ def plan(
     for tasks in added:
         for task in tasks:
             if task in size.methods:
-                raise UserError(f"--add-task {task}: the study has that task already")
+                raise UserError(f"`add_task` {task}: the study has that task already")
         methods |= {task: Method((task,)) for task in tasks}
         methods["-".join(("automl", *tasks))] = Method((*BEST_TASKS, *tasks), automl=True)
     # Seed by seed, so that a study which is stopped early has whole comparisons; lone seeds come last.
@@ -147,12 +147,17 @@ def _make_cell(
     check_task_names(resolved.task_options)
     check_effective(resolved)
     several = method.automl or len(method.tasks) > 1
-    train = ["train-automl", "--tasks", ",".join(method.tasks)] if several else ["train-single", "--task"]
-    train += [] if several else [method.tasks[0] if method.tasks else "none"]
-    train += ["--fixed"] if several and not method.automl else []
-    train += ["--batch-norm", method.batch_norm] if method.batch_norm else []
-    train += ["--preset", preset, *(("--config", str(config)) if config else ())]
-    train += ["--dataset", resolved.dataset, "--seed", str(resolved.seed)]
+    train = command_arguments(
+        "train-automl" if several else "train-single",
+        tasks=",".join(method.tasks) if several else None,
+        task=None if several else next(iter(method.tasks), "none"),
+        fixed=several and not method.automl,
+        batch_norm=method.batch_norm,
+        preset=preset,
+        config=config,
+        dataset=resolved.dataset,
+        seed=resolved.seed,
+    )
     return Cell(number, name, resolved, output / f"{name}-s{resolved.seed}", tuple(train), tuple(task_files))
 
 

@@ -64,7 +64,7 @@ class Runner:
         jobs: cells at once: one per GPU, or CPU threads shared out among them.
         gpus: how many there are; jobs take turns on them.
         images: training images of the data set, by which the progress of a training is told.
-        options: what every command gets, such as --data-dir.
+        options: arguments that every command gets, such as those for the data folder.
         on_event: told what happens.
         should_stop: asked several times a second; if true, running cells save and stop.
     """
@@ -106,12 +106,12 @@ class Runner:
     def _start(self, cell: Cell, taken: set[int], retry: bool) -> _Job | None:
         status = cell.status()
         if status == "done" or (status == "failed" and not retry):
-            text = "done before" if status == "done" else f"failed before: {last_line(cell.failure)}"
+            text = "done before" if status == "done" else f"failed before: {last_line(cell.folder.failure)}"
             self._ended(cell, "skipped", text)
             return None
         try:
             with locked(cell.directory):
-                remove(cell.failure)
+                remove(cell.folder.failure)
         except UserError:
             self._ended(cell, "busy", "another process is at it")
             return None
@@ -173,7 +173,7 @@ class Runner:
     def _fail(self, cell: Cell, code: int) -> None:
         message = f"ended by signal {-code}" if code < 0 else last_line(log_file(cell))
         text = f"{message} (exit code {code}; see {log_file(cell)})"
-        with replacing(cell.failure) as file:
+        with replacing(cell.folder.failure) as file:
             file.write(f"{text}\n".encode())
         self._ended(cell, "failed", text)
 

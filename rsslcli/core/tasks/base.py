@@ -42,7 +42,7 @@ class Task(ABC):
         """The network θaux that maps trunk features (M, features) to the task's outputs (supplement A.1).
 
         It draws no random numbers (no dropout), so that a resumed run goes on exactly. Its convolutions, and
-        the biases of its linear layers, are initialised as those of the trunk.
+        the biases of its linear layers, are initialized as those of the trunk.
         """
 
     @abstractmethod

@@ -119,7 +119,7 @@ def _check_loss(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Tens
 
 
 def _sample(count: int, size: int) -> Tensor:
-    """Smooth colour images, float32 (count, 3, size, size) in [0, 1]."""
+    """Smooth color images, float32 (count, 3, size, size) in [0, 1]."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     return nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""Coloring (section 3): which colour has each pixel of a grey image?"""
+"""Coloring (section 3): which color has each pixel of a gray image?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _XYZ_TO_RGB = (
     (-0.9692549 * 0.95047, 1.8759900, 0.0415559 * 1.08883),
     (0.0556466 * 0.95047, -0.2040413, 1.0573111 * 1.08883),
 )
-# ITU-R BT.601 luma, the usual weights of a grey picture.
+# ITU-R BT.601 luma, the usual weights of a gray picture.
 _LUMA = (0.2989, 0.5870, 0.1140)
 
 
@@ -54,7 +54,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
         lab: float (N, 3, H, W).
 
     Returns:
-        float (N, 3, H, W) in [0, 1]; colours that sRGB does not have are cut to its range.
+        float (N, 3, H, W) in [0, 1]; colors that sRGB does not have are cut to its range.
     """
     lightness, a, b = lab.unbind(1)
     fy = (lightness + 16) / 116
@@ -64,15 +64,15 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     return torch.where(linear > 0.0031308, 1.055 * linear.pow(1 / 2.4) - 0.055, 12.92 * linear)
 
 
-def to_grey(images: Tensor) -> Tensor:
+def to_gray(images: Tensor) -> Tensor:
     """The luma of RGB images (N, 3, H, W) on all three channels, in the same shape."""
     red, green, blue = images.unbind(1)
-    grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-    return grey.unsqueeze(1).expand_as(images)
+    gray = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return gray.unsqueeze(1).expand_as(images)
 
 
 class Coloring(Task):
-    """Predict the quantised A and B of CIELAB per pixel from the grey image.
+    """Predict the quantized A and B of CIELAB per pixel from the gray image.
 
     The targets are int64 (N, 2, H, W): bins 0 … 31 of width 8 from −128, for A and B. The outputs are
     (N, 64, H, W): 32 scores for A, then 32 for B. The loss is 1 / (2 N_pixel) Σ cross-entropy.
@@ -86,13 +86,13 @@ class Coloring(Task):
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         ab = rgb_to_lab(images)[:, 1:]
         targets = ((ab + 128) * (BINS / 256)).long().clamp(0, BINS - 1)
-        return to_grey(images), targets
+        return to_gray(images), targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.scale * F.cross_entropy(_by_channel(outputs), targets)
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The grey images in the colours of the likeliest bins, each taken at its middle."""
+        """The gray images in the colors of the likeliest bins, each taken at its middle."""
         ab = (_by_channel(outputs).argmax(1) + 0.5) * (256 / BINS) - 128
         return lab_to_rgb(torch.cat([rgb_to_lab(inputs)[:, :1], ab], dim=1))
 

@@ -13,7 +13,7 @@ from rsslcli.core.errors import RsslError, TaskError, sanitize
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
-#: The tensors of a state dict that are no parameters: what batch normalisation keeps.
+#: The tensors of a state dict that are no parameters: what batch normalization keeps.
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
@@ -31,7 +31,7 @@ def make_head(name: str, task: Task, features: int) -> nn.Module:
         expect(
             kept == trained,
             "may hold float32 parameters that are trained, none of them twice, and the statistics of batch "
-            "normalisation; register other buffers with persistent=False",
+            "normalization; register other buffers with persistent=False",
         )
     return head
 
@@ -85,7 +85,7 @@ def outputs_of(name: str, task: Task, head: nn.Module, features: Tensor) -> Tens
 
 
 def loss_of(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
-    """`task.loss`, checked to be one that can be minimised.
+    """`task.loss`, checked to be one that can be minimized.
 
     Raises:
         TaskError: it fails or gives no loss, and the task is not one of ours.

@@ -1,4 +1,4 @@
-"""Inpainting (section 3): what was in the centre that is now missing?"""
+"""Inpainting (section 3): what was in the center that is now missing?"""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Inpainting(Task):
         return self.scale * F.mse_loss(outputs, targets)
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The images with their centre filled in."""
+        """The images with their center filled in."""
         filled = inputs.clone()
         filled[_hole(inputs)] = outputs
         return filled

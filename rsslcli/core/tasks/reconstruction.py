@@ -49,7 +49,7 @@ class ImageReconstruction(Task):
 class ImageDeblurring(ImageReconstruction):
     """Reconstruct the image from its blurred version (BIR).
 
-    `sigma` is the standard deviation of the Gaussian blur in pixels: visible, and still recognisable.
+    `sigma` is the standard deviation of the Gaussian blur in pixels: visible, and still recognizable.
     """
 
     sigma: float = 1.5

@@ -1,4 +1,4 @@
-"""Color-channel guessing (section 3): in which of the 3! = 6 orders stand the colour channels?"""
+"""Color-channel guessing (section 3): in which of the 3! = 6 orders stand the color channels?"""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def automl_gradients(
     beta: float,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
-    """One iteration of Algorithm 1 after the warm-up, up to the optimiser: updates λ and sets every `.grad`.
+    """One iteration of Algorithm 1 after the warm-up, up to the optimizer: updates λ and sets every `.grad`.
 
     Args:
         groups: the losses of the training batch. Each needs its own gradient, so a group of m losses costs

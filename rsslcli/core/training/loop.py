@@ -20,9 +20,11 @@ from rsslcli.core.data.store import Dataset, class_balanced_subset
 from rsslcli.core.data.validation import draw_validation_set
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.evaluation.accuracy import clean_images, count_correct
+from rsslcli.core.evaluation.class_names import list_names
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.ranks import World
+from rsslcli.core.run_folder import CHECKPOINT, CONFIG, FINISHED, LOG, METRICS, RunFolder
 from rsslcli.core.runtime import describe_device, resolve_device, set_precision
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.metrics import Metrics
@@ -86,7 +88,7 @@ def train(
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is from before.
         RsslError: a file cannot be written.
     """
-    if (directory / "checkpoint.pt").exists() and not resume:
+    if RunFolder(directory).checkpoint.exists() and not resume:
         raise UserError(f"{directory} holds a run already: add --resume to go on, or choose another --output")
     if not resume:
         check_effective(config)
@@ -138,7 +140,7 @@ class _Run:
         if len(self.clean) > len(labels):  # an epoch is not tested on more images than it trained on
             kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
             self.clean = self.clean[kept]
-        self.checkpoint = directory / "checkpoint.pt"
+        self.checkpoint = RunFolder(directory).checkpoint
         self.step = self._restore() if self.checkpoint.exists() else 0
         self.saved_step = self.step
         self.reported_zero = False
@@ -149,12 +151,12 @@ class _Run:
             metrics, log = None, Path(os.devnull)
             if self.world.is_main:
                 stack.enter_context(locked(self.directory))
-                for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt"):
+                for name in (CONFIG, METRICS, CHECKPOINT):
                     for leftover in self.directory.glob(f".{name}.*.part"):  # of a process that was killed
                         remove(leftover)
-                with replacing(self.directory / "config.yaml") as file:
+                with replacing(self.directory / CONFIG) as file:
                     file.write(config.to_yaml().encode())
-                metrics, log = self.directory / "metrics.jsonl", self.directory / "log.txt"
+                metrics, log = self.directory / METRICS, self.directory / LOG
             self.metrics = stack.enter_context(Metrics(metrics, self.step))
             self.log = stack.enter_context(log.open("ab", buffering=0))
             images, validation = len(trainer.data.labels), len(trainer.data.validation_labels)
@@ -258,7 +260,7 @@ class _Run:
 
     def result(self) -> TrainingResult:
         """What the finished run came to."""
-        self.note("finished")
+        self.note(FINISHED)
         lambdas = dict(zip(self.config.tasks, self.trainer.lambdas.tolist(), strict=True))
         seconds = time.perf_counter() - self.began
         return TrainingResult(
@@ -276,7 +278,7 @@ class _Run:
         try:
             self.log.write(f"{now} {text}\n".encode())
         except OSError as error:
-            raise RsslError(f"cannot write {self.directory / 'log.txt'}: {error.strerror}") from None
+            raise RsslError(f"cannot write {self.directory / LOG}: {error.strerror}") from None
 
     def save(self) -> None:
         """Write the checkpoint; the metrics up to it are on disk before it is."""
@@ -332,6 +334,13 @@ class _Run:
         """Put the checkpoint's state into the trainer and return the number of steps done."""
         saved, trainer = load_checkpoint(self.checkpoint), self.trainer
         now = (self.dataset.train.checksum, self.validation_data, self.excluded)
+        if saved.classes != self.dataset.train.classes:
+            # The same names in another order are other data too: the labels differ.
+            names = (list_names(saved.classes), list_names(self.dataset.train.classes))
+            raise UserError(
+                f"{self.checkpoint} was trained on the classes {names[0]}, and '{self.dataset.name}' has "
+                f"{names[1]} now: prepare the data of before again"
+            )
         if (saved.train_data, saved.validation_data, saved.excluded) != now:
             raise UserError(
                 f"{self.checkpoint} was trained on other data than is prepared now: prepare that data again"

@@ -115,7 +115,7 @@ class MultiTaskNetwork(nn.Module):
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
         """L_main on a validation batch as a function of ψ (Eq. 2).
 
-        The pass normalises with its own batch's statistics and leaves the running ones alone.
+        The pass normalizes with its own batch's statistics and leaves the running ones alone.
         """
 
         def loss(psi: Parameters) -> Tensor:

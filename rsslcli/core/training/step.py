@@ -1,4 +1,4 @@
-"""One training step: a batch, its losses, Algorithm 1, the optimiser."""
+"""One training step: a batch, its losses, Algorithm 1, the optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World
 from rsslcli.core.runtime import derive_seed, seeded_generator
-from rsslcli.core.tasks import build_tasks
+from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
 
@@ -38,7 +38,7 @@ class DeviceData:
 
 
 class Trainer:
-    """What changes from step to step: the network, λ and the optimiser.
+    """What changes from step to step: the network, λ and the optimizer.
 
     Args:
         config: the settings.
@@ -138,7 +138,7 @@ class Trainer:
         )
 
     def gradients(self, chosen: Tensor, *, tune: bool) -> dict[str, Tensor]:
-        """All of a step but the optimiser: sets every `.grad`, and λ where it is tuned.
+        """All of a step but the optimizer: sets every `.grad`, and λ where it is tuned.
 
         A CUDA graph can hold it: it is the same operations on the same shapes each time, and what changes
         from step to step stands in tensors (`rate`, `chosen`) and in the state of `generator`.

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rsslcli.core.files import quietly
+from rsslcli.core.run_folder import TENSORBOARD
 from rsslcli.core.training.events import EpochDone, Event, Started, StepsDone
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class TensorBoardWriter:
                 from torch.utils.tensorboard import SummaryWriter
 
                 # TensorBoard takes no notice of older events from this step on.
-                self._writer = SummaryWriter(event.directory / "tensorboard", purge_step=event.step + 1)
+                self._writer = SummaryWriter(event.directory / TENSORBOARD, purge_step=event.step + 1)
         elif isinstance(event, StepsDone):
             self._write(
                 {key: value for key, value in event.record.items() if key not in {"step", "epoch"}},

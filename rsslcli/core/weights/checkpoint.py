@@ -36,7 +36,7 @@ class Checkpoint:
         step: steps done.
         classifier: state dict of the WideResNet, whose names are those of the public WRN checkpoints.
         heads: state dict of the tasks' heads.
-        optimizer: state dict of the optimiser.
+        optimizer: state dict of the optimizer.
         lambdas: float (k,), in the order of `config.tasks`.
         excluded: indices of the source images that tuned λ; no evaluation may use them.
         train_data, validation_data: what the run trained on and tuned λ on (checksums).
@@ -98,15 +98,15 @@ def load_classifier(
 
     Args:
         path: the file, of torch.save or safetensors, or the run directory that holds it.
-        normalization: how a state dict's input is normalised: a name of `NORMALIZATIONS`, or means and
+        normalization: how a state dict's input is normalized: a name of `NORMALIZATIONS`, or means and
             standard deviations as "R,G,B/R,G,B". By default what the file says, or else "half".
-        note: told, a line each, what a person should know: what was not used, how the input is normalised.
+        note: told, a line each, what a person should know: what was not used, how the input is normalized.
 
     Returns:
         The network in evaluation mode, and the checkpoint where the file is one of `rssl`.
 
     Raises:
-        UserError: no such file, a file of another kind, or a damaged one; a normalisation that the file
+        UserError: no such file, a file of another kind, or a damaged one; a normalization that the file
             contradicts.
     """
     wanted = None if normalization is None else parse_normalization(normalization)
@@ -114,7 +114,7 @@ def load_classifier(
     content = read_tensors(path)
     if _is_ours(content):
         if wanted not in (None, HALF):
-            raise UserError(f"{path} is a checkpoint of rssl, whose normalisation is known: leave it out")
+            raise UserError(f"{path} is a checkpoint of rssl, whose normalization is known: leave it out")
         checkpoint, network = _checkpoint(path, content)
         return checkpoint.describe(network), checkpoint
     try:
@@ -128,15 +128,15 @@ def load_classifier(
     variant = note_on_variant(network.state_dict())
     own = found.normalization if found else None
     if wanted and own and not torch.allclose(torch.tensor(wanted), torch.tensor(own), atol=1e-3):
-        raise UserError(f"{path} says how its input is normalised, which is otherwise: leave it out")
+        raise UserError(f"{path} says how its input is normalized, which is otherwise: leave it out")
     for text in (*(found.notes if found else ()), *([variant] if variant else [])):
         note(f"{path}: {text}")
     if own:
         shown = " / ".join(", ".join(f"{number:.4g}" for number in numbers) for numbers in own)
-        note(f"{path}: its input is normalised as the file says, by mean / standard deviation {shown}")
+        note(f"{path}: its input is normalized as the file says, by mean / standard deviation {shown}")
     elif wanted is None:
         note(
-            f"{path} does not say how its input is normalised: taken as x·2 - 1; if it was trained with "
+            f"{path} does not say how its input is normalized: taken as x·2 - 1; if it was trained with "
             "another normalization, name that one, or the accuracy comes out too low"
         )
     mean, std = own or wanted or HALF
@@ -188,7 +188,7 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Wid
         if not name.endswith(_BUFFERS)
     ]
     if not _fits_weights(values["optimizer"], weights):
-        raise UserError(f"{path} is a damaged checkpoint: the optimiser's state is not of its weights")
+        raise UserError(f"{path} is a damaged checkpoint: the optimizer's state is not of its weights")
     return Checkpoint(**values), network
 
 
@@ -248,7 +248,7 @@ def _check_finite(path: Path, name: str, value: Any) -> None:
 
 
 def _fits_weights(optimizer: Mapping[Any, Any], weights: list[Tensor]) -> bool:
-    """Whether `optimizer` can be the state dict of an optimiser of these weights, in this order."""
+    """Whether `optimizer` can be the state dict of an optimizer of these weights, in this order."""
     state, groups = optimizer.get("state"), optimizer.get("param_groups")
     return (
         isinstance(state, dict)

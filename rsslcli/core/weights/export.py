@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.evaluation.class_names import carried_names, check_names
 from rsslcli.core.files import quietly, replacing
 
 SUFFIXES = (".onnx", ".pt2")
@@ -63,17 +64,18 @@ def export_classifier(
     """Write `network` to `path`, as ONNX or as a torch.export program by its suffix, .onnx or .pt2.
 
     The program takes `images`, float32 (N, 3, 32, 32) in [0, 1] with any N, and gives `scores`, float32
-    (N, classes); the normalisation is inside. Before the file is written it is run, on random images, and
+    (N, classes); the normalization is inside. Before the file is written it is run, on random images, and
     compared with `network`; ONNX only where onnxruntime is installed.
 
     Args:
         network: maps such images to such scores; it is put into evaluation mode.
         path: the file.
-        classes: names, in the order of the scores; they go into the file's metadata.
+        classes: names, in the order of the scores; they go into the file's metadata. By default those that
+            a network of ours in `network` carries, such as a `Classifier`'s.
         about: what else its metadata shall say.
 
     Raises:
-        UserError: as `check_export`.
+        UserError: as `check_export`; or there is not one name, of its own, for each score.
         RsslError: the program cannot be made, or computes other scores; nothing is written.
     """
     path = Path(path)
@@ -83,9 +85,13 @@ def export_classifier(
         "output": "scores",
         **(about or {}),
     }
-    if classes is not None:
-        described["classes"] = json.dumps(list(classes), ensure_ascii=False)
     network = network.eval()
+    outputs = _outputs(network, path)
+    if classes is None:
+        classes = carried_names(network, outputs) or None
+    if classes is not None:
+        check_names(classes, outputs)
+        described["classes"] = json.dumps(list(classes), ensure_ascii=False)
     with _silence():
         try:
             data, run = (_onnx if path.suffix == ".onnx" else _torch_export)(network, described)
@@ -144,6 +150,15 @@ def _any_batch() -> dict[str, dict[int, Any]]:
 def _images(count: int) -> Tensor:
     random = np.random.default_rng(count)
     return torch.from_numpy(random.random((count, 3, 32, 32), np.float32))
+
+
+def _outputs(network: nn.Module, path: Path) -> int:
+    """How many scores the network gives an image."""
+    try:
+        with torch.inference_mode():
+            return int(network(_images(1)).shape[1])
+    except Exception as error:  # whatever a network of the user's own raises
+        raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
 
 
 def _difference(network: nn.Module, run: Run) -> float:

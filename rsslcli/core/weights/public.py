@@ -15,7 +15,7 @@ from rsslcli.core.networks.normalization import Normalization, check_normalizati
 _FIRST, _LAST = "block1.layer.0.conv1.weight", "fc.weight"
 #: The parts of a WideResNet. What else stands inside them would change what it computes, and is refused.
 _PARTS = ("conv1", "block1", "block2", "block3", "bn1", "fc")
-#: What the buffers of a normalisation are called: RobustBench's, usual wrappers', the robustness library's.
+#: What the buffers of a normalization are called: RobustBench's, usual wrappers', the robustness library's.
 _DEVIATION_OF = {"mu": "sigma", "mean": "std", "new_mean": "new_std"}
 _MAX_DEPTH = 2  # {"model": {"state_dict": {…}}}
 _MAX_NAMED = 12  # things that one note names
@@ -27,7 +27,7 @@ class FoundWeights:
 
     Attributes:
         state: by the names of our own WideResNet.
-        normalization: what the file says of the input's normalisation; None where it says nothing.
+        normalization: what the file says of the input's normalization; None where it says nothing.
         notes: what a person should know: which weights were taken where there are several, what is not used.
     """
 
@@ -41,10 +41,10 @@ def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
 
     It may be the whole content or stand under a key such as "state_dict" or "model", and its names may begin
     with what wrappers put there, such as "module." or "_orig_mod.", once or repeatedly. Heads of other tasks,
-    optimiser states, numbers and texts may stand beside it.
+    optimizer states, numbers and texts may stand beside it.
 
     Raises:
-        UserError: its buffers of a normalisation are no such.
+        UserError: its buffers of a normalization are no such.
     """
     networks = list(_networks(content))
     if not networks:

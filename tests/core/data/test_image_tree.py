@@ -288,6 +288,29 @@ def test_a_name_of_a_million_folders_takes_no_time(tmp_path: Path) -> None:
     assert "1 in all" in told(path)[-1]
 
 
+def test_classes_one_folder_too_high_are_told(tmp_path: Path) -> None:
+    doubt = "if those are the classes, or splits, arrange the images as train/<class>/*"
+    years = [f"{split}/{year}/" for split in ("train", "test") for year in (2023, 2024)]
+    above = write(tmp_path / "above", *(name for year in years for name in classes(year)))
+    assert f"the classes are 2023, 2024, and in all of their folders are folders named ant, bee: {doubt}" in (
+        "\n".join(told(above))
+    )
+    covered = [f"{year}/{name}" for year in (2023, 2024) for name in ("cover.png", *classes())]
+    assert f"folders named ant, bee: {doubt}" in "\n".join(told(write(tmp_path / "covered", *covered)))
+    # Folders that classes have by chance, or one in common, are their own matter.
+    own = [f"train/{name}/{part}/{i}.png" for name, part in ("ax", "ay", "bx", "bz") for i in range(3)]
+    own += classes("test/", names=("a", "b"))
+    assert doubt not in "\n".join(told(write(tmp_path / "own", *own)))
+
+
+def test_numbers_that_sort_as_text_are_told(tmp_path: Path) -> None:
+    numbers = classes(names=tuple(map(str, range(12))))
+    (note,) = (text for text in told(write(tmp_path / "text", *numbers)) if "sort as text" in text)
+    assert "label 2 is class '10'" in note
+    padded = classes(names=tuple(f"{number:02}" for number in range(12)))
+    assert "sort as text" not in "".join(told(write(tmp_path / "padded", *padded)))
+
+
 def test_names_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_NAME_BYTES", 2**20)
     path = tmp_path / "t.tar.gz"

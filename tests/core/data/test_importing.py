@@ -425,6 +425,38 @@ def imported(source: Path, target: Path, test: Split) -> str:
     return notes[0]
 
 
+def doubts(source: Path, target: Path, test: Split) -> list[str]:
+    """What is said of the set beside its labels."""
+    notes: list[str] = []
+    import_corrupted(source, target, test=test, note=notes.append)
+    return [text.replace(str(source), "SOURCE") for text in notes[1:]]
+
+
+def test_cells_of_clean_images_are_told_whatever_their_order(source: Path, target: Path, test: Split) -> None:
+    assert doubts(source, target, test) == []
+    blocks = np.load(source / "fog.npy").reshape(5, COUNT, 32, 32, 3)
+    blocks[1] = test.images
+    np.save(source / "fog.npy", blocks.reshape(-1, 32, 32, 3))
+    told = "not corrupted in SOURCE: most images are the clean ones, pixel for pixel, in fog at severity 2"
+    assert doubts(source, target, test) == [told]
+    mirrored = make_split(test.images[::-1], test.labels[::-1], test.classes)
+    assert doubts(source, target, mirrored) == [told]
+    np.save(source / "fog.npy", np.tile(test.images, (5, 1, 1, 1)))
+    (note,) = doubts(source, target, test)
+    assert note.endswith(
+        "in fog at severity 1, fog at severity 2, fog at severity 3, fog at severity 4, fog at severity 5"
+    )
+
+
+def test_severities_in_reverse_order_are_told(source: Path, target: Path, test: Split) -> None:
+    for count, name in enumerate(NAMES[:2], start=1):
+        blocks = np.load(source / f"{name}.npy").reshape(5, COUNT, 32, 32, 3)[::-1]
+        np.save(source / f"{name}.npy", np.ascontiguousarray(blocks).reshape(-1, 32, 32, 3))
+        notes = doubts(source, target, test)
+        assert len(notes) == (count == 2)
+    assert notes[0].startswith("the severities in SOURCE seem to be in reverse order: in 2 of 3 corruptions")
+
+
 @pytest.mark.parametrize("clean", [slice(None), slice(None, None, -1), slice(20), slice(5, 50)])
 def test_right_labels_are_confirmed_whatever_the_order_of_the_images(
     source: Path, target: Path, test: Split, clean: slice
@@ -555,7 +587,9 @@ def test_real_images_confirm_the_labels_of_the_original_corruptions(tmp_path: Pa
                 write_blocks(tmp_path / "c" / f"{name}.npy", golden[name])
     np.save(tmp_path / "c" / "labels.npy", np.tile(labels, 5))
     assert len(open_corrupted(tmp_path / "c", "cifar10").names) == 19
-    assert imported(tmp_path / "c", target, make_split(*tree)).endswith("9 = 'truck'; the test images agree")
+    assert imported(tmp_path / "c", target, make_split(*tree[:3])).endswith(
+        "9 = 'truck'; the test images agree"
+    )
     # As folders 1 to 10, which sort as words.
     numbers = np.array([NUMBERS.index(str(label + 1)) for label in range(10)])
     numbered = make_split(tree.images, numbers[tree.labels], NUMBERS)

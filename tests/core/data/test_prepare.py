@@ -12,9 +12,10 @@ from rsslcli.core.data import cifar, shapes
 from rsslcli.core.data import prepare as module
 from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
 from rsslcli.core.data.decoding import ImageError
+from rsslcli.core.data.loading import load_corrupted
 from rsslcli.core.data.prepare import Prepared, prepare
 from rsslcli.core.data.store import Arrays, load_dataset, prepared_datasets
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import StaleCorruptionsError, UserError
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_shapes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(split.labels) for split in (limited.dataset.train, limited.dataset.test)] == [40, 30]
     assert_idempotent(lambda: prepare("shapes", data, limit=40), data)
     assert_idempotent(lambda: prepare("shapes", data), data)  # asked for nothing in particular
-    with pytest.raises(UserError, match="takes no --source"):
+    with pytest.raises(UserError, match="takes no `source`"):
         prepare("shapes", data, source=data)
 
 
@@ -231,6 +232,47 @@ def test_record_is_small_and_plain(tree: Path, data: Path) -> None:
     assert (record["train"], record["test"]) == (dataset.train.checksum, dataset.test.checksum)
 
 
+def test_test_images_that_are_training_images_too_are_told_and_recorded(tree: Path, data: Path) -> None:
+    (tree / "test" / "bee" / "copy.png").write_bytes((tree / "train" / "bee" / "2.png").read_bytes())
+    Image.open(tree / "train" / "cow" / "0.png").save(tree / "test" / "cow" / "copy.bmp")
+    prepared = prepare("folder", data, source=tree)
+    assert prepared.notes == (
+        "test images that are training images too, pixel for pixel at 32x32: 2 in all, "
+        "e.g. 'test/bee/copy.png' = 'train/bee/2.png': the accuracy on them flatters; "
+        "remove them from one of the splits",
+    )
+    record = json.loads((data / "folder" / "prepared.json").read_text())
+    assert record["test_in_training"] == 2
+    assert record["test_in_training_examples"][1] == "'test/cow/copy.bmp' = 'train/cow/0.png'"
+    assert "contradicting" not in record
+    assert prepare("folder", data).notes == prepare("folder", data, source=tree).notes == prepared.notes
+
+
+def test_the_same_image_in_two_classes_is_told_and_recorded(tree: Path, data: Path) -> None:
+    (tree / "train" / "bee" / "copy.png").write_bytes((tree / "train" / "ant" / "2.png").read_bytes())
+    (tree / "train" / "bee" / "again.png").write_bytes((tree / "train" / "ant" / "2.png").read_bytes())
+    (tree / "test" / "cow" / "twice.png").write_bytes((tree / "test" / "cow" / "0.png").read_bytes())
+    prepared = prepare("folder", data, source=tree)
+    assert prepared.notes == (
+        "images with the same pixels as an image of another class: 3 in all, "
+        "e.g. 'train/ant/2.png' = 'train/bee/again.png': only one of the classes can be right",
+    )
+    assert json.loads((data / "folder" / "prepared.json").read_text())["contradicting"] == 3
+    assert prepare("folder", data).notes == prepared.notes
+
+
+def test_copies_in_the_official_files_are_named_by_their_numbers(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    labels, classes = np.arange(20) % 10, tuple("abcdefghij")
+    splits = Arrays(images, labels, classes), Arrays(images[[7, 7]], np.array([7, 8]), classes)
+    monkeypatch.setattr(cifar, "read_cifar", lambda *_: splits)
+    first, second = prepare("cifar10", data).notes
+    assert "2 in all, e.g. test image 0 (h) = training image 7 (h)" in first
+    assert "3 in all, e.g. training image 7 (h) = test image 1 (i)" in second
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -244,8 +286,10 @@ def test_record_is_small_and_plain(tree: Path, data: Path) -> None:
         json.dumps({"kind": "image folder", "damaged": -1, "damaged_examples": 5}),
         json.dumps({"kind": "image folder", "damaged": 10**30, "damaged_examples": ["\x1b[31m"]}),
         json.dumps({"kind": "image folder", "damaged": 2, "damaged_examples": [["\x1b[31m"]]}),
+        json.dumps({"kind": "image folder", "contradicting": 9, "contradicting_examples": ["\n\x1b{count}"]}),
+        json.dumps({"kind": "image folder", "contradicting": "9", "test_in_training": -1}),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_damaged_record(tree: Path, data: Path, record: str) -> None:
     """What is shown of it is printable, and it costs no more than preparing the data set again."""
@@ -301,3 +345,21 @@ def test_a_folder_without_images_says_what_it_holds(data: Path, tmp_path: Path) 
         f"{tmp_path / 'phone'} is not a source of images: found only .HEIC files, e.g. 'cat/IMG_1.HEIC': "
         "convert them to JPEG or PNG"
     )
+
+
+def test_a_set_imported_before_records_named_its_images_is_refused_once_they_change(
+    tree: Path, data: Path
+) -> None:
+    prepared = prepare("folder", data, source=tree)
+    folder = prepared.dataset.corrupted_folder
+    folder.mkdir()
+    labels = prepared.dataset.test.labels
+    np.save(folder / "fog.npy", np.zeros((5 * len(labels), 32, 32, 3), np.uint8))
+    np.save(folder / "labels.npy", np.tile(labels, 5))
+    load_corrupted(prepared.dataset)
+    other = prepare("folder", data, source=tree, limit=6)
+    assert other.stale_corruptions
+    with pytest.raises(StaleCorruptionsError):
+        load_corrupted(other.dataset)
+    assert prepare("folder", data, source=tree, limit=6).stale_corruptions
+    assert not prepare("folder", data, source=tree).stale_corruptions

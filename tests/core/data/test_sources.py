@@ -416,6 +416,17 @@ def test_other_formats_frames_and_orientation(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [32, 50])
+@pytest.mark.parametrize("value", [65_536, -1])
+def test_32_bit_pixels_beyond_16_bits_are_refused_not_clipped(size: int, value: int) -> None:
+    pixels = np.full((size, size), 40_000, np.int32)
+    fits, _ = decoding.decode(io.BytesIO(encoded(Image.fromarray(pixels), "TIFF")), "name", resize=True)
+    assert (fits == 40_000 >> 8).all()
+    pixels[size // 2, size // 2] = value
+    with pytest.raises(UserError, match="outside 0 to 65535 have no known range"):
+        decoding.decode(io.BytesIO(encoded(Image.fromarray(pixels), "TIFF")), "name", resize=True)
+
+
 def photo(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     """Sky above ground, with a red disc a quarter as wide as the centre square, in its middle."""
     width, height = size
@@ -755,7 +766,7 @@ def test_failed_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise urllib.error.URLError("no\nroute")
 
     monkeypatch.setattr("urllib.request.urlopen", no_connection)
-    with pytest.raises(RsslError, match=r"cannot download https://.*--source") as caught:
+    with pytest.raises(RsslError, match=r"cannot download https://.*`source`") as caught:
         read_cifar("cifar10", None, tmp_path)
     assert caught.value.exit_code == 1
     assert str(caught.value).isprintable()

@@ -440,3 +440,14 @@ def test_refuses(network: WideResNet, test_split: Split, tmp_path: Path) -> None
         evaluate(network, test_split, corrupted, device=CPU, corruptions=["frost"])
     with pytest.raises(UserError, match="no image is left"):
         evaluate(network, test_split, corrupted, device=CPU, excluded=range(COUNT))
+
+
+def test_corrupted_images_that_are_the_clean_ones_are_noted(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog", "snow"), test_split.labels[:COUNT])
+    assert evaluate(network, test_split, corrupted, device=CPU).notes == ()
+    np.save(tmp_path / "c" / "snow.npy", np.tile(test_split.images[:COUNT], (5, 1, 1, 1)))
+    found = evaluate(network, test_split, open_corrupted(tmp_path / "c", "toy"), device=CPU, notes=["one"])
+    assert found.notes[0] == "one"
+    assert "are the clean ones, pixel for pixel, in snow at severity 1, snow at" in found.notes[1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core.errors import UserError
-from rsslcli.core.evaluation.class_names import CIFAR10, match_classes
+from rsslcli.core.evaluation.class_names import CIFAR10, carried_names, match_classes
 from rsslcli.core.networks.wide_resnet import WideResNet
 
 
@@ -43,15 +43,53 @@ def test_other_names_are_refused_and_both_lists_shown(
     message = str(caught.value)
     assert f"tells apart {', '.join(map(repr, scored))}, " in message
     assert f"'mine' has {', '.join(map(repr, classes))}: " in message
-    assert "`classes_by_position`" in message
+    assert ("`classes_by_position`" in message) == (len(scored) == len(classes))
 
 
 def test_long_lists_are_cut_in_messages() -> None:
     names = [f"class {number:03}" for number in range(100)]
     with pytest.raises(UserError) as caught:
         match_classes(names, 100, [*names[1:], "other"], "mine")
-    assert str(caught.value).count("… (100 classes)") == 2
-    assert "class 050" not in str(caught.value)
+    message = str(caught.value)
+    assert message.count("… (100 classes)") == 2
+    assert "class 050" not in message
+
+
+def test_of_long_lists_those_names_are_shown_that_differ() -> None:
+    names = [f"class {number:03}" for number in range(100)]
+    with pytest.raises(UserError, match=r"tells apart 'class 057', .* but 'mine' has 'changed', "):
+        match_classes(names, 100, [*names[:57], "changed", *names[58:]], "mine")
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("cat", "cat", "dog"), ("cat", "dog", "dog", "ship")])
+def test_every_score_needs_a_name_of_its_own(names: tuple[str, ...]) -> None:
+    """With two of three scores named, or two named alike, some score would count for no class, unseen."""
+    with pytest.raises(UserError, match="the classifier gives 3 scores, and its class names are 'cat', "):
+        match_classes(names, 3, tuple(dict.fromkeys(names)), "mine")
+
+
+def test_the_two_spellings_of_a_name_are_one() -> None:
+    """A file system may keep é as one character or as two."""
+    assert match_classes(("caf\u0065\u0301", "bar"), 2, ("bar", "caf\u00e9"), "mine") == (1, 0)
+
+
+def carrying(names: tuple[str, ...], outputs: int) -> WideResNet:
+    network = WideResNet(10, 1, outputs)
+    network.classes = names
+    return network
+
+
+def test_a_model_of_classifiers_that_differ_has_no_names_to_go_by() -> None:
+    one, same, turned = (carrying(names, 10) for names in (CIFAR10, CIFAR10, CIFAR10[::-1]))
+    assert carried_names(Ensemble(one, same), 10) == CIFAR10
+    for other in (turned, WideResNet(10, 1)):
+        with pytest.raises(UserError, match=r"several classifiers, whose class names are .*`classes`"):
+            carried_names(Ensemble(one, other), 10)
+
+
+def test_the_scores_of_a_new_head_have_no_names() -> None:
+    model = nn.Sequential(carrying(CIFAR10, 10), nn.Linear(10, 4))
+    assert carried_names(model, 4) == ()
 
 
 def test_by_position_takes_the_scores_as_they_come_and_says_so() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rsslcli.core.errors import UserError
 from rsslcli.core.networks.batch_norm import BatchNorm2d, keep_running_statistics
 from rsslcli.core.networks.wide_resnet import WideResNet, initialize
-from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.tasks.registry import TASKS, build_tasks
 
 
 def expected_shapes(depth: int, width: int, classes: int) -> dict[str, tuple[int, ...]]:

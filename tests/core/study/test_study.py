@@ -97,9 +97,9 @@ def test_options_of_a_study(tmp_path: Path) -> None:
     assert {cell.config.dataset for cell in plan("quick", tmp_path, dataset="x")} == {"x"}
     with pytest.raises(UserError, match="unknown preset 'papr': did you mean 'paper'"):
         plan("papr", tmp_path)
-    with pytest.raises(UserError, match="--seeds 0"):
+    with pytest.raises(UserError, match="`seeds` 0"):
         plan("paper", tmp_path, seeds=0)
-    with pytest.raises(UserError, match="--add-task ir: the study has that task"):
+    with pytest.raises(UserError, match="`add_task` ir: the study has that task"):
         plan("paper", tmp_path, add_tasks=["ir"])
 
 
@@ -152,7 +152,7 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     assert cell.status() == "done"
     os.utime(run / "checkpoint.pt", (time.time() + 9, time.time() + 9))  # trained on after the evaluation
     assert cell.status() == "begun"
-    cell.failure.write_text("no luck")
+    cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
     (run / "config.yaml").write_text(cell.config.to_yaml().replace("epochs: 6", "epochs: 7"))
     with pytest.raises(UserError, match="is of another study, with another epochs"):
@@ -197,19 +197,19 @@ def test_events_tell_how_far_training_and_evaluation_are(
 
 def test_added_rows_and_seeds_stay_without_the_options_that_added_them(tmp_path: Path) -> None:
     """Also where this process does not know the tasks; what is not done then needs their file."""
-    from rsslcli.core.tasks import own
+    from rsslcli.core.tasks import registry
 
-    own.load_task_file(FLIP)
+    registry.load_task_file(FLIP)
     first = plan("quick", tmp_path, seeds=2, add_tasks=["flip"])
     save_plan(first)
-    own._registered.clear()
+    registry._registered.clear()
     again = plan("quick", tmp_path)
     assert [(cell.number, cell.name, cell.config) for cell in again] == [
         (cell.number, cell.name, cell.config) for cell in first
     ]
     assert {"flip-s0", "automl-flip-s1"} <= {cell.name for cell in again}
     flip = choose(again, ["flip"])[0]
-    with pytest.raises(UserError, match=r"flip-s0 is not done: unknown task 'flip'.*needs --task-file"):
+    with pytest.raises(UserError, match=r"flip-s0 is not done: unknown task 'flip'.*`task_file`"):
         flip.check_can_run()
     flip.directory.mkdir()
     (flip.directory / "config.yaml").write_text(flip.config.to_yaml())
@@ -221,7 +221,7 @@ def test_added_rows_and_seeds_stay_without_the_options_that_added_them(tmp_path:
 
 
 def test_a_study_grows_and_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rsslcli.core.tasks.own._registered", {"flip": object, "turn": object})
+    monkeypatch.setattr("rsslcli.core.tasks.registry._registered", {"flip": object, "turn": object})
     save_plan(plan("quick", tmp_path, add_tasks=["flip"]))
     save_plan(plan("quick", tmp_path, add_tasks=["turn"], seeds=3))
     save_plan(plan("quick", tmp_path, add_tasks=["flip"], seeds=1))

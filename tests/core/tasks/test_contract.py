@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from rsslcli.core.errors import TaskError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.tasks import TASKS, build_tasks
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.check import check_task
+from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 
 HERE = Path(__file__).name

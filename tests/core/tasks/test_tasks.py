@@ -21,13 +21,13 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor
 
-from rsslcli.core import tasks as registry
 from rsslcli.core.errors import UserError
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.tasks import TASKS, build_tasks, check_task_names
+from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.color import lab_to_rgb, rgb_to_lab
 from rsslcli.core.tasks.reconstruction import gaussian_blur
+from rsslcli.core.tasks.registry import TASKS, build_tasks, check_task_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -501,7 +501,12 @@ def test_a_new_task_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 def test_names_options_and_help_need_no_torch() -> None:
     """What `rssl --help` imports stays fast: none of it imports torch, NumPy's heavy company included."""
-    modules = ["rsslcli.core.tasks", "rsslcli.core.config", "rsslcli.core.corruptions.names", "rsslcli.app"]
+    modules = [
+        "rsslcli.core.tasks.registry",
+        "rsslcli.core.config",
+        "rsslcli.core.corruptions.names",
+        "rsslcli.app",
+    ]
     code = (
         "import sys\nfor name in sys.argv[1:]:\n __import__(name)\n assert 'torch' not in sys.modules, name"
     )

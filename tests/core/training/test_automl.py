@@ -15,7 +15,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.data.augment import pad_images, to_float
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.training.step import DeviceData, Trainer

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.tasks import TASKS, build_tasks
+from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.automl import MAIN
 from rsslcli.core.training.multitask import MultiTaskNetwork
 

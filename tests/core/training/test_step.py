@@ -19,7 +19,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.data.augment import pad_images
 from rsslcli.core.errors import UserError
 from rsslcli.core.ranks import World
-from rsslcli.core.tasks import TASKS
+from rsslcli.core.tasks.registry import TASKS
 from rsslcli.core.training.step import DeviceData, Trainer
 
 

@@ -31,7 +31,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.wide_resnet import WideResNet
-from rsslcli.core.tasks import build_tasks
+from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import (
     FORMAT,
@@ -633,14 +633,14 @@ def test_nan_in_a_plain_state_dict(tmp_path: Path) -> None:
         ("classifier", {"fc.weight": torch.ones(3, 64).bool()}, "'classifier' is missing or of the wrong"),
         ("classifier", {"block2.layer.0.conv2.weight": torch.ones(32, 31, 3, 3)}, "has another shape"),
         ("classifier", {"\x1b[31m": torch.ones(1)}, "Unexpected key"),
-        ("heads", {"rotation.bias": torch.ones(5)}, "the optimiser's state is not of its weights"),
-        ("heads", {"rotation.weight": torch.ones(5)}, "the optimiser's state is not of its weights"),
-        ("optimizer", {"state": {10**6: {}}}, "the optimiser's state is not of its weights"),
-        ("optimizer", {"state": {0: {"momentum_buffer": torch.ones(2)}}}, "the optimiser's state is not"),
-        ("optimizer", {"state": {0: {"momentum_buffer": "x"}}}, "the optimiser's state is not"),
-        ("optimizer", {"state": [1]}, "the optimiser's state is not of its weights"),
-        ("optimizer", {"param_groups": []}, "the optimiser's state is not of its weights"),
-        ("optimizer", {"param_groups": [{"params": [0]}]}, "the optimiser's state is not of its weights"),
+        ("heads", {"rotation.bias": torch.ones(5)}, "the optimizer's state is not of its weights"),
+        ("heads", {"rotation.weight": torch.ones(5)}, "the optimizer's state is not of its weights"),
+        ("optimizer", {"state": {10**6: {}}}, "the optimizer's state is not of its weights"),
+        ("optimizer", {"state": {0: {"momentum_buffer": torch.ones(2)}}}, "the optimizer's state is not"),
+        ("optimizer", {"state": {0: {"momentum_buffer": "x"}}}, "the optimizer's state is not"),
+        ("optimizer", {"state": [1]}, "the optimizer's state is not of its weights"),
+        ("optimizer", {"param_groups": []}, "the optimizer's state is not of its weights"),
+        ("optimizer", {"param_groups": [{"params": [0]}]}, "the optimizer's state is not of its weights"),
         ("excluded", [2**63], "'excluded' is missing or of the wrong kind"),
         ("step", 10**400, "'step' is missing or of the wrong kind"),
         ("version", torch.ones(40, 40), "has checkpoint version"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import rsslcli
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights import export
@@ -44,6 +45,22 @@ def test_torch_export(network: WideResNet, tmp_path: Path, capfd: pytest.Capture
         torch.testing.assert_close(program(images), network(images), rtol=1e-5, atol=1e-5)
     assert [file.name for file in path.parent.iterdir()] == ["model.pt2"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_classifier_is_exported_with_the_names_it_carries(tmp_path: Path) -> None:
+    classifier = rsslcli.Classifier(WideResNet(10, 1, 3), ("cat", "dog", "ship"))
+    for model in (classifier, classifier.network):
+        export_classifier(model, tmp_path / "model.pt2")
+        described = {DESCRIPTION: ""}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.load(tmp_path / "model.pt2", extra_files=described)
+        assert json.loads(json.loads(described[DESCRIPTION])["classes"]) == ["cat", "dog", "ship"]
+    with pytest.raises(
+        UserError, match="the classifier gives 3 scores, and its class names are 'cat', 'dog'"
+    ):
+        export_classifier(classifier, tmp_path / "other.pt2", classes=["cat", "dog"])
+    assert not (tmp_path / "other.pt2").exists()
 
 
 def test_onnx(network: WideResNet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ HEAD = {"weight": torch.ones(4, 64), "bias": torch.ones(4)}
 SUB_BLOCK = {f"sub_{name}": value for name, value in STATE.items() if name.startswith("block1.")}
 LOST = "not part of the WideResNet, and not used: "
 
-#: What a file holds; the note on what is not used; whether it says how its input is normalised.
+#: What a file holds; the note on what is not used; whether it says how its input is normalized.
 FILES: dict[str, tuple[Any, str, bool]] = {
     # WideResNet-pytorch, and the hub of models trained by it
     "plain": (STATE, "", False),
@@ -249,7 +249,7 @@ def test_normalization_by_name_and_by_numbers(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="normalization"):
             load_classifier(tmp_path / "w.pt", normalization=wrong)
     torch.save(STATE | buffers("mu", "sigma"), tmp_path / "w.pt")
-    with pytest.raises(UserError, match="says how its input is normalised, which is otherwise"):
+    with pytest.raises(UserError, match="says how its input is normalized, which is otherwise"):
         load_classifier(tmp_path / "w.pt", normalization="half")
 
 

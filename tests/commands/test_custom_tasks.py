@@ -1,4 +1,4 @@
-"""A task of one's own through the commands, and pictures of what a network says."""
+"""A custom task through the commands, and pictures of what a network says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 from helpers import TINY, Here
 from PIL import Image
 
-from rsslcli.core.tasks import own
+from rsslcli.core.tasks import registry
 from rsslcli.core.weights.checkpoint import load_checkpoint
 
 FLIP = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
@@ -16,8 +16,8 @@ FLIP = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
 
 def forget() -> None:
     """Go on as in another process, which knows only our tasks."""
-    own._registered.clear()
-    own._files.clear()
+    registry._registered.clear()
+    registry._files.clear()
 
 
 def test_the_example_in_docs_trains_and_only_what_runs_the_task_needs_its_file(
@@ -27,7 +27,7 @@ def test_the_example_in_docs_trains_and_only_what_runs_the_task_needs_its_file(
         "{validation_images: 10, warmup_epochs: 0, task_options: {flip: {scale: 2}}}"
     )
     train = f"train-automl --tasks rotation,flip --config own.yaml {TINY} --epochs 1 --output own"
-    unknown = r"unknown task 'flip'.*a task of your own needs --task-file"
+    unknown = r"unknown task 'flip'.*--task-file"
     here.refuse(train, unknown)
     assert not (home / "own").exists()
     code, out, err = here(f"{train} --task-file {FLIP}")

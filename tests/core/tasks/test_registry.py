@@ -1,4 +1,4 @@
-"""Tasks of one's own: from a file, a package or Python, and what is refused, in one line."""
+"""The registry: custom tasks from a file, a package or Python, and the one-line refusals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 
 from rsslcli.core.config import Config, make_config
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks import TASKS, build_tasks, check_task_names, own
+from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.check import check_task
+from rsslcli.core.tasks.registry import TASKS, build_tasks, check_task_names
 
 FLIP = Path(__file__).parents[3] / "docs" / "examples" / "flip.py"
 HEAD = "from dataclasses import dataclass, field\nfrom rsslcli.core.tasks.base import Task\n"
@@ -22,9 +23,9 @@ METHODS = "    def head(self, f): ...\n    def transform(self, i, r): ...\n    d
 
 @pytest.fixture(autouse=True)
 def packages_are_looked_up_anew() -> Iterator[None]:
-    own._installed.cache_clear()
+    registry._installed.cache_clear()
     yield
-    own._installed.cache_clear()
+    registry._installed.cache_clear()
 
 
 def written(folder: Path, text: str, name: str = "my.py") -> Path:
@@ -35,18 +36,18 @@ def written(folder: Path, text: str, name: str = "my.py") -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        own.load_task_file(path)
+        registry.load_task_file(path)
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).isprintable()
-    assert own.names() == [], "what is refused leaves nothing behind"
+    assert registry.custom_tasks() == [], "what is refused leaves nothing behind"
     return str(caught.value)
 
 
 def test_a_file_makes_its_tasks_known_in_this_process() -> None:
-    with pytest.raises(UserError, match=r"unknown task 'flip'.*--task-file"):
+    with pytest.raises(UserError, match=r"unknown task 'flip'.*`task_file`"):
         make_config(overrides={"tasks": ["flip"]})
     before = sorted(FLIP.parent.iterdir())
-    assert own.load_task_file(FLIP) == own.load_task_file(FLIP) == ["flip"]
+    assert registry.load_task_file(FLIP) == registry.load_task_file(FLIP) == ["flip"]
     assert sorted(FLIP.parent.iterdir()) == before, "nothing is written beside the file"
     config = make_config(overrides={"tasks": ["rotation", "flip"], "task_options": {"flip": {"scale": 2}}})
     flip = build_tasks(config.tasks, config.task_options)["flip"]
@@ -66,7 +67,7 @@ def test_several_classes_bases_and_options(tmp_path: Path) -> None:
         "    def loss(self, o, t): ...\n"
         "class Turn2(Rotation):\n    title = 'Turn'\n"
     )
-    assert own.load_task_file(written(tmp_path, text)) == ["shift", "turn2"]
+    assert registry.load_task_file(written(tmp_path, text)) == ["shift", "turn2"]
     built = build_tasks(["shift", "turn2"], {"shift": {"distance": 6}})
     assert vars(built["shift"]) == {"scale": 2.0, "distance": 6}
     with pytest.raises(UserError, match="task 'shift' has no option 'far': it takes scale, distance"):
@@ -86,7 +87,7 @@ def test_several_classes_bases_and_options(tmp_path: Path) -> None:
         ("import sys\nsys.exit('bye')\n", r"SystemExit: bye .*line 2\)"),
         ("x = '\0'\n", "my.py: "),
         ("# -*- coding: nothing -*-\n", "SyntaxError"),
-        ("x = 1\n", "defines no task: a class derived from"),
+        ("x = 1\n", "defines no task: derive a class from"),
         ("from rsslcli.core.tasks.rotation import Rotation\n", "defines no task"),
         (HEAD + "class _Flip(Task):\n" + METHODS, "defines no task"),
         (
@@ -100,14 +101,17 @@ def test_several_classes_bases_and_options(tmp_path: Path) -> None:
         (HEAD + "class Main(Task):\n" + METHODS, "the name 'main' is taken"),
         (HEAD + "class Keys(Task):\n" + METHODS, "the name 'keys' is taken"),  # of ModuleDict
         (HEAD + "class Drehung°(Task):\n" + METHODS, "SyntaxError"),
-        (HEAD + "class Überkopf(Task):\n" + METHODS, "'überkopf' is no name for a task"),
-        (HEAD + f"class {'A' * 50}(Task):\n{METHODS}", "is no name for a task"),
-        (HEAD + f"class Flip(Task):\n{METHODS}class FLIP(Task):\n{METHODS}", "another task 'flip' already"),
+        (HEAD + "class Überkopf(Task):\n" + METHODS, "'überkopf' cannot be a task's name"),
+        (HEAD + f"class {'A' * 50}(Task):\n{METHODS}", "cannot be a task's name"),
+        (
+            HEAD + f"class Flip(Task):\n{METHODS}class FLIP(Task):\n{METHODS}",
+            "another task is already named 'flip'",
+        ),
         (HEAD + "class Flip(Task):\n    scale = 2.0\n" + METHODS, "'scale' needs @dataclass"),
         (HEAD + "class Flip(Task):\n    far: float = 2.0\n" + METHODS, "'far' needs @dataclass"),
         (
             HEAD + "@dataclass(frozen=True)\nclass Flip(Task):\n    far: str = 'a'\n" + METHODS,
-            "needs a default, a n",
+            "needs a default: a n",
         ),
         (HEAD + "@dataclass\nclass Flip(Task):\n" + METHODS, r"TypeError: cannot inherit .* \(.*, line 3\)"),
     ],
@@ -125,10 +129,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_two_files_may_not_define_the_same_name(tmp_path: Path) -> None:
     first = written(tmp_path, HEAD + "class Flip(Task):\n" + METHODS, "a.py")
     second = written(tmp_path, HEAD + "class Flip(Task):\n" + METHODS, "b.py")
-    own.load_task_file(first)
-    with pytest.raises(UserError, match=r"b\.py, line 3: .*another task 'flip'"):
-        own.load_task_file(second)
-    assert sys.modules[own.load("flip").__module__].__file__ == str(first)
+    registry.load_task_file(first)
+    with pytest.raises(UserError, match=r"b\.py, line 3: .*another task is already named 'flip'"):
+        registry.load_task_file(second)
+    assert sys.modules[registry.load_custom_task("flip").__module__].__file__ == str(first)
 
 
 def test_from_python() -> None:
@@ -137,18 +141,18 @@ def test_from_python() -> None:
     class Turn(Rotation):
         title = "one"
 
-    assert own.register_task(Turn) == "turn"
-    assert own.register_task(Turn, "other") == "other"
+    assert registry.register_task(Turn) == "turn"
+    assert registry.register_task(Turn, "other") == "other"
     again = type("Turn", (Rotation,), {"title": "two"})
-    own.register_task(again)  # as when a cell of a notebook runs again
+    registry.register_task(again)  # as when a cell of a notebook runs again
     assert [task.title for task in build_tasks(["turn", "other"]).values()] == ["two", "one"]
     for name in ("rotation", "meta", "Turn", "a-b", ""):
         with pytest.raises(UserError, match=f"'{name}'"):
-            own.register_task(Turn, name)
+            registry.register_task(Turn, name)
     with pytest.raises(UserError, match="has no method head and no method loss and no method transform"):
-        own.register_task(Task)
+        registry.register_task(Task)
     with pytest.raises(UserError, match="is not derived from"):
-        own.register_task(int)  # type: ignore[arg-type]
+        registry.register_task(int)  # type: ignore[arg-type]
 
 
 def test_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +170,7 @@ def test_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     lines = "\n".join(f"{name} = {value}" for name, value in points.items())
     (info / "entry_points.txt").write_text(f"[rssl.tasks]\n{lines}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    own._installed.cache_clear()
+    registry._installed.cache_clear()
 
     check_task_names(["rotation", "flip"])
     assert type(build_tasks(["rotation"])["rotation"]).__module__ == "rsslcli.core.tasks.rotation"
@@ -192,11 +196,11 @@ def test_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_file_comes_before_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
-    entry = EntryPoint("flip", "nothing_of_this_name:Flip", own.GROUP)
-    monkeypatch.setattr(own, "_installed", lambda: {"flip": entry})
-    monkeypatch.setattr(own._installed, "cache_clear", lambda: None, raising=False)
-    own.load_task_file(FLIP)
-    assert own.names() == ["flip"]
+    entry = EntryPoint("flip", "nothing_of_this_name:Flip", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "_installed", lambda: {"flip": entry})
+    monkeypatch.setattr(registry._installed, "cache_clear", lambda: None, raising=False)
+    registry.load_task_file(FLIP)
+    assert registry.custom_tasks() == ["flip"]
     assert build_tasks(["flip"])["flip"].title == "Upside down"
 
 
@@ -212,7 +216,7 @@ def test_what_a_run_has_left_runs_no_code(name: str, tmp_path: Path, monkeypatch
         with pytest.raises(UserError, match="unknown task"):
             build_tasks(tasks, options)
     assert not Path("pwned").exists()
-    if own.NAME.fullmatch(name):
+    if registry.TASK_NAME.fullmatch(name):
         assert Config(tasks=(name,)).name == name
     else:
         with pytest.raises(UserError, match="unknown task"):

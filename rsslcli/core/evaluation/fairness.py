@@ -1,0 +1,56 @@
+"""Which images an evaluation leaves out, so that no run is tested on what it was tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.validation import validation_source
+from rsslcli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from rsslcli.core.weights.checkpoint import Checkpoint
+
+
+def images_to_leave_out(
+    trained: Checkpoint | None,
+    corrupted: CorruptedSet,
+    *,
+    rival: Checkpoint | None = None,
+    leave_out_validation: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[int]:
+    """The source images on which a classifier may not be tested, or that a fair comparison leaves out.
+
+    Args:
+        trained: the classifier's checkpoint; None for weights from elsewhere.
+        corrupted: the set that it is evaluated on.
+        rival: a run to compare with: what tuned its λ is left out too.
+        leave_out_validation: leave out what an AutoML run of the same seed and settings tunes λ on.
+        note: told, in a line, if λ was tuned on another corrupted set, where the numbers mean other images.
+
+    Returns:
+        Their indices, sorted.
+
+    Raises:
+        UserError: weights from elsewhere have no seed, by which `leave_out_validation` draws images.
+    """
+    if leave_out_validation and trained is None:
+        raise UserError(
+            "weights from elsewhere have no seed to draw the images of `leave_out_validation` by: "
+            "use `same_images_as`"
+        )
+    excluded: set[int] = set()
+    for run, whose in ((trained, "λ"), (rival, "λ of the run to compare with")):
+        if run is None or not run.excluded:
+            continue
+        excluded |= set(run.excluded)
+        if run.validation_data != corrupted.identity:
+            note(
+                f"{whose} was tuned on another corrupted set than {corrupted.folder}; "
+                "the images with the same numbers are left out all the same"
+            )
+    if leave_out_validation and trained and not trained.config.automl:
+        excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
+    return sorted(excluded)

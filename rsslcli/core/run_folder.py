@@ -1,0 +1,109 @@
+"""A run directory: the names of its files, and how far the run is. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+#: The settings of the run.
+CONFIG = "config.yaml"
+#: A JSON record per step and per epoch.
+METRICS = "metrics.jsonl"
+#: The weights and everything that a resumed run needs.
+CHECKPOINT = "checkpoint.pt"
+#: What happened, a line each with its time.
+LOG = "log.txt"
+#: The whole evaluation of a run on its own data set, which reports and studies read.
+EVALUATION = "eval-c.json"
+#: Why a study's cell failed.
+FAILURE = "failed.txt"
+#: The folder of TensorBoard's event files.
+TENSORBOARD = "tensorboard"
+
+#: The last line of a finished run's log, after its time.
+FINISHED = "finished"
+
+#: How far a run is: "begun" once it has a checkpoint, "done" once its last checkpoint is evaluated.
+State = Literal["to do", "begun", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run directory, which need not exist yet.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings."""
+        return self.path / CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        """The records of steps and epochs."""
+        return self.path / METRICS
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights and the state of the training."""
+        return self.path / CHECKPOINT
+
+    @property
+    def log(self) -> Path:
+        """The log."""
+        return self.path / LOG
+
+    @property
+    def evaluation(self) -> Path:
+        """The whole evaluation."""
+        return self.path / EVALUATION
+
+    @property
+    def failure(self) -> Path:
+        """The reason why the run failed as a cell of a study."""
+        return self.path / FAILURE
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / TENSORBOARD
+
+    def is_run(self) -> bool:
+        """Whether the directory holds the settings of a run."""
+        return self.config.is_file()
+
+    def is_trained(self) -> bool:
+        """Whether training finished: the log says so after the last checkpoint is written."""
+        return self.checkpoint.is_file() and tail(self.log).endswith(f" {FINISHED}\n".encode())
+
+    def state(self) -> State:
+        """How far the run is; an evaluation older than the checkpoint does not count."""
+        if self.failure.exists():
+            return "failed"
+        if not self.checkpoint.is_file():
+            return "to do"
+        if not self.is_trained() or not self.evaluation.is_file():
+            return "begun"
+        is_current = self.evaluation.stat().st_mtime >= self.checkpoint.stat().st_mtime
+        return "done" if is_current else "begun"
+
+
+def partial_evaluation(evaluation: Path) -> Path:
+    """Where an unfinished evaluation keeps the counts of its finished cells: beside its result."""
+    return evaluation.with_name(f"{evaluation.name}.partial")
+
+
+def tail(file: Path, size: int = 8192) -> bytes:
+    """The last `size` bytes of a file; empty if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(os.fstat(stream.fileno()).st_size - size, 0))
+            return stream.read()
+    except OSError:
+        return b""
