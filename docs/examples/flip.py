@@ -1,11 +1,10 @@
-"""A task of one's own: does the image stand on its head?"""
+"""A custom task: is the image upside down?"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.tasks.base import Task
+from rsslcli import BatchRandom, Task
 
 
 class Flip(Task):
