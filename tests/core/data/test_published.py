@@ -620,7 +620,7 @@ def test_folder_that_cannot_be_made(folder: Path, test: Split) -> None:
 def test_mirror_must_have_the_published_file(server: Server, folder: Path, test: Split, tar: bytes) -> None:
     mirror = server.url.replace("/files/", "/mirror/")
     server.script = [replace(server.default, body=bytes(len(tar)))]
-    with fails(RsslError, "gave another file"):
+    with fails(RsslError, "returned another file"):
         download_corrupted("cifar10", folder, test=test, source=mirror)
     server.script = [replace(server.default, stop=100_000), replace(server.default, status=404)]
     with fails(RsslError, "404"):
@@ -685,7 +685,7 @@ def test_an_endless_answer(
     "source", ["ftp://host/x.tar", "file:///x.tar", "http://", "https://a b/x", "http://h:x/", "http://h/\n"]
 )
 def test_addresses_that_are_none(folder: Path, test: Split, source: str) -> None:
-    with fails(UserError, "is no http or https address"):
+    with fails(UserError, "is not an http or https address"):
         download_corrupted("cifar10", folder, test=test, source=source)
 
 
