@@ -125,7 +125,7 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
                 lone.add(parts[:depth])
                 break
     # Otherwise the class folders are one or two levels down: two if images lie there, unless at least two
-    # folders one level down hold images. So a picture beside class folders does not make a class of the parent.
+    # folders one level down hold images. So a picture beside class folders makes no class of their parent.
     above, below = ({parts[:-1] for parts in listing.images if len(parts) == depth} for depth in (2, 3))
     branches = lone or {folder[:-1] for folder in (below if below and len(above) < 2 else above)}
     if not branches:
