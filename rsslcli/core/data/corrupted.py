@@ -1,4 +1,4 @@
-"""Corrupted test sets in the layout of CIFAR-10-C: a .npy file per corruption, read through memory maps.
+"""Corrupted test sets in the layout of CIFAR-10-C: a memory-mapped .npy file per corruption.
 
 A prepared folder holds `<corruption>.npy` files, `labels.npy`, which is written last, and the record of either
 the generator or the import.
