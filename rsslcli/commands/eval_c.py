@@ -271,6 +271,6 @@ def _robustbench_summary(result: Evaluation) -> str:
         differs = f", not RobustBench's {ROBUSTBENCH_IMAGES:,}{left_out}"
     return (
         f"RobustBench's terms: clean accuracy {terms['clean_acc']:.2f}%, robust accuracy (corruptions) "
-        f"{terms['corruptions_acc']:.2f}%, unnormalised mCE {terms['corruptions_mce']:.2f}%  "
+        f"{terms['corruptions_acc']:.2f}%, unnormalized mCE {terms['corruptions_mce']:.2f}%  "
         f"(n = {result.images:,}{differs})"
     )

@@ -1,4 +1,4 @@
-"""The official CIFAR-10 and CIFAR-100: downloaded, or read from their archive or folder."""
+"""Download the official CIFAR-10 and CIFAR-100, or read them from their archive or folder."""
 
 import hashlib
 import http.client
@@ -11,12 +11,13 @@ import numpy as np
 
 from rsslcli.core.data.archives import is_tar, one_line_errors, open_tar
 from rsslcli.core.data.decoding import shown
+from rsslcli.core.data.digests import file_digest
 from rsslcli.core.data.store import Arrays
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 
-#: The folder and the archive in which the official data sets come, and the archive's md5.
+#: The folder, the archive and the archive's md5 of each official data set.
 OFFICIAL = {
     "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
     "cifar100": ("cifar-100-python", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
@@ -25,7 +26,7 @@ _SITE = "https://www.cs.toronto.edu/~kriz/"
 
 
 def official_name(source: Path) -> str | None:
-    """Which official CIFAR data set `source` looks like: its folder, the folder's parent, or its archive."""
+    """The official CIFAR data set that `source` is: its folder, the folder's parent, or its archive."""
     for name, (folder, archive, _) in OFFICIAL.items():
         if source.is_dir():
             if source.name == folder or (source / folder).is_dir() or (source / archive).is_file():
@@ -43,14 +44,14 @@ def official_name(source: Path) -> str | None:
 def read_cifar(
     name: str, source: Path | None, download_folder: Path, progress: Progress = silent
 ) -> tuple[Arrays, Arrays]:
-    """Read an official CIFAR data set, `name` being cifar10 or cifar100.
+    """Read an official CIFAR data set; `name` is cifar10 or cifar100.
 
-    `source` is its folder, the parent of that, or its archive; None downloads the archive into
-    `download_folder`, unless it is there already. Every file is checked against its published md5 before it
-    is unpickled.
+    `source` is its folder, the folder's parent, or its archive; None downloads the archive to
+    `download_folder` if it is not there yet. Every file is checked against its published md5 before it is
+    unpickled.
 
     Raises:
-        UserError: `source` is not the official data set, or damaged.
+        UserError: `source` is not the official data set, or it is damaged.
         RsslError: the download failed.
     """
     folder, archive_name, md5 = OFFICIAL[name]
@@ -82,7 +83,7 @@ def _load_cifar(name: str, root: Path) -> tuple[Arrays, Arrays]:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     try:
-        # The constructor compares all files with their md5 before it unpickles any.
+        # The constructor checks the md5 of all files before it unpickles any.
         splits = [
             {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](root, train=train) for train in (True, False)
         ]
@@ -97,10 +98,10 @@ def _load_cifar(name: str, root: Path) -> tuple[Arrays, Arrays]:
 
 
 def download(url: str, path: Path, md5: str, progress: Progress) -> None:
-    """Fetch `url` into the file `path`, which appears only when complete and of the right `md5`.
+    """Download `url` to the file `path`, which appears only when complete and with the right `md5`.
 
     Raises:
-        RsslError: no connection, a broken one, another file than expected, or no space.
+        RsslError: the connection failed, the file is not the expected one, or the disk is full.
     """
     advice = "check the connection, or get it elsewhere and give it as `source`"
     digest = hashlib.md5(usedforsecurity=False)
@@ -118,16 +119,12 @@ def download(url: str, path: Path, md5: str, progress: Progress) -> None:
             raise RsslError(f"cannot download {url} ({shown(str(error))}): {advice}") from error
         if digest.hexdigest() != md5:
             raise RsslError(
-                f"{url} gave another file than the official one (md5 {digest.hexdigest()}): {advice}"
+                f"{url} returned another file than the official one (md5 {digest.hexdigest()}): {advice}"
             )
 
 
 def _md5(path: Path) -> str:
     try:
-        digest = hashlib.md5(usedforsecurity=False)
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return file_digest(path, "md5")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -1,7 +1,7 @@
-"""Corrupted test sets in the layout of CIFAR-10-C: per corruption one .npy file, read through memory maps.
+"""Corrupted test sets in the layout of CIFAR-10-C: a memory-mapped .npy file per corruption.
 
-A prepared folder holds `<corruption>.npy`, `labels.npy`, which is written last, and one of two records: that
-of the generator, or that of the import.
+A prepared folder holds `<corruption>.npy` files, `labels.npy`, which is written last, and the record of
+either the generator or the import.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from rsslcli.core.files import quietly, remove, replacing
 
 #: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
 IMPORTED = "downloaded.json"
-_SAMPLES = 20  # images of each cell that go into the identity
+_SAMPLES = 20  # images of each cell that enter the identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +33,19 @@ class CorruptedSet:
     """A folder of `<corruption>.npy` files: five blocks, severity 1 to 5, of the same N test images."""
 
     folder: Path
-    names: tuple[str, ...]  #: the corruptions it has, in the order of CORRUPTIONS
+    names: tuple[str, ...]  #: its corruptions, in the order of CORRUPTIONS
     labels: Labels  #: (N,)
 
     @property
     def images_per_cell(self) -> int:
-        """N: how many images each corruption has at each severity."""
+        """N: the number of images per corruption and severity."""
         return len(self.labels)
 
     def cell(self, name: str, severity: int) -> Images:
         """The images of one corruption at one severity: a read-only memory map, uint8 (N, 32, 32, 3).
 
         Raises:
-            UserError: no such cell, or its file has gone bad since the folder was opened.
+            UserError: there is no such cell, or its file was damaged after the folder was opened.
         """
         if name not in self.names or severity not in SEVERITIES:
             raise UserError(
@@ -71,7 +71,7 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     """Open a folder in the layout of CIFAR-10-C and check its labels and the shape of every file.
 
     Raises:
-        UserError: no corrupted test set is there, or it is incomplete, damaged or of another kind.
+        UserError: there is no corrupted test set, or it is incomplete, damaged or in another format.
     """
     names = tuple(name for name in CORRUPTIONS if (folder / f"{name}.npy").is_file())
     if not names:
@@ -88,11 +88,11 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
 def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
     """Check that a corrupted set was generated from the test images of `dataset`, or imported for them.
 
-    Sets without a record, and imports of before records named the test images, cannot be checked, but for the
-    range of their labels.
+    Of sets without a record, and of imports by older versions, which recorded no test images, only the range
+    of the labels can be checked.
 
     Raises:
-        StaleCorruptionsError: it was made for other images.
+        StaleCorruptionsError: it was made for other images; the message contains the command that fixes it.
         UserError: a label is no class of the data set.
     """
     folder, test = corrupted.folder, dataset.test
@@ -151,9 +151,9 @@ def _import_again(record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any]) -> CorruptedSet:
-    """Move the files of `staged` to `folder` in place of the set that is there; `record` is the import's.
+    """Move the files of `staged` to `folder`, replacing the set there; `record` is that of the import.
 
-    `labels.npy` goes first and comes last: without it, the mixture in between does not open.
+    `labels.npy` is removed first and added last: without it, a mixture of both sets does not open.
 
     Raises:
         OSError: a file cannot be moved.
@@ -162,7 +162,7 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
     for stale in ("labels.npy", GENERATED, IMPORTED):
         remove(folder / stale)
     for name in CORRUPTIONS:
-        remove(folder / f"{name}.npy.partial")  # the generator's, unknown now that its record is gone
+        remove(folder / f"{name}.npy.partial")  # left by the generator, whose record is gone
         if name in staged.names:
             (staged.folder / f"{name}.npy").replace(folder / f"{name}.npy")
         else:
@@ -173,7 +173,7 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
 
 
 def read_record(folder: Path, name: str = IMPORTED) -> dict[str, Any]:
-    """A record of a corrupted set, by default what `write_record` wrote; empty where it cannot be read."""
+    """A record of a corrupted set, by default that of an import; empty if it cannot be read."""
     try:
         record = json.loads((folder / name).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -182,7 +182,7 @@ def read_record(folder: Path, name: str = IMPORTED) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Record what was imported into `folder`.
+    """Write the record of an import into `folder`.
 
     Raises:
         RsslError: the file cannot be written.
@@ -192,9 +192,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
-    """Write the five severities of one corruption, each uint8 (N, 32, 32, 3), to one .npy file, atomically.
+    """Write the five severities of a corruption, each uint8 (N, 32, 32, 3), atomically to one .npy file.
 
-    Only one block at a time needs to be in memory.
+    Only one block needs to be in memory at a time.
 
     Returns:
         The sha256 of the file, in hexadecimal.
@@ -220,7 +220,7 @@ def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
 
 
 def aligned(corrupted: CorruptedSet, test: Split) -> bool:
-    """Whether the labels say that image i of every cell was made from image i of `test`."""
+    """Whether the labels agree that image i of every cell was made from image i of `test`."""
     return np.array_equal(corrupted.labels, test.labels[: corrupted.images_per_cell])
 
 
@@ -234,7 +234,7 @@ def _read_labels(path: Path) -> Labels:
         ) from None
     except Exception as error:  # as above
         raise UserError(
-            f"{path} is damaged or no array of labels: prepare the corrupted test set again"
+            f"{path} is damaged or not an array of labels: prepare the corrupted test set again"
         ) from error
     if stored.ndim != 1 or stored.dtype.kind not in "iu" or not len(stored) or len(stored) % len(SEVERITIES):
         raise UserError(
@@ -253,13 +253,13 @@ def _map_blocks(path: Path, images_per_cell: int) -> Images:
     """Map a corruption's file, uint8 (5 * images_per_cell, 32, 32, 3)."""
     expected = (len(SEVERITIES) * images_per_cell, *IMAGE_SHAPE)
     try:
-        # Unlike np.load this never unpickles, and a truncated file raises here rather than when it is read.
+        # Unlike np.load, this never unpickles, and a truncated file raises here rather than when read.
         with quietly():
             array = np.lib.format.open_memmap(path, mode="r")
         complete = path.stat().st_size == array.offset + array.nbytes
     except Exception as error:  # as above
         raise UserError(
-            f"{path} is damaged, truncated or no array: prepare the corrupted test set again"
+            f"{path} is damaged, truncated or not an array: prepare the corrupted test set again"
         ) from error
     if array.dtype != np.uint8 or array.shape != expected:
         found = sanitize(f"{array.dtype} {array.shape}")

@@ -1,7 +1,7 @@
-"""Corrupted test sets as others publish them: a folder, or an archive, in the layout of CIFAR-10-C.
+"""Read corrupted test sets from elsewhere: a folder or an archive in the layout of CIFAR-10-C.
 
-Nothing inside is trusted: only regular files with known names are read from an archive, none decides where it
-is written, and an array is believed only when its header, its size and the labels fit together.
+The content is untrusted: only regular files with known names are read from an archive, their paths never
+decide where anything is written, and an array is accepted only if its header, its size and the labels agree.
 """
 
 import io
@@ -26,21 +26,21 @@ from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import quietly
 
-#: The files that a corrupted set can have.
+#: The files that a corrupted set may contain.
 FILES = ("labels.npy", *(f"{name}.npy" for name in CORRUPTIONS))
 _EXPECTED = "the files of CIFAR-10-C, labels.npy and <corruption>.npy"
 _MAX_IMAGES = 1_000_000  # per corruption and severity
 _MAX_MEMBERS = 1000
 _MAX_HEADER = 2**20
-#: How compressed tars and zips begin.
+#: The first bytes of compressed tar archives and of zip archives.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"PK\3\4")
 
 
 def is_corrupted_set(source: Path) -> bool:
-    """Whether `source` is a corrupted set, the parent of one, or an archive of one, and no set of images.
+    """Whether `source` is a corrupted set, its parent or its archive, rather than a set of images.
 
     Raises:
-        UserError: a damaged archive.
+        UserError: the archive is damaged.
     """
     if not source.is_dir():
         return _archive_has_files(source)
@@ -52,32 +52,32 @@ def is_corrupted_set(source: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Array:
-    """An array of a source: where its bytes lie, and what they are."""
+    """An array in a source: the location and type of its data."""
 
     path: Path
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    state: tuple[int, ...]  #: of the file when its header was read
+    state: tuple[int, ...]  #: the state of the file when its header was read
 
     @classmethod
     def locate(cls, path: Path, start: int = 0, size: int | None = None) -> "_Array":
-        """Read the header of the .npy file that lies in the file `path`, or is it.
+        """Read the header of a .npy file, which is the file `path` or lies within it.
 
         Raises:
-            Exception: whatever NumPy's parser raises for hostile bytes, which is more than it documents.
+            Exception: anything, since NumPy's parser raises more for hostile bytes than it documents.
         """
         with quietly(), path.open("rb") as file:
             file.seek(start)
             # Version 1.0 is what NumPy writes for plain arrays; its header is at most 64 KiB.
             if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("a .npy file of another version than 1.0")
+                raise ValueError("a .npy file of a version other than 1.0")
             shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
         state = _state(path)
         size = state[0] if size is None else size
         if dtype.hasobject or fortran_order:
-            raise ValueError("a .npy file of Python objects, or in Fortran's order")
+            raise ValueError("a .npy file of Python objects or in Fortran order")
         if min(shape, default=0) < 0:
             raise ValueError(f"a .npy file that claims the negative shape {shape}")
         if offset - start + math.prod(shape) * dtype.itemsize != size:
@@ -87,12 +87,12 @@ class _Array:
         return cls(path, offset, dtype, shape, state)
 
     def read(self, start: int, count: int) -> npt.NDArray[Any]:
-        """`count` items of the first axis from `start` on.
+        """Read `count` items along the first axis, beginning at `start`.
 
-        Reads plainly: with a memory map, a file that is cut short meanwhile would kill the process.
+        It uses plain reads: with a memory map, a file truncated meanwhile would kill the process.
 
         Raises:
-            UserError: the file is shorter than it was, or gone.
+            UserError: the file became shorter, or it is gone.
         """
         shape = (count, *self.shape[1:])
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -120,25 +120,25 @@ def _changed(path: Path) -> UserError:
 
 
 class CorruptedSource:
-    """The arrays of a source, checked against each other, and read a block at a time."""
+    """The arrays of a source, checked against each other and read block by block."""
 
     source: Path
-    names: tuple[str, ...]  #: the corruptions it has, in the order of CORRUPTIONS
-    available: int  #: images of each corruption at each severity
+    names: tuple[str, ...]  #: its corruptions, in the order of CORRUPTIONS
+    available: int  #: the number of images per corruption and severity
     labels: Labels  #: (available,)
-    one_label_each: bool  #: whether its file has the labels once, not five times
+    one_label_each: bool  #: whether the file holds the labels once, not five times
 
     def __init__(self, source: Path, unpacked: Path, *, classes: int, complete: bool = False) -> None:
-        """Find the arrays and check them; read only the labels.
+        """Find and check the arrays; read only the labels.
 
         Args:
             source: a folder with the files of CIFAR-10-C, its parent, or a tar or zip archive of them.
-            unpacked: a folder to make, for the files of a compressed archive.
-            classes: how many the data set has.
+            unpacked: the folder to create for the files of a compressed archive.
+            classes: the number of classes of the data set.
             complete: refuse a source without all nineteen corruptions.
 
         Raises:
-            UserError: no corrupted set is there, it is damaged, or its labels are not of these classes.
+            UserError: there is no corrupted set, it is damaged, or its labels do not fit the classes.
             OSError: `unpacked` cannot be written.
         """
         self.source = source
@@ -158,7 +158,7 @@ class CorruptedSource:
         self._all = (stored, *arrays.values())
 
     def _check_images(self, arrays: dict[str, _Array]) -> int:
-        """Check the shapes; return how many images each corruption has at each severity."""
+        """Check the shapes; return the number of images per corruption and severity."""
         shapes = Counter(array.shape for array in arrays.values())
         rows = next((shape[0] for shape, _ in shapes.most_common() if len(shape) == 4), len(SEVERITIES))
         expected = (rows, *IMAGE_SHAPE)
@@ -172,7 +172,7 @@ class CorruptedSource:
         return rows // len(SEVERITIES)
 
     def _check_labels(self, stored: _Array, classes: int) -> Labels:
-        """Read the labels, once for each source image, int64."""
+        """Read and check the labels; return one per source image, int64."""
         name = f"labels.npy in {self.source}"
         total = len(SEVERITIES) * self.available
         if stored.dtype.kind not in "iu" or stored.shape not in {(total,), (self.available,)}:
@@ -197,7 +197,7 @@ class CorruptedSource:
             yield self._arrays[name].read(index * self.available, count)
 
     def check_unchanged(self) -> None:
-        """Raise UserError if a file is another one than when its header was read."""
+        """Raise UserError if a file changed since its header was read."""
         for array in self._all:
             try:
                 same = _state(array.path) == array.state
@@ -208,7 +208,7 @@ class CorruptedSource:
 
 
 def _arrays(source: Path, unpacked: Path) -> dict[str, _Array]:
-    """The arrays with a name of CIFAR-10-C's files, without its ending."""
+    """The arrays of CIFAR-10-C's files, by name without the extension."""
     if source.is_dir():
         return _folder_arrays(_set_folder(source), source)
     if not source.is_file():
@@ -225,7 +225,7 @@ def _arrays(source: Path, unpacked: Path) -> dict[str, _Array]:
 
 
 def _archive_has_files(source: Path) -> bool:
-    """Whether `source` is an archive in which one of `FILES` comes before any image."""
+    """Whether `source` is an archive in which one of `FILES` precedes any image."""
     with one_line_errors(source):
         if not source.is_file() or not is_archive(source):
             return False
@@ -237,12 +237,12 @@ def _archive_has_files(source: Path) -> bool:
 
 
 def _read_files(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Read those of `FILES` that an archive holds, in whatever folders: name and next piece.
+    """Yield the name and the next piece of each of `FILES` in an archive, whatever folder it is in.
 
     The first piece of each file is empty.
 
     Raises:
-        UserError: a damaged archive, one that unpacks without end, or two files of the same name.
+        UserError: the archive is damaged, unpacks beyond the limits, or holds two files of the same name.
     """
     with one_line_errors(archive):
         seen: set[str] = set()
@@ -251,7 +251,7 @@ def _read_files(archive: Path) -> Iterator[tuple[str, bytes]]:
             if member.kind != "file" or not member.parts or name not in FILES:
                 continue
             if name in seen:
-                raise UserError(f"{name} is there twice in {archive}: give an archive with one of them")
+                raise UserError(f"{archive} holds {name} twice: give an archive with only one of them")
             seen.add(name)
             yield name, b""
             with member.open() as file:
@@ -264,7 +264,7 @@ def _folders(source: Path) -> list[Path]:
 
 
 def _set_folder(source: Path) -> Path:
-    """The folder that holds the files: `source`, or the one folder in it that does."""
+    """The folder that holds the files: `source`, or the only folder in it that does."""
     found = [
         folder for folder in (source, *_folders(source)) if any((folder / name).is_file() for name in FILES)
     ]
@@ -289,7 +289,7 @@ def _folder_arrays(folder: Path, source: Path) -> dict[str, _Array]:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # see `locate`
             raise UserError(
-                f"{name} in {source} is damaged or no .npy file of numbers "
+                f"{name} in {source} is damaged or not a .npy file of numbers "
                 f"({shown(str(error) or type(error).__name__)}): get it again"
             ) from error
     return arrays
@@ -298,8 +298,8 @@ def _folder_arrays(folder: Path, source: Path) -> dict[str, _Array]:
 def _tar_arrays(archive: Path) -> dict[str, _Array]:
     """Find the arrays in a tar without unpacking it.
 
-    Whatever else is in it is passed over: other files, links, devices. Where a member wants to be written
-    does not matter, as only the last part of its name is looked at and nothing is extracted.
+    Other files, links and devices are skipped. The folders in a member's name do not matter, since only the
+    last part is used and nothing is extracted.
     """
     arrays: dict[str, _Array] = {}
     try:
@@ -312,23 +312,23 @@ def _tar_arrays(archive: Path) -> dict[str, _Array]:
                     continue
                 stem = name.removesuffix(".npy")
                 if stem in arrays:
-                    raise ValueError(f"{name} is there twice")
+                    raise ValueError(f"it holds {name} twice")
                 arrays[stem] = _Array.locate(archive, member.offset_data, member.size)
-            # tarfile takes a damaged header for the end, which is a block of zeros or of nothing.
+            # tarfile treats a damaged header as the end; a real end is a block of zeros or nothing at all.
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):
                 raise ValueError(f"no header at byte {tar.offset}")
     # tarfile and NumPy's parser raise more for hostile bytes than they document, even a RecursionError.
     except Exception as error:
         raise UserError(
-            f"{archive} is damaged or no tar of CIFAR-10-C's files "
+            f"{archive} is damaged or not a tar of CIFAR-10-C's files "
             f"({shown(str(error) or type(error).__name__)}): get it again, or give the folder it unpacks to"
         ) from error
     return arrays
 
 
 class _SmallReads(io.FileIO):
-    """A file from which tarfile reads no more than headers, however long they claim to be."""
+    """A file that limits each read of tarfile to the size of a header, whatever the header claims."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _MAX_HEADER:

@@ -1,4 +1,4 @@
-"""From an image file to 32x32 pixels, whatever its format, mode and size; the file may be anybody's."""
+"""Decode untrusted image files of any format, mode and size to 32x32 pixels."""
 
 import io
 import logging
@@ -17,17 +17,17 @@ from rsslcli.core.data.jpeg import with_end_marker
 from rsslcli.core.data.store import IMAGE_SHAPE, Images
 from rsslcli.core.errors import UserError
 
-MAX_FILE_BYTES = 64 * 2**20  # of an image; a photograph of 20 megapixels fits uncompressed
+MAX_FILE_BYTES = 64 * 2**20  # of an image file; an uncompressed 20-megapixel photo fits
 SIZE = IMAGE_SHAPE[:2]
-_NEAR = 128  # pixels: larger images are averaged down to about so many a side before they are resampled
-#: Raster formats that Pillow decodes by itself; PostScript, for one, would run another program.
+_NEAR = 128  # pixels: larger images are averaged down to about this side length before resampling
+#: Raster formats that Pillow decodes by itself; PostScript, for example, would run another program.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-# What Pillow logs of damaged images would otherwise reach the terminal, as nobody here listens to it.
+# Pillow logs warnings about damaged images; without a handler they would reach the terminal.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class ImageError(UserError):
-    """Images that cannot be used: damaged, too large, or no images; `reason` says which, in a few words."""
+    """An unusable image: damaged, too large, or not an image; `reason` says which in a few words."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -35,21 +35,21 @@ class ImageError(UserError):
 
 
 def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[int, int]]:
-    """Decode an image to RGB, upright, transparency over white.
+    """Decode an image to upright RGB, with transparency over white.
 
-    A JPEG file that lacks nothing but its end marker is read as if it had one.
+    A JPEG file that lacks only its end marker is accepted.
 
     Args:
-        file: what to read, in any usual raster format.
-        name: what to call it in messages.
-        resize: scale an image of another size, see `_scaled`; otherwise refuse it.
+        file: the open file, in any common raster format.
+        name: the image's name in messages.
+        resize: scale an image of another size (see `_scaled`); otherwise refuse it.
 
     Returns:
         The image, uint8 (32, 32, 3), and the width and height it had.
 
     Raises:
-        ImageError: it is damaged, too large or no image.
-        UserError: it is not of 32x32 pixels, and `resize` is false.
+        ImageError: it is damaged, too large or not an image.
+        UserError: it is not 32x32 pixels, and `resize` is false.
     """
     data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -79,15 +79,15 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
 
 
 def _pixels(data: bytes, resize: bool) -> tuple[Images | None, tuple[int, int]]:
-    """The image in a file, unless it is of another size that is to be refused, and the size it has there."""
+    """The image in a file and its original size; None for the image if its size is to be refused."""
     with Image.open(io.BytesIO(data), formats=_formats()) as opened:
         size = opened.size
         if resize or size == SIZE:
             if resize:
-                opened.draft(None, (_NEAR, _NEAR))  # JPEG is decoded to a fraction of its size at once
+                opened.draft(None, (_NEAR, _NEAR))  # decodes a JPEG directly at a fraction of its size
             with _muted_libtiff(opened):
                 opened.load()
-                if opened.format == "ICO":  # whose directory may lie about its images
+                if opened.format == "ICO":  # its directory may lie about its images
                     size = opened.size
                 image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
                 if image.size == SIZE:
@@ -100,8 +100,8 @@ def _pixels(data: bytes, resize: bool) -> tuple[Images | None, tuple[int, int]]:
 def _scaled(image: Image.Image) -> Image.Image:
     """The center square of an image, scaled to 32x32 RGB.
 
-    Strip by strip it is converted and averaged over blocks of pixels, which holds the memory down whatever
-    the mode, and leaves at least 128 pixels a side to Lanczos resampling.
+    It is converted strip by strip and averaged over blocks of pixels, which limits memory for any mode and
+    leaves at least 128 pixels per side for Lanczos resampling.
     """
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
@@ -116,7 +116,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _warnings_of_bombs() -> Iterator[None]:
-    """Pillow warns of odd metadata, which does not matter here, and of decompression bombs, which do."""
+    """Turn warnings about decompression bombs into errors, and ignore those about odd metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -125,10 +125,10 @@ def _warnings_of_bombs() -> Iterator[None]:
 
 @contextmanager
 def _muted_libtiff(image: Image.Image) -> Iterator[None]:
-    """Keep off the terminal what libtiff has to say of a damaged image; it writes to the stream by itself."""
+    """Silence libtiff, which writes messages about damaged images straight to the stderr descriptor."""
     kept = None
     if image.format == "TIFF":
-        with suppress(OSError):  # there is no such stream
+        with suppress(OSError):  # stderr is closed
             kept = os.dup(2)
     if kept is None:
         yield
@@ -143,7 +143,7 @@ def _muted_libtiff(image: Image.Image) -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip it to 8
+    if image.mode.startswith("I"):  # 16 bits per pixel; convert() would clip to 8
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("32-bit pixels outside 0 to 65535 have no known range")
@@ -164,10 +164,10 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def extensions() -> frozenset[str]:
-    """How the names of image files end, in lower case, such as ".png"."""
+    """The extensions of image files, in lower case, such as ".png"."""
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())
 
 
 def shown(text: str) -> str:
-    """Text from outside made fit for a one-line message: control characters escaped, length limited."""
+    """Untrusted text for a one-line message: quoted, control characters escaped, length limited."""
     return repr(text if len(text) <= 120 else text[:117] + "...")

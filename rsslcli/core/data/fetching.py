@@ -1,7 +1,7 @@
-"""The published CIFAR-10-C archives: fetched in as many pieces as it takes, verified, and imported.
+"""Download archives with retries and resumption, and verify them.
 
-What arrives is trusted no further than its md5 goes. An archive without a published md5 is the user's choice
-and is only checked as every import is.
+A download is trusted only if its md5 is the published one. An archive without a published md5 is the user's
+choice; it is checked only as every import is.
 """
 
 import hashlib
@@ -21,33 +21,18 @@ from urllib.parse import urlsplit
 
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data.decoding import shown
-from rsslcli.core.data.importing import (
-    check_space,
-    chunks,
-    image_bytes,
-)
+from rsslcli.core.data.digests import check_space, chunks, file_digest
+from rsslcli.core.data.importing import image_bytes
 from rsslcli.core.errors import RsslError
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.progress import Progress
 
 TIMEOUT = 30.0  #: seconds to connect, and to wait for more bytes
-
-
-ATTEMPTS = 5  #: failures in a row, without a new byte, after which a download is given up
-
-
+ATTEMPTS = 5  #: consecutive failures without a new byte before a download is abandoned
 PAUSE = 1.0  #: seconds to wait after the first failure; doubled after each further one
-
-
-MAX_BYTES = 16 * 2**30  #: of an archive whose size is not known
-
-
+MAX_BYTES = 16 * 2**30  #: of an archive of unknown size
 _LONGEST_PAUSE = 30.0
-
-
 _CHUNK = 2**18
-
-
 ELSEWHERE = "or get the archive elsewhere and give it as `source`"
 
 
@@ -61,12 +46,12 @@ class Archive:
 
     @property
     def file_name(self) -> str:
-        """What the file is called."""
+        """The name of the file."""
         return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 class _BrokenError(Exception):
-    """The transfer failed; `final` if it would fail again."""
+    """The transfer failed; `final` if a retry would fail too."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         super().__init__(reason)
@@ -75,7 +60,7 @@ class _BrokenError(Exception):
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """Tell what goes wrong in the network from what goes wrong on the disk, which are OSErrors alike."""
+    """Raise network errors as _BrokenError, to tell them from disk errors, which are OSErrors too."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -86,19 +71,19 @@ def _network() -> Iterator[None]:
         raise _BrokenError(f"the server says {error.code} {error.reason}", final=not passing) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        # ValueErrors are certificates that do not verify, and addresses that cannot be asked.
+        # ValueErrors are certificates that do not verify, and invalid addresses.
         raise _BrokenError(str(cause) or type(cause).__name__, final=isinstance(cause, ValueError)) from error
 
 
 class _RangeError(_BrokenError):
-    """The server cannot continue the file: it must be asked for from its beginning."""
+    """The server cannot continue the file: request it from the beginning."""
 
     def __init__(self) -> None:
         super().__init__("the server cannot continue the file")
 
 
 class _OnlyHTTP(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection to file: and the like."""
+    """Follows redirections only to http and https, not to file: and the like."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
@@ -110,7 +95,7 @@ class _OnlyHTTP(urllib.request.HTTPRedirectHandler):
 
 
 class _Part:
-    """The beginning of a file, kept between attempts and between runs, with its md5."""
+    """The first part of a file, kept between attempts and runs, with its md5."""
 
     def __init__(self, path: Path, url: str, published: Archive | None, progress: Progress) -> None:
         self.path = path
@@ -119,7 +104,7 @@ class _Part:
         self.state = path.with_name(f"{path.name}.json")
         self.done = 0
         self.digest = hashlib.md5(usedforsecurity=False)
-        #: The ETag or date of the file that this is the beginning of, as far as the same server gave one.
+        #: The ETag or date of the whole file, if the same server gave one.
         self.validator = self._read_validator()
         if path.is_file() and not (published and path.stat().st_size > published.size):
             for chunk in chunks(path, progress):
@@ -128,12 +113,12 @@ class _Part:
 
     @property
     def continued(self) -> bool:
-        """Whether to ask for the rest alone."""
-        # Without a validator or an md5 nothing would show that the pieces are not of one file.
+        """Whether to request only the rest of the file."""
+        # Without a validator or md5, nothing would reveal that the pieces come from different files.
         return self.done > 0 and bool(self.validator or self.published)
 
     def headers(self) -> dict[str, str]:
-        """What to ask the server for."""
+        """The headers of the next request."""
         headers = {"User-Agent": "rsslcli"}
         if self.continued:
             headers["Range"] = f"bytes={self.done}-"
@@ -142,7 +127,7 @@ class _Part:
         return headers
 
     def restart(self, validator: str | None = None) -> None:
-        """Throw away what there is; what comes next is of the file with this validator."""
+        """Discard the part; the next bytes belong to the file with this validator."""
         self.path.write_bytes(b"")
         self.done = 0
         self.digest = hashlib.md5(usedforsecurity=False)
@@ -161,16 +146,27 @@ class _Part:
             validator = state["validator"] if state["url"] == self.url else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        # It goes into a request, where a line break would begin another header.
+        # It goes into a request, where a line break would start another header.
         return validator if isinstance(validator, str) and re.fullmatch("[ -~]+", validator) else None
 
 
 def fetch(url: str, archive: Path, published: Archive | None, limit: int | None, progress: Progress) -> None:
-    """Bring the file at `url` to the path `archive`, where it appears once complete and verified."""
+    """Download `url` to the path `archive`, where it appears only when complete and verified.
+
+    Args:
+        url: an http or https address.
+        archive: the file to write; if it exists and is verified, nothing is downloaded.
+        published: the size and md5 to expect, if known.
+        limit: how many images per corruption and severity will be unpacked, to check the free space.
+        progress: called after every piece.
+
+    Raises:
+        RsslError: the download failed, the file is not the published one, or it cannot be written.
+    """
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         if archive.is_file():
-            if published is None or md5_of(archive, progress) == published.md5:
+            if published is None or file_digest(archive, "md5", progress) == published.md5:
                 return
             remove(archive)
         part = _Part(archive.with_name(f"{archive.name}.part"), url, published, progress)
@@ -180,8 +176,8 @@ def fetch(url: str, archive: Path, published: Archive | None, limit: int | None,
         if published and md5 != published.md5:
             part.remove()
             raise RsslError(
-                f"{url} gave another file than the published one (md5 {md5}, not {published.md5}): "
-                f"it is deleted, download it again {ELSEWHERE}"
+                f"{url} returned another file than the published one (md5 {md5}, not {published.md5}): "
+                f"it was deleted; download it again, {ELSEWHERE}"
             )
         part.path.replace(archive)
         remove(part.state)
@@ -190,7 +186,9 @@ def fetch(url: str, archive: Path, published: Archive | None, limit: int | None,
 
 
 def _transfer_all(part: _Part, limit: int | None, progress: Progress) -> None:
-    failures, furthest = 0, part.done
+    """Retry until the file is complete, or until retries do not help."""
+    failures = 0
+    furthest = part.done
     while True:
         try:
             _transfer(part, limit, progress)
@@ -211,7 +209,7 @@ def _transfer_all(part: _Part, limit: int | None, progress: Progress) -> None:
 
 
 def _transfer(part: _Part, limit: int | None, progress: Progress) -> None:
-    """Ask for the rest of a file once, and add to the part what comes."""
+    """Request the rest of a file once, and append what arrives to the part."""
     published = part.published
     opener = urllib.request.build_opener(_OnlyHTTP)
     with _network():
@@ -221,7 +219,7 @@ def _transfer(part: _Part, limit: int | None, progress: Progress) -> None:
     with response:
         total = _total(part, response)
         if published and total not in {None, published.size}:
-            # Said before the part is touched: it may be the page of a captive portal that came instead.
+            # Refuse before touching the part: this may be the page of a captive portal.
             raise RsslError(
                 f"{part.url} has {total} bytes, not the {published.size} of the published archive: "
                 f"check the address, {ELSEWHERE}"
@@ -253,14 +251,14 @@ def _transfer(part: _Part, limit: int | None, progress: Progress) -> None:
 
 
 def _total(part: _Part, response: http.client.HTTPResponse) -> int | None:
-    """The size of the whole file, as far as the server tells."""
+    """The size of the whole file, if the server tells."""
     if response.status != http.client.PARTIAL_CONTENT:
         length = response.headers.get("Content-Length", "")
         return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
     span = re.fullmatch(
         r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
     )
-    # Not every server knows If-Range, so compare what it says of the file with what it said at first.
+    # Not every server supports If-Range, so compare the validators with the earlier one.
     now = {response.headers.get("ETag"), response.headers.get("Last-Modified")} - {None}
     changed = part.validator and now and part.validator not in now
     if not span or not part.continued or int(span[1]) != part.done or changed:
@@ -270,12 +268,5 @@ def _total(part: _Part, response: http.client.HTTPResponse) -> int | None:
 
 def _validator(headers: Message) -> str | None:
     etag = headers.get("ETag")
-    # A weak tag (W/...) stands for the same content, not for the same bytes.
+    # A weak tag (W/...) promises the same content, not the same bytes.
     return etag if etag and etag.startswith('"') else headers.get("Last-Modified")
-
-
-def md5_of(path: Path, progress: Progress) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    for chunk in chunks(path, progress):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -1,9 +1,7 @@
-"""Import a corrupted test set: copy it beside the set that is there, check it, then put it in its place."""
+"""Import a corrupted test set: stage a copy, check it, then replace the existing set."""
 
-import hashlib
 import math
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,15 @@ from rsslcli.core.data.corrupted import (
     write_record,
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
+from rsslcli.core.data.digests import check_space, file_digest
 from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Note, Progress, silent
 
-#: The folder, in that of the set, of whatever is not finished.
+#: The subfolder of the set for unfinished downloads and imports.
 UNFINISHED = "download"
-_CHUNK = 2**20
 
 
 def import_corrupted(
@@ -43,27 +41,27 @@ def import_corrupted(
     progress: Progress = silent,
     note: Note = lambda text: None,
 ) -> tuple[CorruptedSet, bool]:
-    """Make `folder` a copy of the corrupted set in `source`, or of the first `limit` images of its blocks.
+    """Copy the corrupted set in `source`, or the first `limit` images of each block, to `folder`.
 
     Nothing is copied if `folder` already holds the same images and labels, compared byte by byte. A refused
-    or interrupted import leaves the set that was there.
+    or interrupted import leaves the existing set in place.
 
     Args:
         source: a folder with the files of CIFAR-10-C, its parent, or a tar or zip archive of them.
         folder: the corrupted folder of the data set.
-        test: the clean test images, by which the labels are checked.
-        limit: how many images of each corruption and severity to keep, at least 1; all if None.
+        test: the clean test images, used to check the labels.
+        limit: the number of images to keep per corruption and severity, at least 1; all if None.
         complete: refuse a source without all nineteen corruptions.
-        origin: what the record calls the source, by default its path.
-        progress: told after every corruption.
-        note: told which label stands for which class, and what is unusual about the source.
+        origin: the name of the source in the record; its path by default.
+        progress: called after every corruption.
+        note: called with the meaning of the labels, and with what is unusual about the source.
 
     Returns:
         The set in `folder`, and whether anything was copied.
 
     Raises:
-        UserError: no corrupted set is there, or one that is damaged, changes while it is read, or has labels
-            that are not those of `test`.
+        UserError: there is no corrupted set, or it is damaged, changes while it is being read, or has labels
+            that disagree with `test`.
         RsslError: `folder` cannot be written.
     """
     scratch = folder / UNFINISHED / "unpacked"
@@ -94,7 +92,7 @@ def import_corrupted(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):
-            scratch.parent.rmdir()  # unless an archive is there
+            scratch.parent.rmdir()  # unless it holds an archive
 
 
 def find_imported(
@@ -106,10 +104,10 @@ def find_imported(
     progress: Progress = silent,
     note: Note = lambda text: None,
 ) -> CorruptedSet | None:
-    """The set in `folder`, if it is untouched since it was imported from `origin` with this limit.
+    """The set in `folder`, if it is unchanged since its import from `origin` with this limit.
 
     Raises:
-        UserError: its labels are not those of `test`.
+        UserError: its labels disagree with `test`.
     """
     record = read_record(folder)
     if record.get("origin") != origin or (folder / GENERATED).exists():
@@ -123,7 +121,7 @@ def find_imported(
         return None
     if "files" in record:
         untouched = record["files"] == _checksums(present, progress)
-    else:  # written before records had the checksums of whole files
+    else:  # records of older versions have no checksums of whole files
         untouched = record.get("identity") == present.identity
     if not untouched:
         return None
@@ -133,18 +131,8 @@ def find_imported(
     return present
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raise RsslError unless so many bytes are free on the disk of `folder`."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise RsslError(
-            f"{folder} has {free / 2**30:.1f} GiB of free space, of the {needed / 2**30:.1f} GiB needed: "
-            "free some, or choose another data folder"
-        )
-
-
 def image_bytes(images: int) -> int:
-    """The bytes of one corruption with so many images at each severity."""
+    """The size in bytes of one corruption with `images` images at each severity."""
     return math.prod(IMAGE_SHAPE) * len(SEVERITIES) * images
 
 
@@ -152,12 +140,12 @@ def image_bytes(images: int) -> int:
 
 
 def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> None:
-    """Raise UserError if the labels are wrong; else tell what they stand for, and of doubtful images."""
+    """Raise UserError if the labels are wrong; otherwise note what they mean, and doubtful images."""
     checked = check_labels(corrupted, test, source)
     verdict = (
         "the test images agree"
         if checked
-        else "this could not be checked, because its images are not recognizably those of the test set"
+        else "this could not be checked, because its images are not recognizable as those of the test set"
     )
     note(f"labels of {source}: {describe_classes(test.classes)}; {verdict}")
     for text in note_on_cells(corrupted, test, source):
@@ -165,7 +153,7 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> No
 
 
 def _note_size(found: CorruptedSource, count: int, test: Split, limit: int | None, note: Note) -> None:
-    """Tell of labels that are not there five times, and of another number of images than in the test set."""
+    """Note labels that are stored once, not five times, and a number of images unlike the test set's."""
     if found.one_label_each:
         note(f"labels.npy in {found.source} has one label per image, used for all five severities")
     if limit is None and count != len(test.labels):
@@ -177,11 +165,11 @@ def _note_size(found: CorruptedSource, count: int, test: Split, limit: int | Non
 def _open_if_same(
     folder: Path, found: CorruptedSource, count: int, progress: Progress
 ) -> CorruptedSet | None:
-    """The set in `folder` if it holds the same as the source, compared byte by byte."""
+    """The set in `folder` if it equals the source, compared byte by byte."""
     try:
         present = open_corrupted(folder, folder.name)
     except UserError:
-        return None  # absent, or the remains of an interrupted import
+        return None  # missing, or left over from an interrupted import
     if present.names != found.names or not np.array_equal(present.labels, found.labels[:count]):
         return None
     for done, name in enumerate(found.names):
@@ -203,29 +191,13 @@ def _stage(found: CorruptedSource, count: int, scratch: Path, progress: Progress
         checksums[f"{name}.npy"] = write_blocks(scratch / f"{name}.npy", found.blocks(name, count))
     with replacing(scratch / "labels.npy") as file:
         np.save(file, np.tile(found.labels[:count], len(SEVERITIES)))
-    checksums["labels.npy"] = _sha256(scratch / "labels.npy")
+    checksums["labels.npy"] = file_digest(scratch / "labels.npy", "sha256")
     found.check_unchanged()
     progress("copying corruptions", len(found.names), len(found.names))
     return checksums
 
 
 def _checksums(corrupted: CorruptedSet, progress: Progress = silent) -> dict[str, str]:
+    """The sha256 of each file of a set, by name."""
     names = [*(f"{name}.npy" for name in corrupted.names), "labels.npy"]
-    return {name: _sha256(corrupted.folder / name, progress) for name in names}
-
-
-def _sha256(path: Path, progress: Progress = silent) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks(path, progress):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def chunks(path: Path, progress: Progress) -> Iterator[bytes]:
-    """The content of a file, piece by piece."""
-    done, total = 0, path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            done += len(chunk)
-            yield chunk
-            progress("checking what is there", done, max(done, total))
+    return {name: file_digest(corrupted.folder / name, "sha256", progress) for name in names}

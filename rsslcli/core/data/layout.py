@@ -1,4 +1,4 @@
-"""Where the splits and the classes are in a tree of image files."""
+"""Find the splits and the classes in a tree of image files."""
 
 import hashlib
 import unicodedata
@@ -13,24 +13,24 @@ from rsslcli.core.data.listing import Folder, Listing, in_words, list_files, sub
 from rsslcli.core.errors import UserError
 
 SPLITS = ("train", "test")
-#: What the folders of the splits are called, in lower case.
+#: The names of split folders, in lower case, and the splits that they stand for.
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-#: What others call a split that is not one of ours.
+#: Common names of a third split, which is not used here.
 VALIDATION = ("val", "valid", "validation")
-#: Of every class without a test split, one image in so many becomes one of the test set.
+#: Without a test split, one in this many images of each class is held out for it.
 HOLD_OUT = 5
-#: What a tree of images looks like.
+#: The expected layout, as messages describe it.
 LAYOUT = "train/<class>/* and test/<class>/*, or <class>/* alone"
-#: Endings of files that may say which images belong to which class.
+#: Extensions of files that may list which images belong to which class.
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".xml")
 
 
 class TreeImage(NamedTuple):
-    """An image of a tree. Images are sorted by their names."""
+    """An image in a tree. Images sort by name."""
 
     name: Parts  #: its class, and its path in the class folder, in Unicode's composed form (NFC)
     parts: Parts  #: its path in the tree
-    key: Key  #: its content
+    key: Key  #: identifies its content
 
 
 #: Images by class.
@@ -38,24 +38,24 @@ Classes = dict[str, list[TreeImage]]
 
 
 class Layout(NamedTuple):
-    """What `find_layout` finds."""
+    """The result of `find_layout`."""
 
     files: dict[str, Classes]  #: by split; both have the same classes
     classes: tuple[str, ...]  #: sorted
-    notes: tuple[str, ...]  #: what was held out, and what is not used
+    notes: tuple[str, ...]  #: what was held out and what is not used, a line each
 
 
 def find_layout(tree: Tree) -> Layout:
-    """Find the classes and the splits of a tree, or make the splits. Reads no image.
+    """Find the classes and splits of a tree, or hold out a test split. Reads no image.
 
     Raises:
-        UserError: there are no classes, or several choices of them; they differ between the splits; one has
-            no images; or there are too many images.
+        UserError: there are no classes, their location is ambiguous, they differ between the splits, one has
+            no images, or there are too many images.
     """
     notes: list[str] = []
     splits = _find_splits(tree)
     listing = list_files(tree, splits.values() or [((), tree.top)])
-    if splits:
+    if splits:  # both split folders exist: their subfolders are the classes
         branches = {split: parts for split, (parts, _) in splits.items()}
         files = {split: _classes(branch, listing) for split, branch in branches.items()}
         beside = _beside(tree, branches)
@@ -63,7 +63,7 @@ def find_layout(tree: Tree) -> Layout:
         if beside:
             unused = in_words(parts[-1] for parts, _ in beside)
             notes.append(f"not used: folders beside train/ and test/, {len(beside)} in all: {unused}")
-    else:
+    else:  # one folder holds the classes: split it
         branch, lacking = _find_classes(tree, listing)
         branches = dict.fromkeys(SPLITS, branch)
         classes = _classes(branch, listing)
@@ -80,13 +80,14 @@ def find_layout(tree: Tree) -> Layout:
 
 
 def _find_splits(tree: Tree) -> dict[str, Folder]:
-    """The folders of both splits, in the tree or in a folder directly in it; none if there are not both."""
+    """The folders of both splits, at the top or in a folder directly below; empty unless both exist."""
     top: Folder = ((), tree.top)
+    # Look for a folder that contains both splits: first the top, then all folders directly below it.
     for level in ([top], subfolders(tree, top)):
         found: list[dict[str, list[Folder]]] = []
         for folder in level:
             named: dict[str, list[Folder]] = {}
-            lost: list[str] = []
+            lost: list[str] = []  # split folders that are broken links
             for entry in visible(tree, folder[1]):
                 split = SPLIT_NAMES.get(entry.name.lower())
                 if split and entry.place is not None:
@@ -96,14 +97,14 @@ def _find_splits(tree: Tree) -> dict[str, Folder]:
             if len(named) == 1 and lost:
                 name = shown("/".join((*folder[0], lost[0])))
                 raise UserError(
-                    f"{name} in {tree.source} leads nowhere or out of it: put the folder in its place"
+                    f"{name} in {tree.source} leads nowhere or out of it: replace it with the folder itself"
                 )
             if len(named) == len(SPLITS):
                 found.append(named)
         if len(found) > 1:
             roots = _paths(named["train"][0][0][:-1] for named in found)
             several = f"several trees of train/ and test/, in {roots}"
-            raise UserError(f"{tree.source} holds {several}: prepare one of them alone")
+            raise UserError(f"{tree.source} holds {several}: prepare only one of them")
         for named in found:
             for split, folders in named.items():
                 if len(folders) > 1:
@@ -116,14 +117,16 @@ def _find_splits(tree: Tree) -> dict[str, Folder]:
 
 
 def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]:
-    """The folder of the class folders in a tree without both splits, and the splits that are lacking."""
-    lone: set[Parts] = set()  # the folder of one split
+    """The folder that holds the class folders of a tree without both splits, and the missing splits."""
+    # If only one split exists, its folder holds the classes; collect such folders from the paths of images.
+    lone: set[Parts] = set()
     for parts in listing.images:
         for depth in (1, 2):
             if len(parts) > depth + 1 and parts[depth - 1].lower() in SPLIT_NAMES:
                 lone.add(parts[:depth])
                 break
-    # Without one, a cover picture beside class folders does not make a class of the folder around them.
+    # Otherwise the class folders are one or two levels down: two if images lie there, unless at least two
+    # folders one level down hold images. So a picture beside class folders makes no class of their parent.
     above, below = ({parts[:-1] for parts in listing.images if len(parts) == depth} for depth in (2, 3))
     branches = lone or {folder[:-1] for folder in (below if below and len(above) < 2 else above)}
     if not branches:
@@ -132,15 +135,19 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
         raise UserError(
             f"{tree.source} holds several trees of classes, in {_paths(branches)}: if they are the splits, "
             "rename them to train and test, side by side; if they are the classes, move them into a folder "
-            "train; else prepare one of them alone"
+            "train; otherwise prepare only one of them"
         )
     (branch,) = branches
     classes = _classes(branch, listing)
-    if {name.lower() for name in classes} <= {*SPLIT_NAMES, *VALIDATION}:  # splits without classes
+    if {name.lower() for name in classes} <= {
+        *SPLIT_NAMES,
+        *VALIDATION,
+    }:  # split folders without class folders
         names = ", ".join(map(shown, sorted(classes)))
         raise UserError(f"the images of {tree.source} lie in {names} without a class: expected {LAYOUT}")
     if not lone:
         return branch, SPLITS
+    # With a lone split, a validation folder beside it may be meant as the other one: ask instead of guessing.
     (lacking,) = {*SPLITS} - {SPLIT_NAMES[branch[-1].lower()]}
     for folder in sorted(listing.folders):
         if folder and folder[:-1] == branch[:-1] and folder[-1].lower() in VALIDATION:
@@ -154,7 +161,7 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
 
 
 def _advice(listing: Listing, folder: Parts, classes: Collection[str], lacking: str) -> str:
-    """What to do with a folder of validation images where a split is lacking."""
+    """What to do with a folder of validation images if a split is missing."""
     if any(images for name, images in _classes(folder, listing).items() if name in classes):
         return f"rename {folder[-1]}/ to {lacking}/"
     lists = [
@@ -167,7 +174,7 @@ def _advice(listing: Listing, folder: Parts, classes: Collection[str], lacking: 
 
 
 def _beside(tree: Tree, branches: dict[str, Parts]) -> list[Folder]:
-    """The folders beside those of the splits, and beside the one that holds them."""
+    """The folders beside the split folders, and beside the folder that holds them."""
     inner = subfolders(tree, ((), tree.top))
     root = branches["train"][:-1]
     if root:
@@ -177,7 +184,7 @@ def _beside(tree: Tree, branches: dict[str, Parts]) -> list[Folder]:
 
 
 def _classes(branch: Parts, listing: Listing) -> Classes:
-    """The images of the class folders in the folder `branch`, with those in their subfolders."""
+    """The images of the class folders in the folder `branch`, including their subfolders."""
     depth = len(branch)
     found: Classes = {
         _composed(folder[depth:])[0]: []
@@ -192,15 +199,15 @@ def _classes(branch: Parts, listing: Listing) -> Classes:
 
 
 def _composed(parts: Parts) -> Parts:
-    """The same names in Unicode's composed form, whatever the system that they come from."""
+    """The names in Unicode's composed form, which file systems do not all use."""
     return tuple(part if part.isascii() else unicodedata.normalize("NFC", part) for part in parts)
 
 
 def _hold_out(tree: Tree, listing: Listing, branch: Parts, classes: Classes) -> dict[str, Classes]:
-    """Split the images of each class: a fifth of them, at least one, for the test.
+    """Split the images of each class: a fifth, at least one, becomes the test split.
 
-    The hashes of class and name choose, so that the choice depends on nothing else, and images that are added
-    later hardly change it.
+    The hashes of class and name decide, so the choice depends on nothing else, and images added later barely
+    change it.
     """
     files: dict[str, Classes] = {split: {} for split in SPLITS}
     for name, images in classes.items():
@@ -222,7 +229,7 @@ def _hash(image: TreeImage) -> bytes:
 
 
 def _check_labels(tree: Tree, listing: Listing, files: dict[str, Classes], beside: list[Folder]) -> None:
-    """Refuse splits that have no class in common; most often the images for the test have no labels."""
+    """Refuse splits without a common class; usually the test images have no labels."""
     train, test = ({name for name, images in files[split].items() if images} for split in SPLITS)
     if not train and not test:
         raise _no_folders(tree, listing)
@@ -242,7 +249,7 @@ def _check_labels(tree: Tree, listing: Listing, files: dict[str, Classes], besid
 def _check_classes(
     tree: Tree, listing: Listing, branches: dict[str, Parts], files: dict[str, Classes]
 ) -> list[str]:
-    """The classes, sorted. Refuses those that cannot be shown, are alone, or have no images in a split."""
+    """The sorted classes; refuse unprintable names, a single class, and classes without images in a split."""
     classes = sorted(set().union(*files.values()))
     for name in classes:
         if not name.isprintable():
@@ -260,19 +267,21 @@ def _check_classes(
     if lacking:
         raise UserError(f"no images {', and none '.join(lacking)}: add some to both splits")
     if len(classes) < 2:
-        raise UserError(f"{tree.source} has only one class, {shown(classes[0])}: a classifier needs two")
+        raise UserError(
+            f"{tree.source} has only one class, {shown(classes[0])}: a classifier needs at least two"
+        )
     return classes
 
 
 def _notes(
     tree: Tree, listing: Listing, branches: Collection[Parts], files: dict[str, Classes]
 ) -> Iterator[str]:
-    """Tell what was taken that one might not expect, and what is not used."""
+    """Notes on images that are used unexpectedly, and on what is not used."""
     for branch in branches:
         folders = (folder for folder in listing.folders if folder and folder[:-1] == branch)
         forms = Counter(_composed(folder)[-1] for folder in folders)
         for name in sorted(name for name, count in forms.items() if count > 1):
-            yield f"class {shown(name)} has {forms[name]} folders: their names differ in Unicode form alone"
+            yield f"class {shown(name)} has {forms[name]} folders: their names differ only in Unicode form"
     images = [image for classes in files.values() for members in classes.values() for image in members]
     inner = Tally()
     for image in sorted(image for image in images if len(image.name) > 2):
@@ -311,7 +320,7 @@ def _doubts(classes: list[str], files: dict[str, Classes]) -> Iterator[str]:
 
 
 def _instead(listing: Listing, folder: Parts) -> str:
-    """What a class folder holds in place of images, in brackets."""
+    """What a class folder holds instead of images, in parentheses."""
     found, advice = listing.instead(folder)
     return f" ({found}{advice and ': '}{advice})" if found else ""
 
@@ -328,5 +337,5 @@ def _no_folders(tree: Tree, listing: Listing) -> UserError:
 
 
 def _paths(folders: Iterable[Parts]) -> str:
-    """The first few of some folders, by their paths."""
+    """The paths of the first few folders."""
     return in_words("/".join(folder) for folder in folders)

@@ -1,8 +1,7 @@
-"""Whether a corrupted set numbers the classes as the data set does: its pictures tell.
+"""Check from its images that a corrupted set numbers the classes as the data set does.
 
-A mildly corrupted image is still recognizably the picture that it was made from: shrunk to a few pixels, it
-lies far nearer to that one than to any other. Where the clean test set has the picture, both labels must name
-the same class.
+A mildly corrupted image is still recognizable: shrunk to a few pixels, it is far nearer to its original than
+to any other image. If the clean test set has that original, both labels must name the same class.
 """
 
 import hashlib
@@ -19,13 +18,13 @@ from rsslcli.core.data.store import IMAGE_SHAPE, Images, Split
 from rsslcli.core.errors import UserError, short_repr
 
 _SIDE = 8  # pixels of the shrunk images
-_RATIO = 0.5  # a picture is recognized if the second nearest is twice as far away
-_LOOKED_AT = 4000  # images of all corruptions together
-#: Of pictures that are no versions of the test images, about one in a hundred has a near copy among them.
+_RATIO = 0.5  # an image is recognized if the second nearest is at least twice as far away
+_LOOKED_AT = 4000  # images over all corruptions
+#: The fraction to recognize before judging; about 1 % of unrelated images have a near copy in a test set.
 _RECOGNIZED = 0.05
-_TOLERATED = 0.1  # the share of recognized pictures that may be of another class, such as by near copies
-_NOISE = 1e-4  # more than rounding makes of a squared distance
-_AT_ONCE = 16  # rows of distances in memory
+_TOLERATED = 0.1  # the fraction of recognized images that may have another class, such as near copies
+_NOISE = 1e-4  # above the rounding error of a squared distance
+_AT_ONCE = 16  # rows of distances in memory at a time
 _PER_CELL = 100  # images that are compared with the clean ones
 _NAMED = 5  # cells that a note names
 
@@ -33,15 +32,15 @@ _Features = npt.NDArray[np.float32]
 
 
 def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
-    """Compare the labels of recognized pictures, at severity 1, with the classes they have in `test`.
+    """Compare the labels of recognized images, at severity 1, with their classes in `test`.
 
-    The images need not be in the same order, and either set may be a part of the other.
+    The images may be in another order, and either set may be a subset of the other.
 
     Returns:
-        True if the labels agree; False if too few pictures are recognized to tell.
+        True if the labels agree; False if too few images are recognized to tell.
 
     Raises:
-        UserError: the labels do not agree. The message calls the set `source`.
+        UserError: the labels do not agree; the message names the set by `source`.
     """
     cells, said, found = _recognize(corrupted, test)
     looked_at = min(_per_cell(corrupted), corrupted.images_per_cell, len(test.labels)) * len(corrupted.names)
@@ -68,7 +67,7 @@ def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
 
 
 def describe_classes(classes: tuple[str, ...]) -> str:
-    """Which number stands for which class, on one line: all of up to ten classes, else some."""
+    """The numbers of the classes on one line: all of them up to ten, else some."""
     numbers = range(len(classes))
     shown = [f"{number} = {short_repr(classes[number])}" for number in numbers]
     return ", ".join(shown if len(shown) <= 10 else [*shown[:3], "…", shown[-1]])
@@ -77,7 +76,7 @@ def describe_classes(classes: tuple[str, ...]) -> str:
 def _out_of_order(subject: str, wrong: npt.NDArray[np.bool_]) -> UserError:
     return UserError(
         f"{subject} is not in the order of its labels: {wrong.sum()} of the {len(wrong)} images recognized "
-        "in it are of another class than their labels say: get it again"
+        "in it have another class than their labels say: get it again"
     )
 
 
@@ -86,8 +85,8 @@ def _per_cell(corrupted: CorruptedSet) -> int:
 
 
 def _recognize(corrupted: CorruptedSet, test: Split) -> tuple[npt.NDArray[np.int64], ...]:
-    """Of each recognized image: the index of its corruption, its label, and its label in `test`."""
-    # Look for images of the smaller set in the larger one: there nearly all of them can be found.
+    """For each recognized image: the index of its corruption, its label, and its label in `test`."""
+    # Search the larger set for images of the smaller one, since nearly all of those can be found.
     forth = corrupted.images_per_cell <= len(test.labels)
     clean = _features(test.images) if forth else None
     parts = []
@@ -107,7 +106,7 @@ def _recognize(corrupted: CorruptedSet, test: Split) -> tuple[npt.NDArray[np.int
 
 
 def _features(images: Images) -> _Features:
-    """Shrink images, take away the mean color and the contrast: float32 (N, 8 * 8 * 3) of length 1 or 0."""
+    """Shrink images and remove mean color and contrast: float32 (N, 8 * 8 * 3) of norm 1 or 0."""
     block = IMAGE_SHAPE[0] // _SIDE
     blocks = images.reshape(len(images), _SIDE, block, _SIDE, block, 3)
     small: _Features = blocks.mean((2, 4), dtype=np.float32).reshape(len(images), -1, 3)
@@ -119,7 +118,7 @@ def _features(images: Images) -> _Features:
 
 
 def _nearest(queries: _Features, gallery: _Features) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The index of the nearest of `gallery` for each query, and whether both are clearly the same picture."""
+    """For each query, the index of the nearest in `gallery`, and whether it is clearly the same image."""
     nearest = np.zeros(len(queries), np.int64)
     known = np.zeros(len(queries), np.bool_)
     for start in range(0, len(queries) if len(gallery) > 1 else 0, _AT_ONCE):
@@ -127,13 +126,13 @@ def _nearest(queries: _Features, gallery: _Features) -> tuple[npt.NDArray[np.int
         likeness = queries[part] @ gallery.T
         nearest[part] = likeness.argmax(1)
         second, first = np.partition(likeness, -2, axis=1)[:, -2:].T
-        # Of vectors of length 1, 2 - 2 times the inner product is the squared distance.
+        # For unit vectors, the squared distance is 2 minus twice the inner product.
         known[part] = np.maximum(1 - first, _NOISE) < _RATIO**2 * (1 - second)
     return nearest, known
 
 
 def _disagreeing(wrong: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-    """The groups of which more than one picture, and more than a tenth, is of the wrong class."""
+    """The groups in which more than one image, and more than a tenth, has the wrong class."""
     counts: npt.NDArray[Any] = np.bincount(groups)
     return np.flatnonzero(np.bincount(groups, weights=wrong) > np.maximum(1, _TOLERATED * counts))
 

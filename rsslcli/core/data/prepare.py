@@ -1,4 +1,4 @@
-"""Bring a data set, whatever its source, into the prepared form that `store` loads."""
+"""Prepare a data set from any source for `store` to load."""
 
 import json
 from collections.abc import Callable
@@ -36,21 +36,21 @@ _ACCEPTED = (
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did."""
+    """The result of `prepare`."""
 
     folder: Path
     dataset: Dataset
-    kind: str  #: what the source was, in words
-    changed: bool  #: False when everything was in place already
-    #: `folder`/corrupted is of other test images than the data set has
+    kind: str  #: a description of the source
+    changed: bool  #: False if everything was already in place
+    #: whether `folder`/corrupted was made from other test images than the data set has
     stale_corruptions: bool = False
     notes: tuple[str, ...] = ()  #: what was done to the images, a line each
-    corrupted: CorruptedSet | None = None  #: the corrupted test set, if that is what was imported
+    corrupted: CorruptedSet | None = None  #: the corrupted test set, if one was imported
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a data set comes from. `fingerprint` changes when the images may have changed."""
+    """The source of a data set; `fingerprint` changes whenever the images may have changed."""
 
     kind: str
     fingerprint: str
@@ -70,16 +70,23 @@ def prepare(
     """Prepare the data set `name` in `data_dir`, or import corrupted test images for it.
 
     Without a source, `shapes` is drawn and `cifar10` and `cifar100` are downloaded; any other name needs one.
-    What the source is shows from its content. `limit` keeps a class-balanced subset of so many images of each
-    split, or the first so many of a corrupted set. Files of images that have not 32x32 pixels are resized, or
-    refused if `resize` is false. Images that cannot be used are refused too, or left out and recorded if
-    `skip_damaged`. Nothing is done when the data set is in place with the same source and
-    options, or, asked for without any, when it is in place at all.
+    The content of the source decides what it is. Nothing is done if the data set is already prepared from the
+    same source with the same options, or if it is prepared at all and neither is given.
+
+    Args:
+        name: the data set.
+        data_dir: the folder of prepared data sets.
+        source: a folder or an archive.
+        limit: keep a class-balanced subset of at most this many images per split, or this many of the first
+            images of a corrupted set.
+        resize: scale images that are not 32x32 pixels; otherwise refuse them.
+        skip_damaged: leave out unusable images and record that; otherwise refuse them.
+        progress: called as the work advances.
 
     Raises:
-        UserError: no such source, or one that is not understood, damaged or does not fit.
-        ImageError: images that cannot be used, and that may be skipped.
-        RsslError: a failed download, or a folder that cannot be written.
+        UserError: there is no such source, or it is unknown, damaged or does not fit.
+        ImageError: images are unusable; `skip_damaged` would leave them out.
+        RsslError: a download failed, or a folder cannot be written.
     """
     folder = dataset_folder(data_dir, name)
     if limit is not None and limit < 1:
@@ -89,7 +96,8 @@ def prepare(
     if source is not None and is_corrupted_set(source):
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
-    record, present = _read_record(folder), _load_or_none(data_dir, name)
+    record = _read_record(folder)
+    present = _load_or_none(data_dir, name)
     recorded = _notes(record) if present else []
     if present and source is None and limit is None and resize:
         kind = str(record.get("kind", "prepared before"))
@@ -158,7 +166,7 @@ def _recognize(
     progress: Progress,
     note: Note,
 ) -> _Source:
-    """Tell what the source is from its content, the default source of `name` if None."""
+    """Identify the source from its content; None stands for the default source of `name`."""
     if name == "shapes":
         if source is not None:
             raise UserError("shapes is drawn and takes no `source`: choose another name for your images")
@@ -173,7 +181,7 @@ def _recognize(
             train, test = cifar.read_cifar(official, source, folder / "download", progress)
             return train.limited(limit), test.limited(limit)
 
-        # The official files are verified when read, so wherever they come from they are the same.
+        # The official files are verified when read, so they are the same wherever they come from.
         return _Source(f"official {official}", official, read_official)
     if source is None:
         near = nearest(name, (*cifar.OFFICIAL, "shapes"))
@@ -205,7 +213,7 @@ def _load_or_none(data_dir: Path, name: str) -> Dataset | None:
     try:
         return load_dataset(data_dir, name)
     except UserError:
-        return None  # absent, damaged or half prepared: to be prepared anew
+        return None  # missing, damaged or half prepared: prepare it again
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -215,7 +223,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {}
     if not isinstance(record, dict):
         return {}
-    kind = record.get("kind")  # which is shown
+    kind = record.get("kind")  # it is printed
     return record if isinstance(kind, str) and kind.isprintable() else {}
 
 
@@ -232,7 +240,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
 
 
 def _recorded_source(record: dict[str, Any]) -> Path | None:
-    """Where the data set came from, if that is still there."""
+    """The recorded source of the data set, if it still exists."""
     try:
         source = Path(record["source"])
         return source if source.exists() else None

@@ -1,4 +1,4 @@
-"""The published corrupted sets: where they are, and how a download becomes the set of a data set."""
+"""Download published corrupted sets and import them."""
 
 import hashlib
 import re
@@ -8,12 +8,9 @@ from urllib.parse import urlsplit
 
 from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import CorruptedSet, read_record
-from rsslcli.core.data.fetching import Archive, fetch, md5_of
-from rsslcli.core.data.importing import (
-    UNFINISHED,
-    find_imported,
-    import_corrupted,
-)
+from rsslcli.core.data.digests import file_digest
+from rsslcli.core.data.fetching import Archive, fetch
+from rsslcli.core.data.importing import UNFINISHED, find_imported, import_corrupted
 from rsslcli.core.data.store import Split
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import remove
@@ -47,19 +44,26 @@ def download_corrupted(
 ) -> CorruptedSet:
     """Fill `folder` with the published corrupted test set of the data set `name`.
 
-    `source` takes the place of the published address: another http(s) address, or whatever `import_corrupted`
-    takes. From any address the archive must have the published size and md5, if one is published for `name`.
-    What lies on disk is the user's own choice: it may hold other images and fewer corruptions, and stays
-    where it is. An archive with the published size and md5 counts as the published one there too.
+    A download that was interrupted is resumed by the next call; if `folder` already holds the requested set,
+    nothing is done.
 
-    `limit` keeps the first so many images of each block. With `keep_archive` a downloaded archive stays in
-    `folder`/download and is used again. A download that was interrupted is continued by the next call; when
-    `folder` already holds what is asked for, nothing is done. `note` is told what the import has to tell.
+    Args:
+        name: the data set.
+        folder: its corrupted folder.
+        test: its clean test images.
+        source: replaces the published address: another http(s) address, or anything that `import_corrupted`
+            accepts. From any address, the archive must have the published size and md5, if there is one for
+            `name`. Files on disk are the user's choice: they may hold other images and fewer corruptions, and
+            stay in place; an archive with the published size and md5 counts as the published one.
+        keep_archive: keep a downloaded archive in `folder`/download for reuse.
+        limit: the number of images to keep per block; all if None.
+        progress: called after every piece.
+        note: called with the notes of the import.
 
     Raises:
-        UserError: nothing is published for `name`, or no such source, or its content is not a corrupted set,
-            or not one of `test`.
-        RsslError: a failed download, a file that is not the published one, no space, or no write permission.
+        UserError: nothing is published for `name`, there is no such source, or its content is not a corrupted
+            set of `test`.
+        RsslError: the download failed, the file is not the published one, or it cannot be written.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images: give a positive number")
@@ -98,7 +102,7 @@ def download_corrupted(
                 note=note,
             )
         except UserError:
-            if published is None:  # it is of no use, and the next run must not take it up again
+            if published is None:  # it is useless, and the next run must not reuse it
                 remove(archive)
             raise
         if not keep_archive:
@@ -106,16 +110,16 @@ def download_corrupted(
         return result
     finally:
         with suppress(OSError):
-            archive.parent.rmdir()  # unless something is still in it
+            archive.parent.rmdir()  # unless it is not empty
 
 
 def corrupted_origin(corrupted: CorruptedSet) -> str:
-    """Where a corrupted set is from, as far as the records in its folder tell.
+    """Where a corrupted set came from, according to the records in its folder.
 
     Returns:
-        "published": from an archive with the published md5, and unchanged since then by its fingerprint.
-        "generated": every one of its files was made by our own generator.
-        "imported": anything else. Nothing shows whether it equals a published set.
+        "published": an archive with the published md5, with an unchanged fingerprint since.
+        "generated": rssl generated all of its files.
+        "imported": anything else; whether it equals a published set is unknown.
     """
     imported = read_record(corrupted.folder)
     published = [archive.md5 for archive in PUBLISHED.values()]
@@ -128,11 +132,11 @@ def corrupted_origin(corrupted: CorruptedSet) -> str:
 def _is_archive(path: Path, published: Archive, progress: Progress) -> bool:
     """Whether the file is the published archive."""
     same_size = path.is_file() and path.stat().st_size == published.size
-    return same_size and md5_of(path, progress) == published.md5
+    return same_size and file_digest(path, "md5", progress) == published.md5
 
 
 def _checked_url(source: str) -> str | None:
-    """The source if it is an address that can be asked, None if it is a path."""
+    """The source if it is a valid http or https address; None if it is a path."""
     scheme, separator, _ = source.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return None
@@ -143,6 +147,6 @@ def _checked_url(source: str) -> str | None:
         valid = False
     if not valid or not re.fullmatch(r"[!-~]+", source):
         raise UserError(
-            f"{source!r} is no http or https address: correct `source`, or give the path of a tar"
+            f"{source!r} is not an http or https address: correct `source`, or give the path of a tar"
         )
     return source

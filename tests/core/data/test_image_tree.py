@@ -438,7 +438,7 @@ def test_two_folders_of_one_name_in_two_unicode_forms_are_one_class(tmp_path: Pa
     train, test, notes, _ = read(root)
     assert train.classes == ("Ant", "ant", "bee", COMPOSED)
     assert np.bincount(np.concatenate([train.labels, test.labels])).tolist() == [2, 5, 5, 2]
-    assert notes[1:] == [f"class '{COMPOSED}' has 2 folders: their names differ in Unicode form alone"]
+    assert notes[1:] == [f"class '{COMPOSED}' has 2 folders: their names differ only in Unicode form"]
 
 
 @pytest.mark.parametrize("system", [0, 3])
@@ -478,7 +478,7 @@ def test_a_split_that_is_a_lost_link_is_refused_and_not_made_of_the_other(
 ) -> None:
     root = write(tmp_path / "tree", *classes("data/train/"))
     (root / "data/test").symlink_to("../elsewhere")
-    message = "'data/test' in SOURCE leads nowhere or out of it: put the folder in its place"
+    message = "'data/test' in SOURCE leads nowhere or out of it: replace it with the folder itself"
     assert refusal(packed(root, suffix)) == message
 
 

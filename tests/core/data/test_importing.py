@@ -534,7 +534,7 @@ def test_a_file_of_the_same_images_in_another_order_is_refused(
 def test_a_set_of_other_images_is_taken_with_a_note(tmp_path: Path, target: Path, test: Split) -> None:
     source = write_set(tmp_path / "other", pictures(COUNT, seed=9), test.labels)
     assert imported(source, target, test).endswith(
-        "9 = 'j'; this could not be checked, because its images are not recognizably those of the test set"
+        "9 = 'j'; this could not be checked, because its images are not recognizable as those of the test set"
     )
     check_copy(target, source)
 

@@ -620,7 +620,7 @@ def test_folder_that_cannot_be_made(folder: Path, test: Split) -> None:
 def test_mirror_must_have_the_published_file(server: Server, folder: Path, test: Split, tar: bytes) -> None:
     mirror = server.url.replace("/files/", "/mirror/")
     server.script = [replace(server.default, body=bytes(len(tar)))]
-    with fails(RsslError, "gave another file"):
+    with fails(RsslError, "returned another file"):
         download_corrupted("cifar10", folder, test=test, source=mirror)
     server.script = [replace(server.default, stop=100_000), replace(server.default, status=404)]
     with fails(RsslError, "404"):
@@ -685,7 +685,7 @@ def test_an_endless_answer(
     "source", ["ftp://host/x.tar", "file:///x.tar", "http://", "https://a b/x", "http://h:x/", "http://h/\n"]
 )
 def test_addresses_that_are_none(folder: Path, test: Split, source: str) -> None:
-    with fails(UserError, "is no http or https address"):
+    with fails(UserError, "is not an http or https address"):
         download_corrupted("cifar10", folder, test=test, source=source)
 
 
@@ -973,13 +973,13 @@ def test_arrays_of_another_kind(
 def test_labels_of_another_kind(
     hostile: Callable[[bytes], None], folder: Path, labels: np.ndarray[Any, Any]
 ) -> None:
-    with fails(UserError, "labels|no tar of"):
+    with fails(UserError, "labels|not a tar of"):
         hostile(pack([*layout(names=["snow"])[:2], member("labels.npy", npy(labels))]))
     assert not list(folder.glob("*.npy"))
 
 
 def test_duplicates(hostile: Callable[[bytes], None], tar: bytes) -> None:
-    with fails(UserError, r"fog\.npy is there twice"):
+    with fails(UserError, r"holds fog\.npy twice"):
         hostile(pack([*layout(), member("other/fog.npy", npy(IMAGES))]))
 
 
@@ -1060,7 +1060,7 @@ def test_members_of_a_compressed_archive_are_written_nowhere_else(
         )
     )
     check(folder, names=["fog"])
-    with fails(UserError, r"fog\.npy is there twice"):
+    with fails(UserError, r"holds fog\.npy twice"):
         hostile(packed(member("y/fog.npy", npy(IMAGES))))
     check(folder, names=["fog"])
 

@@ -357,7 +357,7 @@ def test_classes_must_agree_and_have_images(tmp_path: Path) -> None:
         as_tar(tmp_path / "g.tar", tree() | {"train/cow/1.heic": b""}), "no images of class 'cow' in train/"
     )
     bees = {name: content for name, content in tree().items() if "bee" in name}
-    refused(as_tar(tmp_path / "h.tar", bees), "only one class, 'bee': a classifier needs two")
+    refused(as_tar(tmp_path / "h.tar", bees), "only one class, 'bee': a classifier needs at least two")
     refused(as_tar(tmp_path / "e.tar", tree("x/") | tree("y/")), "several trees")
     refused(as_folder(tmp_path / "f", tree("x/") | tree("y/")), "several trees")
 
@@ -771,6 +771,6 @@ def test_failed_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert caught.value.exit_code == 1
     assert str(caught.value).isprintable()
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"login page"))
-    with pytest.raises(RsslError, match="gave another file"):
+    with pytest.raises(RsslError, match="returned another file"):
         download("https://example.org/x", tmp_path / "x", "0" * 32, silent)
     assert list(tmp_path.iterdir()) == []
