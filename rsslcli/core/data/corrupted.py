@@ -1,7 +1,7 @@
 """Corrupted test sets in the layout of CIFAR-10-C: a memory-mapped .npy file per corruption.
 
-A prepared folder holds `<corruption>.npy` files, `labels.npy`, which is written last, and the record of either
-the generator or the import.
+A prepared folder holds `<corruption>.npy` files, `labels.npy`, which is written last, and the record of
+either the generator or the import.
 """
 
 import hashlib
