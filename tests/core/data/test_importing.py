@@ -364,10 +364,10 @@ def save(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pat
             lambda source: os.truncate(source / "fog.npy", 5000),
             r"fog\.npy in .* is damaged .*5000 bytes that claims",
         ),
-        (lambda source: os.truncate(source / "fog.npy", 0), r"fog\.npy in .* is damaged or no \.npy file"),
+        (lambda source: os.truncate(source / "fog.npy", 0), r"fog\.npy in .* is damaged or not a \.npy file"),
         (
             lambda source: (source / "fog.npy").write_bytes(b"text"),
-            r"fog\.npy in .* is damaged or no \.npy file",
+            r"fog\.npy in .* is damaged or not a \.npy file",
         ),
         (
             lambda source: (

@@ -664,7 +664,7 @@ def test_without_md5_and_validator_nothing_is_glued(server: Server, folder: Path
 
 def test_a_useless_archive_is_not_kept(server: Server, folder: Path, test: Split, tar: bytes) -> None:
     server.script = [replace(server.default, body=b"<html>" * 1000)]
-    with fails(UserError, "is damaged or no tar"):
+    with fails(UserError, "is damaged or not a tar"):
         download_corrupted("flowers", folder, test=test, source=server.url)
     assert not list(folder.iterdir())
     server.script = [replace(server.default, body=tar, length=False)]
@@ -941,8 +941,8 @@ FORGED = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }\n"
         (header("-" * 9000 + "1"), "."),
         (header("x" * 60_000), "."),
         (header("__import__('os').system('exit')"), "."),
-        (header(FORGED % "20, 32, 32, 3", b"\x02\x00") + IMAGES.tobytes(), "another version"),
-        (header("", b"\x02\x00")[:-4] + b"\xff\xff\xff\xff", "another version"),
+        (header(FORGED % "20, 32, 32, 3", b"\x02\x00") + IMAGES.tobytes(), "version other"),
+        (header("", b"\x02\x00")[:-4] + b"\xff\xff\xff\xff", "version other"),
         (b"", "."),
         (b"\x93NUMPY", "."),
         (b"PK\x03\x04 a zip", "magic"),
@@ -1001,7 +1001,7 @@ def resized(content: bytes, name: bytes, size: int) -> bytes:
 @pytest.mark.parametrize("size", [2**62, 10**10, 513, 0o7777, -1, -200])
 @pytest.mark.parametrize("name", [b"CIFAR-10-C/fog.npy", b"CIFAR-10-C/labels.npy"])
 def test_claimed_sizes(hostile: Callable[[bytes], None], folder: Path, name: bytes, size: int) -> None:
-    with fails(UserError, "is damaged or no tar"):
+    with fails(UserError, "is damaged or not a tar"):
         hostile(resized(pack(layout(names=["fog", "snow"])), name, size))
     assert not list(folder.glob("*.npy"))
 
@@ -1027,7 +1027,7 @@ def test_sparse_files_are_passed_over(hostile: Callable[[bytes], None], folder: 
 
 @pytest.mark.parametrize("where", [0, 100, 511, 512, 70_000, 200_000, 1_000_000, -20_480, -12_000])
 def test_truncated(hostile: Callable[[bytes], None], folder: Path, tar: bytes, where: int) -> None:
-    with fails(UserError, "damaged or no tar|has no"):
+    with fails(UserError, "damaged or not a tar|has no"):
         hostile(tar[:where])
     assert not list(folder.glob("*.npy"))
 

@@ -536,7 +536,7 @@ def test_resized_images_are_counted(tmp_path: Path) -> None:
     train, _ = read_image_tree(source, note=notes.append)
     assert (train.images[train.labels == 1][3:] == [255, 0, 0]).all()
     assert notes[:1] == [
-        "3 of 13 images resized to 32x32, the centre square of each: they had 8x40 to 2000x40 pixels"
+        "3 of 13 images resized to 32x32, the center square of each: they had 8x40 to 2000x40 pixels"
     ]
     refused(source, "pixels, not 32x32")
     notes.clear()
