@@ -13,6 +13,7 @@ import torch
 from helpers import Here, refuse, rssl, succeed
 from rich.console import Console
 
+from rsslcli.commands.console import spell_options
 from rsslcli.commands.eval_c import _summary, _table, eval_c
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
@@ -214,7 +215,7 @@ def test_weights_near_chance_are_noted_in_the_result(home: Path) -> None:
         True
     ] * 2
     assert [line for line in public.stderr.splitlines() if line.startswith("note: ")] == [
-        f"note: {note}" for note in notes
+        f"note: {spell_options(note)}" for note in notes
     ]
     save_run(home / "bad", CONFIG, network=network)
     assert "guessing" not in rssl("eval-c bad --corruptions fog --severity 1", cwd=home).stderr

@@ -137,7 +137,7 @@ def test_killed_at_random_moments_the_run_ends_the_same(ready: Path, kills: int,
 
 
 def test_a_killed_evaluation_goes_on(ready: Path) -> None:
-    succeed(" ".join(train(1, "judged")), cwd=ready)
+    succeed(" ".join(train(2, "judged")), cwd=ready)
     succeed("eval-c judged --output whole.json", cwd=ready)
     moments = random.Random(1)
     partial = ready / "killed.json.partial"
@@ -270,7 +270,7 @@ def test_a_read_only_folder(ready: Path, tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder(ready: Path) -> None:
     (ready / "taken").write_text("precious")
-    refuse(" ".join(train(1, "taken/run")), cwd=ready, match="cannot write into taken/run", code=1)
+    refuse(" ".join(train(2, "taken/run")), cwd=ready, match="cannot write into taken/run", code=1)
     assert (ready / "taken").read_text() == "precious"
 
 
@@ -289,7 +289,7 @@ def test_a_second_process_in_the_run_folder_is_refused(ready: Path) -> None:
     process = launch(train(50, "shared"), ready)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) > 1, process)
     refuse("train-automl --resume --output shared", cwd=ready, match="shared is in use by another rssl")
-    refuse(" ".join(train(1, "shared")), cwd=ready, match="in use|holds a run already")
+    refuse(" ".join(train(2, "shared")), cwd=ready, match="in use|holds a run already")
     assert process.poll() is None
     process.terminate()
     assert "all saved" in sanitize(process)
@@ -313,7 +313,8 @@ from pathlib import Path
 from rsslcli.core.config import Config
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.runtime import keep_freed_memory
-from rsslcli.core.training import StepsDone, train
+from rsslcli.core.training.events import StepsDone
+from rsslcli.core.training.loop import train
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

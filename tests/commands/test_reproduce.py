@@ -95,7 +95,7 @@ def test_a_study_goes_on_without_the_options_that_added_its_rows(
     assert re.search(r"flip +\d\d\.\d\d ± ", out), "its row is in the table"
 
     shutil.rmtree(tmp_path / "study" / "flip-s0")
-    here.refuse(command, r"flip-s0 is not done: unknown task 'flip'.*needs --task-file")
+    here.refuse(command, r"flip-s0 is not done: unknown task 'flip'.*as --task-file")
     assert len(reported) == 6
     here.succeed(f"{command} --task-file {flip}")
     assert len(reported) == 24

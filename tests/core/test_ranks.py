@@ -90,9 +90,9 @@ def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [7, 25, 64])
 def test_parts_cover_everything_once(count: int, size: int) -> None:
     world = [World(rank, count) for rank in range(count)]
-    covered = [index for each in world for index in range(size)[each.part(size)]]
+    covered = [index for each in world for index in range(size)[each.shard(size)]]
     assert covered == list(range(size))
-    sizes = [len(range(size)[each.part(size)]) for each in world]
+    sizes = [len(range(size)[each.shard(size)]) for each in world]
     assert max(sizes) - min(sizes) <= 1
     assert sum(each.share(size) for each in world) == pytest.approx(1)
 

@@ -57,7 +57,7 @@ def test_long_lists_are_cut_in_messages() -> None:
 
 def test_of_long_lists_those_names_are_shown_that_differ() -> None:
     names = [f"class {number:03}" for number in range(100)]
-    with pytest.raises(UserError, match=r"tells apart 'class 057', .* but 'mine' has 'changed', "):
+    with pytest.raises(UserError, match=r"has the classes 'class 057', .* but 'mine' has 'changed', "):
         match_classes(names, 100, [*names[:57], "changed", *names[58:]], "mine")
 
 

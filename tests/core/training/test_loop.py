@@ -188,7 +188,7 @@ def test_refuses(
 ) -> None:
     with pytest.raises(UserError, match="holds a run already: pass `resume`"):
         train(CONFIG, whole[0], dataset, corrupted)
-    with pytest.raises(UserError, match="none prepared"):
+    with pytest.raises(UserError, match="none is prepared"):
         train(CONFIG, tmp_path / "a", dataset)
     with pytest.raises(UserError, match=r"train_size: 999 of the \d+ images of \d+ classes: choose from"):
         train(replace(CONFIG, train_size=999), tmp_path / "a", dataset, corrupted)
@@ -197,7 +197,7 @@ def test_refuses(
     assert len(validation_source(CONFIG, 9)) == 4
     with pytest.raises(UserError, match="batch_size: 200 is more than the 67 training images"):
         train(replace(CONFIG, batch_size=200), tmp_path / "a", dataset, corrupted)
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="different data"):
         train(replace(CONFIG, seed=3), whole[0], dataset, corrupted, resume=True)
     with pytest.raises(UserError, match="does not fit its configuration"):
         train(replace(CONFIG, width=2), whole[0], dataset, corrupted, resume=True)
