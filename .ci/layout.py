@@ -15,6 +15,7 @@ MAX_CORE_MODULES = 16  # beside the rooms
 MAX_MODULE_LINES = 420
 MAX_FUNCTION_LINES = 80
 MAX_PACKED = 20  # assignments such as `a, b = x, y`
+MAX_README_WORDS = 1200
 #: A command-line option. Lines of style sheets define properties by the same mark.
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+\b(?!\s*:)(?!\))")
 
@@ -48,6 +49,12 @@ def main() -> int:
         ("packed assignments", len(packed), MAX_PACKED - 1, ", ".join(packed[:5])),
         ("options named in core/", len(named), 0, ", ".join(named[:5])),
         ("calls of locals()", len(called), 0, ", ".join(called)),
+        (
+            "words in the README",
+            len((PACKAGE.parent / "README.md").read_text().split()),
+            MAX_README_WORDS,
+            "",
+        ),
     ]
     print(f"{len(trees)} modules, {sum(lines.values())} lines")
     for name, value, limit, where in measures:
