@@ -42,6 +42,7 @@ def main() -> int:
     ]
     core = [path for path in (PACKAGE / "core").glob("*.py") if path.name != "__init__.py"]
     longest_module, longest_function = max(lines, key=lines.__getitem__), max(functions, key=functions.get)
+    words = len((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split())
     measures = [
         ("modules in core/ beside its rooms", len(core), MAX_CORE_MODULES, ""),
         ("lines of the longest module", lines[longest_module], MAX_MODULE_LINES, longest_module),
