@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,6 +28,7 @@ from rsslcli.core.errors import (
     RsslError,
     UserError,
     nearest,
+    rssl_command,
     short_repr,
 )
 from rsslcli.core.version import __version__
@@ -142,7 +142,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         if not IS_MAIN_RANK:
             sys.exit(_INTERRUPTED)
-        _fail(f"stopped; to go on: {shlex.join(['rssl', *arguments])}", _INTERRUPTED)
+        _fail(f"stopped; to go on: {rssl_command(*arguments)}", _INTERRUPTED)
 
 
 def _unknown_option(name: str, possibilities: Iterable[str]) -> str:

@@ -27,8 +27,14 @@ from rsslcli.commands import completion
 from rsslcli.commands.console import err, note, out, split_names, stop_on_signal, waiting
 from rsslcli.commands.options import DEFAULT_DATA_DIR, ConfigFile, DataDir, DatasetName, TaskFile
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
-from rsslcli.core.errors import InterruptedTrainingError, RsslError, StaleCorruptionsError, UserError
-from rsslcli.core.study.cell import Cell, shell_line
+from rsslcli.core.errors import (
+    InterruptedTrainingError,
+    RsslError,
+    StaleCorruptionsError,
+    UserError,
+    rssl_command,
+)
+from rsslcli.core.study.cell import Cell
 from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_plan
 from rsslcli.core.study.runner import CellEvent, Runner, threads_each
 
@@ -188,7 +194,7 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
         out.print(
             f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}", soft_wrap=True
         )
-    again = shell_line(sys.argv[1:])
+    again = rssl_command(*sys.argv[1:])
     if received:
         stopped = InterruptedTrainingError(f"stopped, all saved: the same command goes on: {again}")
         stopped.exit_code = 128 + received[0]
@@ -297,7 +303,7 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
         table.add_row(str(cell.number), cell.name, cell.status(), *takes)
     out.print(table)
     for cell in missing:
-        commands = " && ".join(shell_line(command) for command in cell.commands(options))
+        commands = " && ".join(rssl_command(*command) for command in cell.commands(options))
         out.print(f"{cell.number}: {commands}", soft_wrap=True)
     low = sum(estimates[cell.name].low for cell in missing)
     high = sum(estimates[cell.name].high for cell in missing)

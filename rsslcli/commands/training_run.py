@@ -180,11 +180,10 @@ def _layers(given: Given, tasks: list[str] | None, automl: bool, default_tasks: 
     if output is None:
         raise UserError("--resume needs --output, the run directory to continue")
     changed = [key for key, value in options.items() if value is not None and key != "device"]
-    changed += [key for key in ("preset", "config") if getattr(given, key) is not None] + (
-        ["tasks"] if tasks else []
-    )
+    changed += [key for key in ("preset", "config") if getattr(given, key) is not None]
+    changed += ["tasks"] if tasks else []
     if changed:
-        names = ", ".join(map(_option, changed))
+        names = ", ".join(f"`{key}`" for key in changed)
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")
     if not RunFolder(output).is_run():
         hint = other_runs(output) or "there is no config.yaml"
@@ -192,17 +191,12 @@ def _layers(given: Given, tasks: list[str] | None, automl: bool, default_tasks: 
     return config_layers(file=RunFolder(output).config, overrides={"device": options.get("device")})
 
 
-def _option(key: str) -> str:
-    """The command-line option of a setting."""
-    return "--lambda" if key == "initial_lambda" else f"--{key.replace('_', '-')}"
-
-
 def _note_without_effect(given: Given, config: Config) -> None:
     """Say which options on the command line have no effect, because of what else is on it."""
     for key, setting in _NEEDS.items():
         if given.settings.get(key) is not None and not getattr(config, setting):
             why = "λ is fixed" if setting == "automl" else "there are no tasks"
-            note(f"{_option(key)} has no effect: {why}")
+            note(f"`{key}` has no effect: {why}")
 
 
 def _resuming_words(given: Given, directory: Path, *, automl: bool, single: bool) -> list[str | Path]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted
 from rsslcli.core.data.prepare import prepare
 from rsslcli.core.data.store import EMBEDDED, Dataset, dataset_folder, load_dataset
@@ -60,14 +61,14 @@ def generate_corruptions(
     Raises:
         UserError: the folder holds a set that was imported.
     """
-    from rsslcli.core.corruptions.generate import RECORD, generate_corrupted
+    from rsslcli.core.corruptions.generate import generate_corrupted
 
     folder = dataset.corrupted_folder
     test = dataset.test
     if limit is None and dataset.name == EMBEDDED:
         limit = EMBEDDED_LIMIT
     present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)
-    if present and not (folder / RECORD).exists():
+    if present and not (folder / GENERATED).exists():
         raise UserError(
             f"{folder} holds a corrupted test set that was not generated: move it away to generate one there"
         )

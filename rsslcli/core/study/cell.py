@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +122,6 @@ class Cell:
 
 #: The clean test set, plus every corruption at every severity.
 CELLS_OF_AN_EVALUATION = 1 + len(CORRUPTIONS) * len(SEVERITIES)
-
-
-def shell_line(arguments: Sequence[str]) -> str:
-    """A command as a person types it."""
-    return shlex.join(["rssl", *arguments])
 
 
 def log_file(cell: Cell) -> Path:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import RsslError, UserError, rssl_command
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
-from rsslcli.core.study.cell import Cell, last_line, log_file, shell_line
+from rsslcli.core.study.cell import Cell, last_line, log_file
 
 #: How to start a command: with this same `rssl`.
 PROGRAM = (sys.executable, "-m", "rsslcli")
@@ -118,7 +118,7 @@ class Runner:
             self._ended(cell, "busy", "another process is running it")
             return None
         job = _Job(cell, min(set(range(self.jobs)) - taken), cell.commands(self.options))
-        self.on_event(CellEvent(cell, "started", text=shell_line(job.remaining[0])))
+        self.on_event(CellEvent(cell, "started", text=rssl_command(*job.remaining[0])))
         self._next_command(job)
         return job
 
@@ -135,7 +135,7 @@ class Runner:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:
                 command = job.remaining.pop(0)
-                output.write(f"$ {shell_line(command)}\n".encode())
+                output.write(f"$ {rssl_command(*command)}\n".encode())
                 output.flush()
                 # A new session, so that Ctrl-C reaches it only once: through this process.
                 job.process = subprocess.Popen(
