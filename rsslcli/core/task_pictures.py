@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.store import Split, class_balanced_subset
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.class_names import match_classes
 from rsslcli.core.files import replacing
 from rsslcli.core.randomness import BatchRandom
@@ -21,8 +21,8 @@ from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.guard import outputs_of, picture_of, transformed
 from rsslcli.core.tasks.registry import build_tasks
-from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import Checkpoint
+from rsslcli.core.weights.heads import load_heads
 
 #: Side of a cell in pixels: each pixel of a 32×32 image becomes a crisp 5×5 square.
 CELL = 160
@@ -75,12 +75,13 @@ def draw_tasks(
         raise UserError(f"{rows} images: expected 1 to {len(split.labels)}")
     options = checkpoint.config.task_options if checkpoint else {}
     built = build_tasks(tasks, {name: options[name] for name in tasks if name in options})
-    model = None if checkpoint is None else _trained(checkpoint, built)
+    network = None if checkpoint is None else checkpoint.network()
+    heads = None if checkpoint is None else load_heads(checkpoint, built)
     chosen = _different_classes(split, rows, seed)
     originals = to_float(torch.from_numpy(split.images[chosen]))
     random = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure"))
     columns = [_Column("Original", originals)]
-    if checkpoint is not None and model is not None:
+    if checkpoint is not None and network is not None:
         known = checkpoint.classes
         count = len(known)
         score_of = match_classes(
@@ -88,19 +89,19 @@ def draw_tasks(
         )
         labels = torch.tensor(score_of)[torch.from_numpy(split.labels[chosen])]
         with torch.inference_mode():
-            columns[0].answer(model(originals), labels, split.classes if classes_by_position else known)
+            columns[0].answer(network(originals), labels, split.classes if classes_by_position else known)
     for name, task in built.items():
         inputs, targets = _examples(name, task, originals, random)
         column = _Column(task.title or name, inputs)
-        if model is not None:
+        if network is not None and heads is not None:
             with torch.inference_mode():
-                outputs = outputs_of(name, task, model.heads[name], model.network.features(inputs))
+                outputs = outputs_of(name, task, heads[name], network.features(inputs))
                 column.picture = picture_of(name, task, inputs, outputs)
                 column.answer(outputs, targets, task.answers)
                 if targets.shape == originals.shape and not torch.equal(targets, originals):
                     column.truth = targets
         columns.append(column)
-    return _draw(columns, answered=model is not None)
+    return _draw(columns, answered=network is not None)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
@@ -136,24 +137,6 @@ class _Column:
             self.likely = outputs.softmax(1)
             self.right = targets
             self.names = names if len(names) == outputs.shape[1] else list(map(str, range(outputs.shape[1])))
-
-
-def _trained(checkpoint: Checkpoint, tasks: dict[str, Task]) -> MultiTaskNetwork:
-    """The network of a checkpoint with the heads of some of its tasks, in evaluation mode."""
-    known = checkpoint.config.tasks
-    for name in tasks:
-        if name not in known:
-            trained = f"with {', '.join(known)}" if known else "without tasks"
-            raise UserError(f"the checkpoint has no head for '{name}': it was trained {trained}")
-    with torch.random.fork_rng(devices=[]):  # the initial weights will be overwritten
-        model = MultiTaskNetwork(checkpoint.network(), tasks)
-    heads = {name: value for name, value in checkpoint.heads.items() if name.partition(".")[0] in tasks}
-    try:
-        model.heads.load_state_dict(heads)
-    except RuntimeError as error:
-        reason = sanitize(str(error).split("\n", 1)[-1])
-        raise UserError(f"the checkpoint's heads do not fit the tasks defined here: {reason}") from None
-    return model.eval()
 
 
 def _different_classes(split: Split, rows: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

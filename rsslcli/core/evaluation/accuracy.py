@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,19 @@ from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
-from rsslcli.core.data.store import Split
+from rsslcli.core.data.store import Images, Split
 from rsslcli.core.errors import DivergedError, UserError, sanitize, unknown
+from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
+from rsslcli.core.evaluation.adaptation_settings import Adaptation
+from rsslcli.core.evaluation.counts import CLEAN, Cell, Counts, Found, Group, adapted_groups, count_groups
+from rsslcli.core.evaluation.files import counts_in
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
-from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import World
-from rsslcli.core.runtime import autocast
+from rsslcli.core.runtime import autocast, derive_seed
+
+if TYPE_CHECKING:
+    from rsslcli.core.weights.heads import TrainedTasks
 
 #: Images per forward pass by device type. Small batches on the CPU keep the activations in its caches
 #: (docs/performance.md).
@@ -107,6 +113,51 @@ def count_correct(
     return found[0], found[1]
 
 
+@torch.no_grad()
+def count_adapted(
+    adaptive: AdaptiveClassifier,
+    cells: Sequence[Images],
+    labels: npt.NDArray[np.int64],
+    device: torch.device,
+    chosen: npt.NDArray[np.int64],
+    precision: str = "float32",
+) -> list[tuple[int, int]]:
+    """As `count_correct`, for a classifier that adapts to the images of some cells as they come.
+
+    The classifier is reset first. The images of all cells are one stream, in the order that its settings say.
+    They are divided into as few batches as their size allows, which differ by at most one image: no stream
+    ends with a small batch, whose statistics would be poor.
+
+    Args:
+        adaptive: the classifier.
+        cells: the images of each cell.
+        labels: of the images of every cell.
+        device, chosen, precision: as above.
+
+    Returns:
+        For each cell, how many images are right, and how many undecided.
+    """
+    settings = adaptive.settings
+    adaptive.reset()
+    dtype = model_dtype(adaptive)
+    # Position i of the stream is image i % len(chosen) of cell i // len(chosen).
+    order = np.random.default_rng(derive_seed(settings.seed, "stream")).permutation(len(cells) * len(chosen))
+    if settings.stream == "sorted":
+        order = order[np.argsort(labels[chosen[order % len(chosen)]], kind="stable")]
+    counts = torch.zeros(len(cells), 2, dtype=torch.int64, device=device)
+    with autocast(device, precision == "bfloat16"):
+        for batch in np.array_split(order, -(-len(order) // settings.batch_size)):
+            cell, image = np.divmod(np.sort(batch), len(chosen))
+            image = chosen[image]
+            images = np.concatenate([cells[i][image[cell == i]] for i in np.unique(cell)])
+            x = to_float(torch.from_numpy(images).to(device), dtype)
+            y = torch.from_numpy(labels[image]).to(device)
+            highest, predicted = check_scores(adaptive(x), len(batch)).to(device).max(1)
+            found = torch.stack([predicted == y, ~highest.isfinite()], 1).long()
+            counts.index_add_(0, torch.from_numpy(cell).to(device), found)
+    return [(right, undecided) for right, undecided in counts.tolist()]
+
+
 def clean_images(
     test: Split, corrupted: CorruptedSet | None, excluded: Sequence[int]
 ) -> npt.NDArray[np.int64]:
@@ -131,6 +182,9 @@ def evaluate(
     limit: int | None = None,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
+    adaptation: Adaptation | None = None,
+    tasks: TrainedTasks | None = None,
+    earlier: Path | None = None,
     partial: Path | None = None,
     precision: str = "float32",
     about: Mapping[str, Any] | None = None,
@@ -152,6 +206,10 @@ def evaluate(
         limit: evaluate only the first `limit` source images that are not excluded.
         corruptions: names of the corruptions; all those in `corrupted` by default.
         severities: numbers from 1 to 5.
+        adaptation: also measure the accuracy of a classifier that adapts to the images of each cell.
+        tasks: the tasks of the classifier's run, for an adaptation by tasks.
+        earlier: a file of an evaluation. If it is of the same weights, images and precision, its unadapted
+            accuracies are not measured again. It needs the entry "weights" in `about`.
         partial: a file for the counts of finished cells. If an interrupted run of the same evaluation wrote
             it, its cells are not evaluated again. It is removed in the end.
         precision: as for `count_correct`.
@@ -164,63 +222,124 @@ def evaluate(
 
     Raises:
         UserError: no image is left to evaluate, a corruption is not in the set, the classifier returns no
-            scores, or `precision` is "bfloat16" and it is not a float32 model.
+            scores or cannot adapt, or `precision` is "bfloat16" and it is not a float32 model.
         DivergedError: scores are NaN or infinite.
     """
-    names = _checked_names(corrupted, corruptions)
-    left_out, chosen, clean = _choose_images(test, corrupted, excluded, limit)
-    scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
+    images = _Selection(test, corrupted, score_of, excluded, limit, corruptions)
     computed_in = _computed_in(classifier, precision)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
-    cells = [
-        _CLEAN,
-        *((name, severity) for name in names for severity in SEVERITIES if severity in severities),
-    ]
+    adaptive = None if adaptation is None else make_adaptive(classifier, adaptation, tasks)
+    about = {**(about or {}), **_about_data(test, corrupted), "precision": computed_in}
+    groups: list[Group] = [[Cell(CLEAN, 0)]]
+    groups += [[Cell(name, s)] for name in images.names for s in SEVERITIES if s in severities]
+    if adaptation is not None:
+        groups += adapted_groups(groups, mixed=adaptation.stream == "mixed")
+    sizes = {cell.key: len(images.chosen(cell)) for group in groups for cell in group}
 
-    def count(name: str, severity: int) -> tuple[int, int]:
-        if (name, severity) == _CLEAN:
-            return count_correct(classifier, test.images, scores[test.labels], device, clean, precision)
-        images = corrupted.cell(name, severity)
-        return count_correct(classifier, images, scores[corrupted.labels], device, chosen, precision)
+    def count(group: Group) -> Found:
+        first = group[0]
+        arrays = [images.of(cell) for cell in group]
+        where = (images.labels(first), device, images.chosen(first), precision)
+        if adaptive is not None and first.adapted:
+            return count_adapted(adaptive, arrays, *where)
+        return [count_correct(classifier, arrays[0], *where)]
 
     world = world or World()
+    partial = partial if world.is_main else None
     setting = test.checksum + corrupted.identity + computed_in
-    if not world.is_main:
-        partial = None
-    fingerprint = _fingerprint(classifier, setting, [clean, chosen, scores]) if partial else ""
-    sizes = {_key(*cell): len(clean if cell == _CLEAN else chosen) for cell in cells}
-    counts = _Counts(partial, fingerprint, sizes)
+    if adaptation is not None:
+        setting += json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else ""])
+    fingerprint = _fingerprint(classifier, setting, images.indices) if partial else ""
+    counts = Counts(partial, fingerprint, sizes)
+    if earlier is not None:
+        counts.known |= counts_in(earlier, about, images.left_out.tolist(), sizes)
     counts.known = json.loads(world.broadcast(json.dumps(counts.known)))
-    for found, undecided in _count_cells(cells, counts.known, count, world, progress):
-        for cell, images in undecided.items():
-            if images:
-                raise _undecided(cell, images, sizes[_key(*cell)], computed_in)
-        counts.add(found)
+    for found in count_groups(groups, counts.known, count, world, progress):
+        for cell, (_, undecided) in found.items():
+            if undecided:
+                raise _undecided(cell, undecided, sizes[cell.key], computed_in)
+        counts.add({cell.key: right for cell, (right, _) in found.items()})
     counts.remove()
-    accuracy: dict[str, list[float | None]] = {
-        name: [
-            counts.known[_key(name, severity)] / len(chosen) if severity in severities else None
-            for severity in SEVERITIES
-        ]
-        for name in names
-    }
-    result = Evaluation(
-        clean_accuracy=counts.known[_key(*_CLEAN)] / len(clean),
-        clean_images=len(clean),
-        accuracy=accuracy,
-        images=len(chosen),
-        excluded=tuple(left_out.tolist()),
-        about={
-            **(about or {}),
-            "precision": computed_in,
-            "test_data": test.checksum,
-            "corrupted_data": corrupted.identity,
-            "corrupted_origin": corrupted_origin(corrupted),
-        },
-        notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder)),
+    accuracies = {key: right / sizes[key] for key, right in counts.known.items()}
+    result = images.result(
+        accuracies, about, notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder))
     )
+    if adaptation is not None:
+        adapted = images.result(accuracies, adaptation.to_dict(), adapted=True)
+        result = dataclasses.replace(result, adapted=adapted)
     suspicion = note_on_chance(result, test) if foreign else None
     return dataclasses.replace(result, notes=(*result.notes, suspicion)) if suspicion else result
+
+
+class _Selection:
+    """The images that an evaluation takes from each cell.
+
+    Attributes:
+        names: the corruptions.
+        left_out: indices of the source images that are left out.
+        indices: those of the clean images, those of the source images, and the score of each label.
+    """
+
+    def __init__(
+        self,
+        test: Split,
+        corrupted: CorruptedSet,
+        score_of: Sequence[int] | None,
+        excluded: Sequence[int],
+        limit: int | None,
+        corruptions: Sequence[str] | None,
+    ) -> None:
+        self._test = test
+        self._corrupted = corrupted
+        self.names = _checked_names(corrupted, corruptions)
+        self.left_out, chosen, clean = _choose_images(test, corrupted, excluded, limit)
+        self._scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
+        self.indices = (clean, chosen, self._scores)
+
+    def of(self, cell: Cell) -> Images:
+        """All images of a cell."""
+        return self._test.images if cell.is_clean else self._corrupted.cell(cell.name, cell.severity)
+
+    def chosen(self, cell: Cell) -> npt.NDArray[np.int64]:
+        """The indices of those that are evaluated."""
+        return self.indices[0 if cell.is_clean else 1]
+
+    def labels(self, cell: Cell) -> npt.NDArray[np.int64]:
+        """The index of the right score for each image of a cell."""
+        labels = self._test.labels if cell.is_clean else self._corrupted.labels
+        return self._scores[labels]
+
+    def result(
+        self,
+        accuracies: Mapping[str, float],
+        about: Mapping[str, Any],
+        *,
+        adapted: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> Evaluation:
+        """The result for the accuracies by the keys of cells."""
+        clean, chosen, _ = self.indices
+        return Evaluation(
+            clean_accuracy=accuracies[Cell(CLEAN, 0, adapted).key],
+            clean_images=len(clean),
+            accuracy={
+                name: [accuracies.get(Cell(name, severity, adapted).key) for severity in SEVERITIES]
+                for name in self.names
+            },
+            images=len(chosen),
+            excluded=tuple(self.left_out.tolist()),
+            about=about,
+            notes=notes,
+        )
+
+
+def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:
+    """What a result says of its images."""
+    return {
+        "test_data": test.checksum,
+        "corrupted_data": corrupted.identity,
+        "corrupted_origin": corrupted_origin(corrupted),
+    }
 
 
 def _checked_names(corrupted: CorruptedSet, corruptions: Sequence[str] | None) -> list[str]:
@@ -262,77 +381,12 @@ def _computed_in(classifier: nn.Module, precision: str) -> str:
     return precision if dtype == "float32" else dtype
 
 
-def _count_cells(
-    cells: Sequence[tuple[str, int]],
-    known: Mapping[str, int],
-    count: Callable[[str, int], tuple[int, int]],
-    world: World,
-    progress: Progress,
-) -> Iterator[tuple[dict[str, int], dict[tuple[str, int], int]]]:
-    """Evaluate the cells that are not known; yield how many images are right, and how many undecided."""
-    remaining = [cell for cell in cells if _key(*cell) not in known]
-    # Each rank evaluates one cell at a time; the sum over ranks collects their counts.
-    for start in range(0, len(remaining), world.size):
-        progress(remaining[start][0], len(cells) - len(remaining) + start, len(cells))
-        at_once = remaining[start : start + world.size]
-        found = torch.zeros(len(at_once), 2, dtype=torch.int64)
-        if world.rank < len(at_once):
-            found[world.rank] = torch.tensor(count(*at_once[world.rank]))
-        correct, undecided = world.all_reduce(found).T.tolist()
-        right = {_key(*cell): n for cell, n in zip(at_once, correct, strict=True)}
-        yield right, dict(zip(at_once, undecided, strict=True))
-    progress("done", len(cells), len(cells))
-
-
-class _Counts:
-    """The number of correct images of each finished cell, stored on disk until the evaluation is complete."""
-
-    def __init__(self, path: Path | None, fingerprint: str, sizes: Mapping[str, int]) -> None:
-        """Read the counts of this evaluation from `path`; `sizes` gives the images of each cell."""
-        self.path = path
-        self.fingerprint = fingerprint
-        self.known: dict[str, int] = {}
-        if path is None or not path.is_file():
-            return
-        try:
-            content = json.loads(path.read_bytes())
-            known = content["correct"] if content["fingerprint"] == fingerprint else {}
-            if all(
-                type(known[cell]) is int and 0 <= known[cell] <= size
-                for cell, size in sizes.items()
-                if cell in known
-            ):
-                self.known = {cell: known[cell] for cell in sizes if cell in known}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # damaged: evaluate all cells again
-
-    def add(self, correct: Mapping[str, int]) -> None:
-        self.known |= correct
-        if self.path is not None:
-            with replacing(self.path) as file:
-                file.write(json.dumps({"fingerprint": self.fingerprint, "correct": self.known}).encode())
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-
-#: The cell that stands for the clean test set.
-_CLEAN = ("clean", 0)
-
-
-def _key(name: str, severity: int) -> str:
-    """The key of a cell in the file of counts."""
-    return f"{name}/{severity}"
-
-
-def _undecided(cell: tuple[str, int], count: int, images: int, precision: str) -> DivergedError:
+def _undecided(cell: Cell, count: int, images: int, precision: str) -> DivergedError:
     """The error for a cell in which `count` of the images have no predicted class."""
-    place = "the clean test set" if cell == _CLEAN else f"{cell[0]} at severity {cell[1]}"
     is_half = precision in ("bfloat16", "float16")
     advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
     return DivergedError(
-        f"{place}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
+        f"{cell}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
         f"class: {advice}"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,39 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
             notes.append(f"{kept.name} keeps the evaluation that excluded other images")
     result.save(path)
     return path, notes
+
+
+def counts_in(
+    path: Path, about: Mapping[str, Any], excluded: Sequence[int], sizes: Mapping[str, int]
+) -> dict[str, int]:
+    """The numbers of correct images in an earlier evaluation of the same weights, images and precision.
+
+    Args:
+        path: its file, which need not exist.
+        about: the entries of the present evaluation on its weights, data and precision.
+        excluded: the source images that it excludes.
+        sizes: the number of images by the key of each cell, "fog/3" or "clean/0".
+
+    Returns:
+        The counts by key; empty if the evaluation is another one, or damaged.
+    """
+    earlier = _read(path)
+    same = ("weights", "test_data", "corrupted_data", "precision", "classes_by_position")
+    if not earlier or "weights" not in earlier or any(earlier.get(key) != about.get(key) for key in same):
+        return {}
+    if earlier["excluded"] != list(excluded):
+        return {}
+    counts = {}
+    try:
+        fractions = {"clean/0": (earlier["clean_accuracy"], earlier["clean_images"])}
+        for name, values in earlier["accuracy"].items():
+            fractions |= {f"{name}/{s}": (value, earlier["images"]) for s, value in enumerate(values, 1)}
+        for key, (fraction, images) in fractions.items():
+            if images == sizes.get(key) and isinstance(fraction, float) and 0 <= fraction <= 1:
+                counts[key] = round(fraction * images)
+    except (KeyError, TypeError, AttributeError):
+        return {}
+    return counts
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -32,6 +32,8 @@ class Evaluation:
         excluded: indices of the excluded source images: those that tuned λ, here or in a run to compare with.
         about: names and fingerprints of the weights and data.
         notes: what the reader of the numbers should know, one line each.
+        adapted: the accuracies with adaptation to the images of each cell, None unless they were measured; its
+            `about` holds the settings.
     """
 
     clean_accuracy: float
@@ -41,6 +43,7 @@ class Evaluation:
     excluded: tuple[int, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    adapted: Evaluation | None = None
 
     @property
     def mean_accuracy(self) -> float | None:
@@ -92,42 +95,79 @@ class Evaluation:
             row(f"mean of {len(names)}", [self.mean_at(s, names) for s in SEVERITIES], self.mean(names)),
         ]
 
-    def to_json(self) -> str:
-        """Format the evaluation as a JSON object, as `rssl eval-c` writes it."""
-        content = {
+    def rows_adapted(self) -> list[_Row]:
+        """The rows of the table of an adapted evaluation: clean, each corruption, and their mean.
+
+        Each is a name and eight numbers: the mean accuracies over the severities without and with adaptation,
+        the gain, which is their difference, and the gain at severities 1 to 5.
+        """
+        adapted = self.adapted or self
+        names = tuple(self.accuracy)
+
+        def row(name: str, of: Sequence[str]) -> _Row:
+            before, after = self.mean(of), adapted.mean(of)
+            gains = [_gain(self.mean_at(s, of), adapted.mean_at(s, of)) for s in SEVERITIES]
+            return name, [before, after, _gain(before, after), *gains]
+
+        clean = [self.clean_accuracy, adapted.clean_accuracy]
+        return [
+            ("clean", [*clean, _gain(*clean), *[None] * len(SEVERITIES)]),
+            *(row(name, [name]) for name in names),
+            row(f"mean of {len(names)}", names),
+        ]
+
+    def _accuracies(self) -> dict[str, Any]:
+        """The entries of the JSON object that hold accuracies."""
+        return {
             "clean_accuracy": self.clean_accuracy,
             "mean_accuracy": self.mean_accuracy,
             "mean_accuracy_15": self.mean_accuracy_15,
             "mean_accuracy_evaluated": self.mean(tuple(self.accuracy)),
             "mean_accuracy_evaluated_of": self.coverage,
             "accuracy": self.accuracy,
+        }
+
+    def to_json(self) -> str:
+        """Format the evaluation as a JSON object, as `rssl eval-c` writes it."""
+        content = {
+            **self._accuracies(),
             "images": self.images,
             "clean_images": self.clean_images,
             "excluded": list(self.excluded),
             **self.about,
             "notes": list(self.notes),
         }
+        if self.adapted is not None:
+            content["adapted"] = {**self.adapted.about, **self.adapted._accuracies()}
         return json.dumps(content, indent=2) + "\n"
 
     def to_csv(self) -> str:
-        """Format one line per cell: corruption,severity,accuracy,images; clean has severity 0."""
-        lines = ["corruption,severity,accuracy,images", f"clean,0,{self.clean_accuracy},{self.clean_images}"]
+        """Format one line per cell: corruption,severity,accuracy,images; clean has severity 0.
+
+        An adapted evaluation has a further column, adapted_accuracy.
+        """
+        cells = [("clean", 0, self.clean_accuracy, self.clean_images)]
         for name, values in self.accuracy.items():
-            cells = zip(SEVERITIES, values, strict=True)
-            lines += [f"{name},{s},{value},{self.images}" for s, value in cells if value is not None]
+            pairs = zip(SEVERITIES, values, strict=True)
+            cells += [(name, s, value, self.images) for s, value in pairs if value is not None]
+        lines = [
+            ",".join(map(str, cell)) for cell in (("corruption", "severity", "accuracy", "images"), *cells)
+        ]
+        if self.adapted is not None:
+            found = self.adapted
+            column = [found.accuracy[name][s - 1] if s else found.clean_accuracy for name, s, *_ in cells]
+            lines = [
+                f"{line},{value}" for line, value in zip(lines, ["adapted_accuracy", *column], strict=True)
+            ]
         return "\n".join(lines) + "\n"
 
     def to_markdown(self) -> str:
-        """Format a table in percent: a row per corruption, a column per severity, means and drops."""
-        lines = ["| corruption | 1 | 2 | 3 | 4 | 5 | mean | drop |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
-        for name, values in self.rows():
-            cells = ["–" if cell is None else f"{100 * cell:.2f}" for cell in values]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        named = self.means().items()
-        lines += [
-            "",
-            *(f"- {name}: {'–' if mean is None else f'{100 * mean:.2f} %'}" for name, mean in named),
-        ]
+        """Format a table in percent: a row per corruption, a column per severity, means and drops.
+
+        An adapted evaluation has a second table, of the gains.
+        """
+        lines = _markdown_table("corruption | 1 | 2 | 3 | 4 | 5 | mean | drop", self.rows())
+        lines += ["", *_markdown_means(self)]
         clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
         lines.append(
             f"- {self.images} images per cell{clean}, {len(self.excluded)} left out, kept for tuning λ"
@@ -135,6 +175,10 @@ class Evaluation:
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
         lines += [f"- note: {note}" for note in self.notes]
+        if self.adapted is not None:
+            head = "corruption | unadapted | adapted | gain | at 1 | at 2 | at 3 | at 4 | at 5"
+            lines += ["", f"With adaptation ({describe(self.adapted.about)}):", ""]
+            lines += [*_markdown_table(head, self.rows_adapted()), "", *_markdown_means(self.adapted)]
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path | str) -> None:
@@ -194,6 +238,36 @@ def note_on_chance(result: Evaluation, test: Split) -> str | None:
         "the classes, and the architecture, since some variants have the names and shapes of this WideResNet "
         "but compute something else (FixMatch's PyTorch code: LeakyReLU, shortcuts without activation)"
     )
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """The settings of an adaptation, as `Adaptation.to_dict` gives them, in a few words."""
+    order = {"sorted": "sorted by class", "mixed": f"all corruptions mixed by seed {settings['seed']}"}
+    parts = [
+        f"{settings['method']}: prior {settings['prior']}",
+        f"batches of at most {settings['batch_size']} images",
+        order.get(settings["stream"], f"shuffled by seed {settings['seed']}"),
+    ]
+    if "steps" in settings:
+        parts.append(f"{settings['steps']} steps at a learning rate of {settings['learning_rate']:g}")
+    return ", ".join(parts)
+
+
+def _markdown_table(head: str, rows: Sequence[_Row]) -> list[str]:
+    lines = [f"| {head} |", f"|---{'|--:' * head.count('|')}|"]
+    for name, values in rows:
+        cells = ["–" if cell is None else f"{100 * cell:.2f}" for cell in values]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _markdown_means(result: Evaluation) -> list[str]:
+    named = result.means().items()
+    return [f"- {name}: {'–' if mean is None else f'{100 * mean:.2f} %'}" for name, mean in named]
+
+
+def _gain(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 def _mean(cells: Sequence[float | None]) -> float | None:

@@ -1,0 +1,93 @@
+"""The settings of an adaptation at test time: their defaults and limits. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rsslcli.core.errors import UserError, short_repr, unknown
+
+AdaptationMethod = Literal["bn", "tent", "tasks"]
+Stream = Literal["shuffled", "sorted", "mixed"]
+
+ADAPTATION_METHODS: tuple[AdaptationMethod, ...] = get_args(AdaptationMethod)
+STREAMS: tuple[Stream, ...] = get_args(Stream)
+
+#: What each method takes for a field that is None. docs/results.md says how the numbers were chosen.
+_DEFAULTS: dict[AdaptationMethod, dict[str, Any]] = {
+    "bn": {"prior": 64.0, "steps": 0, "learning_rate": 0.0, "episodic": False},
+    "tent": {"prior": 0.0, "steps": 1, "learning_rate": 1e-3, "episodic": False},
+    "tasks": {"prior": 64.0, "steps": 1, "learning_rate": 1e-2, "episodic": True},
+}
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a classifier adapts to the images that it classifies, without their labels.
+
+    Attributes:
+        method: "bn" mixes the statistics of batch normalization with those of each batch (Schneider et al.
+            2020). "tent" also minimizes the entropy of the scores over the scales and shifts (Wang et al.
+            2021). "tasks" takes gradient steps on the run's own tasks before it classifies a batch (Sun et
+            al. 2020).
+        prior: N, the number of images that the training statistics count for: they have the share
+            N / (N + n) beside a batch of n images. 0 uses the batch alone, infinity the training alone.
+        batch_size: the largest number of images in a batch of an evaluation.
+        stream: the order of an evaluation's images. "shuffled" draws it by the seed; "sorted" puts the
+            classes one after another; "mixed" shuffles the images of all corruptions at a severity together.
+        seed: decides the order, and what the tasks draw.
+        steps: gradient steps on each batch; 0 for "bn".
+        learning_rate: that of Adam in "tent", and of plain gradient descent in "tasks".
+        episodic: forget each batch after it, instead of at the end of the stream.
+
+    None stands for the default of the method.
+
+    Raises:
+        UserError: an unknown method or stream, or a number out of range.
+    """
+
+    method: AdaptationMethod = "bn"
+    prior: float | None = None
+    batch_size: int = 200
+    stream: Stream = "shuffled"
+    seed: int = 0
+    steps: int | None = None
+    learning_rate: float | None = None
+    episodic: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in ADAPTATION_METHODS:
+            raise unknown("adaptation", self.method, ADAPTATION_METHODS)
+        if self.stream not in STREAMS:
+            raise unknown("stream", self.stream, STREAMS)
+        given = [name for name in ("steps", "learning_rate", "episodic") if getattr(self, name) is not None]
+        if self.method == "bn" and given:
+            raise UserError(f"{given[0]}: bn takes no gradient steps; choose tent or tasks, or leave it out")
+        for name, value in _DEFAULTS[self.method].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._check("prior", minimum=0, below=math.inf)
+        self._check("batch_size", minimum=1)
+        self._check("seed", minimum=0)
+        if self.method != "bn":
+            self._check("steps", minimum=1)
+            self._check("learning_rate", minimum=0)
+
+    def _check(self, name: str, *, minimum: int, below: float = 2**63) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # Only the prior may be infinite. NaN fails every comparison.
+        if not is_number or not (minimum <= value < below or (name == "prior" and value == math.inf)):
+            raise UserError(f"{name}: expected at least {minimum}, got {short_repr(value)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data for JSON, without those that the method does not use."""
+        values = dataclasses.asdict(self)
+        if self.prior == math.inf:
+            values["prior"] = "inf"  # JSON has no infinity
+        if self.method == "bn":
+            for name in ("steps", "learning_rate", "episodic"):
+                del values[name]
+        return values
