@@ -1,6 +1,6 @@
 """rssl: robust image classifiers through self-supervision tasks with self-tuning weights.
 
-From Python: `load_classifier`, `train` and `evaluate`; see docs/python.md.
+From Python: `load_classifier`, `train`, `evaluate` and `adapt`; see docs/python.md.
 """
 
 import importlib
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from rsslcli.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from rsslcli.core.api import Classifier, evaluate, load_classifier, train
+    from rsslcli.core.api import Classifier, adapt, evaluate, load_classifier, train
     from rsslcli.core.config import Config, make_config
     from rsslcli.core.corruptions.names import CORRUPTIONS
     from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
+    from rsslcli.core.evaluation.adaptation_settings import Adaptation
     from rsslcli.core.evaluation.result import Evaluation
     from rsslcli.core.randomness import BatchRandom
     from rsslcli.core.report.write import write_report
@@ -24,19 +25,20 @@ if TYPE_CHECKING:
     from rsslcli.core.weights.export import Exported, export_classifier
 
 __all__ = [
-    "CORRUPTIONS", "BatchRandom", "Classifier", "Config", "DivergedError", "EpochDone", "Evaluation", "Event",
-    "Exported", "InterruptedTrainingError", "Notice", "RsslError", "Started", "StepsDone", "Task",
-    "TrainingResult", "UserError", "check_task", "evaluate", "export_classifier", "load_classifier",
-    "make_config", "register_task", "train", "write_report",
+    "CORRUPTIONS", "Adaptation", "BatchRandom", "Classifier", "Config", "DivergedError", "EpochDone",
+    "Evaluation", "Event", "Exported", "InterruptedTrainingError", "Notice", "RsslError", "Started",
+    "StepsDone", "Task", "TrainingResult", "UserError", "adapt", "check_task", "evaluate",
+    "export_classifier", "load_classifier", "make_config", "register_task", "train", "write_report",
 ]  # fmt: skip
 
 #: The module of each public name, imported on first use: `import rsslcli` must not load torch, which takes
 #: seconds.
 _EXPORTS = {
-    "core.api": ("Classifier", "evaluate", "load_classifier", "train"),
+    "core.api": ("Classifier", "adapt", "evaluate", "load_classifier", "train"),
     "core.config": ("Config", "make_config"),
     "core.corruptions.names": ("CORRUPTIONS",),
     "core.errors": ("DivergedError", "InterruptedTrainingError", "RsslError", "UserError"),
+    "core.evaluation.adaptation_settings": ("Adaptation",),
     "core.evaluation.result": ("Evaluation",),
     "core.randomness": ("BatchRandom",),
     "core.report.write": ("write_report",),

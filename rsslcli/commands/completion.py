@@ -12,6 +12,7 @@ import typer
 from rsslcli.core.config import BATCH_NORM_MODES, DEVICES, PRECISIONS, PRESETS, VALIDATION_CORRUPTIONS
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, STREAMS
 from rsslcli.core.tasks.registry import TASKS, custom_tasks
 
 Completion = Callable[[str], list[str]]
@@ -53,6 +54,8 @@ devices = one_of(DEVICES)
 precisions = one_of(PRECISIONS)
 batch_norm_modes = one_of(BATCH_NORM_MODES)
 validation_corruptions = one_of(VALIDATION_CORRUPTIONS)
+adaptation_methods = one_of(ADAPTATION_METHODS)
+streams = one_of(STREAMS)
 corruptions = some_of(CORRUPTIONS)
 severities = some_of(map(str, SEVERITIES))
 #: What `prepare-data` makes without a source.

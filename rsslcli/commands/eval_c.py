@@ -24,6 +24,7 @@ from rsslcli.commands.hints import suggest_evaluation, suggest_report
 from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
@@ -47,6 +48,11 @@ def eval_c(
     classes_by_position: options.ClassesByPosition = False,
     same_images_as: options.SameImagesAs = None,
     leave_out_validation: options.LeaveOutValidation = False,
+    adapt: options.Adapt = None,
+    prior: options.Prior = None,
+    adapt_batch: options.AdaptBatch = None,
+    stream: options.AdaptStream = None,
+    task_file: options.TaskFile = None,
     output: options.EvaluationFile = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -61,15 +67,16 @@ def eval_c(
     rssl eval-c augmix.pt --dataset cifar10 --protocol robustbench --output augmix.json
     # a baseline, on the images that an AutoML run of the same seed and settings is tested on
     rssl eval-c runs/baseline --leave-out-validation
+    # what the network gains by adapting to the corrupted images, without labels
+    rssl eval-c runs/first --adapt bn
     # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
     severities = parse_severities(severity)
-    names = parse_corruptions(corruptions)
-    if protocol == "robustbench":
-        names = _robustbench_corruptions((corruptions, severity, limit))
+    names = _names(protocol, corruptions, severity, limit)
     precision = precision or "float32"
     _check_options(protocol, precision, normalization, limit, output)
+    adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
 
@@ -78,13 +85,14 @@ def eval_c(
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
         from rsslcli.core.evaluation.fairness import images_to_leave_out
-        from rsslcli.core.evaluation.result import with_robustbench
         from rsslcli.core.ranks import join_world
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
         from rsslcli.core.weights.checkpoint import load_checkpoint, load_classifier
+        from rsslcli.core.weights.heads import trained_tasks
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
+    tasks = trained_tasks(trained) if adapt == "tasks" else None
     rival = None if same_images_as is None else load_checkpoint(same_images_as)
     keep_freed_memory()
     target = resolve_device(device or "auto")
@@ -103,20 +111,20 @@ def eval_c(
         )
         for text in notes:
             note(text)
-        part = None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol]
+        part = _part(adaptation, None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol])
         path = output or _default_path(checkpoint, trained, name, part)
+        earlier = None if adaptation is None else _default_path(checkpoint, trained, name, None)
         about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
         result = evaluate(
             network, data.test, corrupted,
             device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
-            severities=severities, partial=partial_evaluation(path) if path else None,
-            precision=precision, about=about,
+            severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier,
+            partial=partial_evaluation(path) if path else None, precision=precision, about=about,
             notes=notes, foreign=not trained, progress=progress, world=world,
         )  # fmt: skip
     if not world.is_main:
         return
-    if protocol == "robustbench":
-        result = with_robustbench(result)
+    result = _in_terms_of(protocol, result)
     saved, remarks = _save(result, path, beside=output is None and part is None)
     _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
     for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
@@ -134,10 +142,34 @@ def _about(
     return {"checkpoint": str(checkpoint), "dataset": dataset, **step, **position, "weights": weights}
 
 
+def _adaptation(
+    method: str | None, prior: float | None, batch_size: int | None, stream: str | None, protocol: str
+) -> Adaptation | None:
+    """How the classifier shall adapt; None unless the user asks for it."""
+    given = {"--prior": prior, "--adapt-batch": batch_size, "--stream": stream}
+    if method is None:
+        for option, value in given.items():
+            if value is not None:
+                raise UserError(f"{option} is a setting of the adaptation: add --adapt, such as --adapt bn")
+        return None
+    if protocol == "robustbench":
+        raise UserError("--protocol robustbench is for numbers without adaptation: leave out --adapt")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--adapt-batch {batch_size}: expected at least 1")
+    chosen: dict[str, Any] = {"method": method, "prior": prior, "batch_size": batch_size, "stream": stream}
+    return Adaptation(**{name: value for name, value in chosen.items() if value is not None})
+
+
 _WRITERS = (".json", ".csv", ".md")
 #: What a part of the whole evaluation is called, by the protocol.
 _PARTS = {"paper": "partial", "robustbench": "robustbench"}
 PROTOCOLS = tuple(_PARTS)
+
+
+def _part(adaptation: Adaptation | None, part: str | None) -> str | None:
+    """What the file name of a result adds to that of the whole unadapted evaluation; None for that one."""
+    words = [f"adapted-{adaptation.method}"] if adaptation else []
+    return "-".join([*words, *([part] if part else [])]) or None
 
 
 def _default_path(checkpoint: Path, trained: Trained | None, dataset: str, part: str | None) -> Path | None:
@@ -174,7 +206,9 @@ def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path 
 
 def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
     """Say what to do next with a run whose evaluation is saved beside it."""
-    if part:
+    if part and part.startswith("adapted"):
+        note(f"adapted accuracies stay out of reports, which read {EVALUATION}")
+    elif part:
         note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
     if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
@@ -198,9 +232,13 @@ def _check_options(
         raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
 
 
-def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
-    """The corruptions of RobustBench's protocol, which leaves no choice of anything."""
-    if any(choice is not None for choice in choices):
+def _names(
+    protocol: str, corruptions: str | None, severity: str | None, limit: int | None
+) -> list[str] | None:
+    """The corruptions to evaluate, None for all; RobustBench's protocol leaves no choice of anything."""
+    if protocol != "robustbench":
+        return parse_corruptions(corruptions)
+    if any(choice is not None for choice in (corruptions, severity, limit)):
         raise UserError(
             "--protocol robustbench says which corruptions, severities and images: leave out --corruptions, "
             "--severity and --limit"
@@ -208,9 +246,21 @@ def _robustbench_corruptions(choices: tuple[object, ...]) -> list[str]:
     return list(STANDARD)
 
 
+def _in_terms_of(protocol: str, result: Evaluation) -> Evaluation:
+    """The result, with what a protocol adds to it."""
+    from rsslcli.core.evaluation.result import with_robustbench
+
+    return with_robustbench(result) if protocol == "robustbench" else result
+
+
 def _print(result: Evaluation, title: str, saved: Path | None) -> None:
-    out.print(_table(result, title))
-    out.print(_summary(result), soft_wrap=True)
+    if result.adapted is None:
+        out.print(_table(result, title))
+        out.print(_summary(result), soft_wrap=True)
+    else:
+        out.print(_adapted_table(result, title))
+        out.print(f"unadapted: {_summary(result)}", soft_wrap=True)
+        out.print(f"adapted: {_adapted_summary(result.adapted)}", soft_wrap=True)
     if "robustbench" in result.about:
         out.print(_robustbench_summary(result), soft_wrap=True)
     if saved is not None:
@@ -245,6 +295,38 @@ def _table(result: Evaluation, title: str) -> Table:
             table.add_row(name, *map(percent, values))
         table.add_section()
     return table
+
+
+def _adapted_table(result: Evaluation, title: str) -> Table:
+    """The table of an adapted evaluation: the accuracies without and with it, and the gains in points.
+
+    The gains at severities 1, 3 and 5 show whether mild corruptions lose where severe ones gain.
+    """
+    table = Table(title=title, title_justify="left")
+    table.add_column("corruption")
+    for heading in ("unadapted", "adapted", "gain", "at 1", "at 3", "at 5"):
+        style = "bold" if heading == "gain" else None
+        table.add_column(heading, justify="right", style=style)
+    (clean, *rows, mean) = result.rows_adapted()
+    for group in ([clean], rows, [mean]):
+        for name, (before, after, gain, *gains) in group:
+            shown = [_signed(value) for value in (gain, *gains[::2])]
+            table.add_row(name, percent(before), percent(after), *shown)
+        table.add_section()
+    return table
+
+
+def _signed(gain: float | None) -> str:
+    """A gain for a table, in points."""
+    return "–" if gain is None else f"{100 * gain:+.2f}".replace("-", "−")
+
+
+def _adapted_summary(adapted: Evaluation) -> str:
+    from rsslcli.core.evaluation.result import describe
+
+    means = adapted.means().items()
+    parts = [f"{name} {percent(mean)}%" for name, mean in means if mean is not None]
+    return f"{' · '.join(parts)}  ({describe(adapted.about)})"
 
 
 def _summary(result: Evaluation) -> str:

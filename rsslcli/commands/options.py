@@ -19,6 +19,7 @@ from rsslcli.core.config import (
     VALIDATION_CORRUPTIONS,
 )
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, STREAMS
 
 DEFAULT_DATA_DIR = default_data_dir()
 DataDir = Annotated[
@@ -263,5 +264,47 @@ EvaluationFile = Annotated[
         "--output",
         help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run, and "
         "eval-c-partial.json for a part.",
+    ),
+]
+
+
+_ADAPTATION = "Adaptation"
+Adapt = Annotated[
+    str | None,
+    typer.Option(
+        help="Adapt to the images of each cell, without their labels, and print both accuracies. bn: use the "
+        "statistics of each batch too. tent: also minimize the entropy of the scores. tasks: take gradient "
+        "steps on the run's own tasks.",
+        metavar=f"<{'|'.join(ADAPTATION_METHODS)}>",
+        autocompletion=completion.adaptation_methods,
+        rich_help_panel=_ADAPTATION,
+    ),
+]
+Prior = Annotated[
+    float | None,
+    typer.Option(
+        help="How many images the statistics of the training count for, beside those of a batch: 0 uses the "
+        "batch alone, inf the training alone.  [default: 64; 0 for tent]",
+        metavar="<number>",
+        rich_help_panel=_ADAPTATION,
+    ),
+]
+AdaptBatch = Annotated[
+    int | None,
+    typer.Option(
+        help="The largest number of images in a batch.  [default: 200]",
+        metavar="<int>",
+        rich_help_panel=_ADAPTATION,
+    ),
+]
+AdaptStream = Annotated[
+    str | None,
+    typer.Option(
+        "--stream",
+        help="The order of the images: shuffled, sorted by class, or mixed, all corruptions of a severity "
+        "together. The latter two show what breaks a method.  [default: shuffled]",
+        metavar=f"<{'|'.join(STREAMS)}>",
+        autocompletion=completion.streams,
+        rich_help_panel=_ADAPTATION,
     ),
 ]

@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, sanitize, short_repr
 from rsslcli.core.evaluation import accuracy as evaluation
+from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
+from rsslcli.core.evaluation.adaptation_settings import Adaptation, AdaptationMethod
 from rsslcli.core.evaluation.class_names import carried_names, match_classes, networks_in
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
@@ -24,7 +27,9 @@ from rsslcli.core.runtime import autocast
 from rsslcli.core.training import loop as training
 from rsslcli.core.training.events import Event
 from rsslcli.core.training.loop import TrainingResult
-from rsslcli.core.weights import checkpoint
+from rsslcli.core.weights.checkpoint import Checkpoint
+from rsslcli.core.weights.checkpoint import load_classifier as load_network
+from rsslcli.core.weights.heads import TrainedTasks, trained_tasks
 
 
 class Classifier(nn.Module):
@@ -34,12 +39,18 @@ class Classifier(nn.Module):
         network: the WideResNet; `network.features(images)` are the features (N, 64 · width).
         classes: class names in the order of the scores; empty if unknown.
         excluded: indices of the source images that tuned λ; `evaluate` excludes them.
+        checkpoint: the checkpoint of rssl that it was loaded from, for `adapt`; None for public weights.
     """
 
     def __init__(
-        self, network: WideResNet, classes: Sequence[str] = (), excluded: Sequence[int] = ()
+        self,
+        network: WideResNet,
+        classes: Sequence[str] = (),
+        excluded: Sequence[int] = (),
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         self.network = network
         network.classes = tuple(classes) or network.classes
         network.excluded = tuple(excluded) or network.excluded
@@ -78,10 +89,40 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         UserWarning: parts of the file are not used, its input normalization is unknown, or its weights are
             those of another architecture with the same names.
     """
-    network, _ = checkpoint.load_classifier(
+    network, trained = load_network(
         Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
     )
-    return Classifier(network)
+    return Classifier(network, checkpoint=trained)
+
+
+def adapt(classifier: nn.Module, method: AdaptationMethod = "bn", **settings: Any) -> AdaptiveClassifier:
+    """Make a copy of a classifier that adapts to each batch of images that it is given, without labels.
+
+    Its scores depend on the other images in the batch, and in "tent" on the earlier batches: `reset()`
+    forgets those. A batch should hold images of one kind and of many classes.
+
+    Args:
+        classifier: any model with batch normalization, on the device to compute on; it stays unchanged.
+            "tasks" needs a `Classifier` of a run with tasks.
+        method: "bn", "tent" or "tasks", see `Adaptation`.
+        settings: further fields of `Adaptation`: `prior`, `steps`, `learning_rate`, `episodic`, `seed`.
+
+    Returns:
+        A module that maps float images (N, 3, H, W) in [0, 1] to scores (N, classes), without gradients.
+
+    Raises:
+        UserError: the classifier has no batch normalization, or no tasks for "tasks", or a setting is wrong.
+    """
+    adaptation = Adaptation(method, **settings)
+    return make_adaptive(classifier, adaptation, _tasks_of(classifier, adaptation))
+
+
+def _tasks_of(model: nn.Module, adaptation: Adaptation | None) -> TrainedTasks | None:
+    """The tasks of the run that a model was loaded from, if it adapts by them."""
+    if adaptation is None or adaptation.method != "tasks":
+        return None
+    found = [module.checkpoint for module in model.modules() if isinstance(module, Classifier)]
+    return trained_tasks(found[0] if found else None)
 
 
 def train(
@@ -142,6 +183,7 @@ def evaluate(
     excluded: Sequence[int] = (),
     classes: Sequence[str] | None = None,
     classes_by_position: bool = False,
+    adaptation: Adaptation | None = None,
     device: str | torch.device | None = None,
     precision: str = "float32",
     progress: Progress = silent,
@@ -163,6 +205,8 @@ def evaluate(
         classes: class names in the order of the model's scores, to be matched with those of the data set. By
             default those of a `WideResNet` of rssl in the model; without any, CIFAR-10's on CIFAR-10.
         classes_by_position: use score i for class i of the data set, whatever the names.
+        adaptation: also measure the accuracy with adaptation to the images of each cell; see the result's
+            `adapted`. For an adaptation by tasks, the model is or holds a `Classifier` of a run with tasks.
         device: any PyTorch device to compute on; by default that of the model.
         precision: "bfloat16" computes a float32 model under autocast; "float32" computes any model in its
             dtype, which the result names. TF32 on CUDA is a setting of PyTorch (`torch.backends`).
@@ -170,8 +214,8 @@ def evaluate(
 
     Raises:
         UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, the
-            model fails on an image or on that device (its exception is the cause), does not return scores, or
-            has other classes or classes without names.
+            model cannot adapt, fails on an image or on that device (its exception is the cause), does not
+            return scores, or has other classes or classes without names.
         DivergedError: scores are NaN or infinite.
 
     Warns:
@@ -214,6 +258,8 @@ def evaluate(
             limit=limit,
             corruptions=corruptions,
             severities=severities,
+            adaptation=adaptation,
+            tasks=_tasks_of(model, adaptation),
             precision=precision,
             foreign=not any(network.classes for network in networks_in(model)),
             about={"dataset": dataset} | ({"classes_by_position": True} if classes_by_position else {}),

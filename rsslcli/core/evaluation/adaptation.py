@@ -75,9 +75,9 @@ def _mix_statistics(parent: nn.Module, prior: float) -> list[MixedBatchNorm | _B
         UserError: there is none with running statistics.
     """
     layers: list[MixedBatchNorm | _BatchNorm] = []
-    replaced: dict[nn.Module, MixedBatchNorm] = {}  # a module may have several parents
+    replaced: dict[nn.Module, MixedBatchNorm] = {}  # a layer may be in several places
     for module in list(parent.modules()):
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):  # named_children omits repeated ones
             if not isinstance(child, _BatchNorm) or child.running_mean is None:
                 continue
             if prior == math.inf:

@@ -32,8 +32,8 @@ class Evaluation:
         excluded: indices of the excluded source images: those that tuned λ, here or in a run to compare with.
         about: names and fingerprints of the weights and data.
         notes: what the reader of the numbers should know, one line each.
-        adapted: the accuracies with adaptation to the images of each cell, None unless they were measured; its
-            `about` holds the settings.
+        adapted: the accuracies with adaptation to the images of each cell, and its settings in `about`; None
+            unless they were measured.
     """
 
     clean_accuracy: float
@@ -249,7 +249,8 @@ def describe(settings: Mapping[str, Any]) -> str:
         order.get(settings["stream"], f"shuffled by seed {settings['seed']}"),
     ]
     if "steps" in settings:
-        parts.append(f"{settings['steps']} steps at a learning rate of {settings['learning_rate']:g}")
+        steps = "1 step" if settings["steps"] == 1 else f"{settings['steps']} steps"
+        parts.append(f"{steps} at a learning rate of {settings['learning_rate']:g}")
     return ", ".join(parts)
 
 
