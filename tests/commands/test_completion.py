@@ -23,6 +23,8 @@ from helpers import RSSL, Here
         ("train-automl --batch-norm ", ["per-task", "joint"]),
         ("train-automl --precision tf", ["tf32"]),
         ("eval-c --precision bf", ["bfloat16"]),
+        ("eval-c x --adapt ", ["bn", "tent", "tasks"]),
+        ("eval-c x --adapt bn --stream s", ["shuffled", "sorted"]),
         ("train-automl --validation-corruptions ", ["all", "extra"]),
         ("train-automl --dataset mi", ["mine"]),
         ("train-automl --data-dir nowhere --dataset ", ["shapes"]),

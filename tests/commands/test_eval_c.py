@@ -14,7 +14,7 @@ from helpers import Here, refuse, rssl, succeed
 from rich.console import Console
 
 from rsslcli.commands.console import spell_options
-from rsslcli.commands.eval_c import _summary, _table, eval_c
+from rsslcli.commands.eval_c import _adapted_table, _summary, _table, eval_c
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.loading import load, load_corrupted
@@ -22,7 +22,9 @@ from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.validation import draw_validation_set
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
-from rsslcli.core.weights.checkpoint import Checkpoint, save_checkpoint
+from rsslcli.core.tasks.registry import build_tasks
+from rsslcli.core.training.multitask import MultiTaskNetwork
+from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 #: Of the data set `mine`, which holds drawn shapes.
 CLASSES = tuple(sorted(draw_shapes(10, 0, "test")[2]))
@@ -235,3 +237,89 @@ def test_weights_near_chance_are_noted_in_the_result(home: Path) -> None:
 def test_mistakes(home: Path, arguments: str, match: str) -> None:
     torch.save(WideResNet(10, 1, 7).state_dict(), home / "seven.pt")
     refuse(f"eval-c {arguments}", cwd=home, match=match)
+
+
+def test_adapted_accuracies_stand_beside_the_unadapted_ones(home: Path, here: Here) -> None:
+    """The second command reuses the unadapted ones; reports go on reading those alone."""
+    save_run(home / "adapted", CONFIG)
+    options = "--adapt bn --prior 16 --adapt-batch 15"
+    out = here.succeed(f"eval-c adapted {options}")
+    file = home / "adapted" / "eval-c-adapted-bn.json"
+    assert f"written to {file.relative_to(home)}\n" in out
+    assert "(bn: prior 16, batches of at most 15 images, shuffled by seed 0)" in out
+    first = json.loads(file.read_text())
+    here.succeed("eval-c adapted")
+    whole = json.loads((home / "adapted" / "eval-c.json").read_text())
+    assert whole == {name: value for name, value in first.items() if name != "adapted"}
+    assert first["adapted"]["accuracy"].keys() == first["accuracy"].keys()
+    assert first["adapted"]["mean_accuracy"] != first["mean_accuracy"]
+
+    code, out, err = here(f"eval-c adapted {options} --corruptions fog --severity 2 --output a.csv")
+    assert (code, "at 5" in out) == (0, True)
+    fog, adapted = (float(value) for value in (home / "a.csv").read_text().split()[-1].split(",")[2::2])
+    assert fog == whole["accuracy"]["fog"][1]
+    assert adapted == first["adapted"]["accuracy"]["fog"][1]
+    code, out, err = here("eval-c adapted --adapt tent --corruptions fog")
+    assert "written to adapted/eval-c-adapted-tent-partial.json\n" in out
+    assert "note: adapted accuracies stay out of reports, which read eval-c.json\n" in err
+
+
+def test_a_run_adapts_by_its_own_tasks(home: Path, here: Here) -> None:
+    config = dataclasses.replace(CONFIG, tasks=("rotation",))
+    model = MultiTaskNetwork(WideResNet(10, 1), build_tasks(config.tasks))
+    save_run(home / "turned", config)
+    checkpoint = load_checkpoint(home / "turned")
+    optimizer = torch.optim.SGD(model.parameters()).state_dict()
+    trained = dataclasses.replace(checkpoint, heads=model.heads.state_dict(), optimizer=optimizer)
+    save_checkpoint(home / "turned" / "checkpoint.pt", trained)
+    out = here.succeed("eval-c turned --adapt tasks --corruptions fog --severity 1,2")
+    assert "(tasks: prior " in out
+    found = json.loads((home / "turned" / "eval-c-adapted-tasks-partial.json").read_text())["adapted"]
+    assert (found["method"], found["steps"], found["episodic"]) == ("tasks", 1, True)
+
+
+def test_public_weights_adapt_too(home: Path, here: Here) -> None:
+    torch.save(WideResNet(10, 1).state_dict(), home / "public.pt")
+    options = "--dataset mine --classes-by-position --corruptions fog --stream mixed --output p.md"
+    code, _, err = here(f"eval-c public.pt {options} --adapt tent")
+    assert code == 0, err
+    assert "With adaptation (tent: prior 0," in (home / "p.md").read_text()
+    assert "all corruptions mixed by seed 0" in (home / "p.md").read_text()
+    here.refuse(f"eval-c public.pt {options} --adapt tasks", "weights from elsewhere lack: adapt them by bn")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ("--prior 3", "--prior is a setting of the adaptation: add --adapt"),
+        ("--stream mixed", "--stream is a setting"),
+        (
+            "--adapt bn --protocol robustbench",
+            "for numbers without adaptation: leave out --adapt",
+        ),
+        ("--adapt tents", "unknown adaptation 'tents': did you mean 'tent'"),
+        ("--adapt bn --stream sort", "unknown stream 'sort': did you mean 'sorted'"),
+        ("--adapt bn --prior -1", "--prior: expected at least 0, got -1"),
+        ("--adapt bn --adapt-batch 0", "--adapt-batch 0: expected at least 1"),
+        ("--adapt tasks", "adaptation by tasks needs a run with tasks, and this is a baseline"),
+    ],
+)
+def test_adaptations_that_make_no_sense(home: Path, here: Here, options: str, match: str) -> None:
+    save_run(home / "plain2", CONFIG)
+    here.refuse(f"eval-c plain2 {options}", match)
+    assert not list((home / "plain2").glob("eval-c*"))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_adapted_table_fits_a_terminal(width: int) -> None:
+    cells: dict[str, list[float | None]] = {name: [0.5, 0.4, 0.3, 0.2, 0.1] for name in CORRUPTIONS}
+    adapted: dict[str, list[float | None]] = {name: [0.45, 0.4, 0.35, 0.3, 0.25] for name in CORRUPTIONS}
+    result = Evaluation(0.9, 10, cells, 10, (), adapted=Evaluation(0.8, 10, adapted, 10, ()))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(_adapted_table(result, "a run"))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line]
+    rows = [line.replace("│", " ").split() for line in lines]
+    assert ["clean", "90.00", "80.00", "−10.00", "–", "–", "–"] in rows
+    assert ["fog", "30.00", "35.00", "+5.00", "−5.00", "+5.00", "+15.00"] in rows

@@ -80,7 +80,7 @@ class Adaptation:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # Only the prior may be infinite. NaN fails every comparison.
         if not is_number or not (minimum <= value < below or (name == "prior" and value == math.inf)):
-            raise UserError(f"{name}: expected at least {minimum}, got {short_repr(value)}")
+            raise UserError(f"`{name}`: expected at least {minimum}, got {short_repr(value)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data for JSON, without those that the method does not use."""

@@ -244,7 +244,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     """The settings of an adaptation, as `Adaptation.to_dict` gives them, in a few words."""
     order = {"sorted": "sorted by class", "mixed": f"all corruptions mixed by seed {settings['seed']}"}
     parts = [
-        f"{settings['method']}: prior {settings['prior']}",
+        f"{settings['method']}: prior {float(settings['prior']):g}",
         f"batches of at most {settings['batch_size']} images",
         order.get(settings["stream"], f"shuffled by seed {settings['seed']}"),
     ]

@@ -271,10 +271,10 @@ def test_refuses(network: WideResNet) -> None:
     refused("λ of ir, rgb is 0", trained_tasks, run_of(network, ("ir", "rgb"), (0.0, 0.0)))
     refused("unknown adaptation 'tents': did you mean 'tent'", Adaptation, "tents")
     refused("unknown stream 'sort'", Adaptation, "bn", stream="sort")
-    refused("prior: expected at least 0, got -1", Adaptation, "bn", prior=-1)
-    refused("prior: expected at least 0, got nan", Adaptation, "bn", prior=math.nan)
-    refused("learning_rate: expected at least 0, got inf", Adaptation, "tent", learning_rate=math.inf)
-    refused("batch_size: expected at least 1", Adaptation, "bn", batch_size=0)
+    refused("`prior`: expected at least 0, got -1", Adaptation, "bn", prior=-1)
+    refused("`prior`: expected at least 0, got nan", Adaptation, "bn", prior=math.nan)
+    refused("`learning_rate`: expected at least 0, got inf", Adaptation, "tent", learning_rate=math.inf)
+    refused("`batch_size`: expected at least 1", Adaptation, "bn", batch_size=0)
     refused("steps: bn takes no gradient steps", Adaptation, "bn", steps=2)
 
 
