@@ -212,7 +212,14 @@ def test_meta_step_leaves_weights_and_running_statistics(
 
 
 def make_trainer(device: str, **options: object) -> Trainer:
-    settings = {"tasks": FOUR, "automl": True, "epochs": 3, "warmup_epochs": 1, "depth": 10, "width": 1}
+    settings = {
+        "tasks": FOUR,
+        "weighting": "automl",
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "depth": 10,
+        "width": 1,
+    }
     config = Config(**(settings | {"batch_size": 8, "meta_batch_size": 4} | options))  # type: ignore[arg-type]
     torch.manual_seed(0)
     images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8)
@@ -229,10 +236,32 @@ def make_trainer(device: str, **options: object) -> Trainer:
 @pytest.mark.parametrize("tasks", [tuple(TASKS), ("rotation",), ()])
 def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> None:
     """No step reads a value back or mixes in a CPU tensor: either would raise on `meta`."""
-    trainer = make_trainer("meta", tasks=tasks, automl=bool(tasks), batch_norm=mode)
+    trainer = make_trainer("meta", tasks=tasks, weighting="automl" if tasks else "fixed", batch_norm=mode)
     for step in (0, 3):  # in the warm-up and after it
         values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
         assert ("loss/meta" in values) == (bool(tasks) and step == 3)
+        assert all(value.device.type == "meta" for value in values.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": "augmix", "tune_jsd": True, "ema": 0.99},
+        {"augment": "augmix", "jsd_weight": 0},
+        {"weighting": "uncertainty"},
+        {"weighting": "random"},
+        {"weighting": "upgrad"},
+    ],
+    ids=str,
+)
+def test_further_steps_on_the_meta_device(options: dict[str, object]) -> None:
+    trainer = make_trainer("meta", **options)
+    for step in (0, 3):
+        values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
+        assert [name for name in values if name.startswith("lambda/")] == [
+            f"lambda/{name}" for name in trainer.config.weighted
+        ]
+        assert ("loss/jsd" in values) == ("tune_jsd" in options)
         assert all(value.device.type == "meta" for value in values.values())
 
 
