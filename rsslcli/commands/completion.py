@@ -11,6 +11,7 @@ import typer
 
 from rsslcli.core.config import (
     AUGMENTS,
+    AUTOML_VARIANTS,
     BATCH_NORM_MODES,
     DEVICES,
     PRECISIONS,
@@ -61,6 +62,7 @@ devices = one_of(DEVICES)
 precisions = one_of(PRECISIONS)
 augments = one_of(AUGMENTS)
 weightings = one_of(WEIGHTINGS)
+automl_variants = some_of(AUTOML_VARIANTS)
 batch_norm_modes = one_of(BATCH_NORM_MODES)
 validation_corruptions = one_of(VALIDATION_CORRUPTIONS)
 corruptions = some_of(CORRUPTIONS)

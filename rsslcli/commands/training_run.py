@@ -167,6 +167,7 @@ _NEEDS = {
     "meta_lr": "automl",
     "warmup_epochs": "automl",
     "validation_corruptions": "automl",
+    "automl_variants": "automl",
     "initial_lambda": "tasks",
     "batch_norm": "tasks",
     "jsd_weight": "uses_augmix",

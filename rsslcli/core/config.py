@@ -21,6 +21,7 @@ BatchNormMode = Literal["per-task", "joint"]
 ValidationCorruptions = Literal["all", "extra"]
 Weighting = Literal["fixed", "automl", "uncertainty", "random", "upgrad"]
 Augment = Literal["standard", "augmix"]
+AutomlVariant = Literal["cosine", "constant-sum", "sgd-lookahead"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -28,6 +29,7 @@ BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 VALIDATION_CORRUPTIONS: tuple[ValidationCorruptions, ...] = get_args(ValidationCorruptions)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+AUTOML_VARIANTS: tuple[AutomlVariant, ...] = get_args(AutomlVariant)
 
 #: The name of the Jensen-Shannon consistency loss of AugMix among the losses and weights of a run.
 JSD = "jsd"
@@ -87,6 +89,8 @@ class Config:
     meta_batch_size: int = field(default=25, metadata=_at_least(2))
     #: The look-ahead's α divided by the learning rate α_t.
     lookahead_scale: float = field(default=1.0, metadata=_at_least(0))
+    #: Departures of Algorithm 1 from the paper's; see docs/method.md.
+    automl_variants: tuple[AutomlVariant, ...] = field(default=(), metadata=_one_of(AUTOML_VARIANTS))
     #: τ, the epochs at the start during which λ stays fixed.
     warmup_epochs: int = field(default=5, metadata=_at_least(0))
     #: Number of source images whose corrupted versions tune λ; every evaluation excludes them.
@@ -111,6 +115,7 @@ class Config:
         for option in dataclasses.fields(self):
             _check_type(option.name, getattr(self, option.name), str(option.type))
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "automl_variants", tuple(self.automl_variants))
         check_task_words(self.tasks)
         check_task_words(self.task_options)
         for option in dataclasses.fields(self):
@@ -181,7 +186,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data for files; `Config.from_dict` restores it."""
-        return dataclasses.asdict(self) | {"tasks": list(self.tasks)}
+        lists = {"tasks": list(self.tasks), "automl_variants": list(self.automl_variants)}
+        return dataclasses.asdict(self) | lists
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
@@ -367,8 +373,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
 def _check_limits(option: dataclasses.Field[Any], value: Any) -> None:
     """Raise UserError unless `value` is within the limits of its field."""
     choices = option.metadata.get("choices")
-    if choices and value not in choices:
-        raise unknown(option.name, value, choices)
+    for word in value if isinstance(value, tuple) else (value,):
+        if choices and word not in choices:
+            raise unknown(option.name, word, choices)
     minimum = option.metadata.get("minimum")
     if minimum is None or value is None:
         return
