@@ -15,12 +15,12 @@ from rsslcli.core.config import (
     BATCH_NORM_MODES,
     DEVICES,
     PRECISIONS,
-    PRESETS,
     VALIDATION_CORRUPTIONS,
     WEIGHTINGS,
 )
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.presets import PRESETS
 from rsslcli.core.tasks.registry import TASKS, custom_tasks
 
 Completion = Callable[[str], list[str]]

@@ -17,11 +17,11 @@ from rsslcli.core.config import (
     BATCH_NORM_MODES,
     DEVICES,
     PRECISIONS,
-    PRESETS,
     VALIDATION_CORRUPTIONS,
     WEIGHTINGS,
 )
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.presets import PRESETS
 
 DEFAULT_DATA_DIR = default_data_dir()
 DataDir = Annotated[
