@@ -69,8 +69,8 @@ def trained_tasks(checkpoint: Checkpoint | None) -> TrainedTasks:
     config = checkpoint.config
     if not config.tasks:
         raise UserError("adaptation by tasks needs a run with tasks, and this is a baseline: use bn or tent")
-    lambdas = dict(zip(config.tasks, checkpoint.lambdas.tolist(), strict=True))
-    acting = {name: weight for name, weight in lambdas.items() if weight > 0}
+    lambdas = dict(zip(config.weighted, checkpoint.lambdas.tolist(), strict=True))
+    acting = {name: lambdas[name] for name in config.tasks if lambdas[name] > 0}
     if not acting:
         raise UserError(
             f"adaptation by tasks has nothing to go by: λ of {', '.join(config.tasks)} is 0; use bn or tent"

@@ -56,7 +56,7 @@ def batches() -> Batches:
 def run_of(network: WideResNet, tasks: tuple[str, ...], lambdas: tuple[float, ...]) -> Checkpoint:
     """The checkpoint of a run with heads of random weights."""
     torch.manual_seed(2)
-    config = Config(tasks=tasks, depth=10, width=1, automl=bool(tasks))
+    config = Config(tasks=tasks, depth=10, width=1)
     model = MultiTaskNetwork(network, build_tasks(tasks))
     optimizer = torch.optim.SGD(model.parameters()).state_dict()
     return Checkpoint(
