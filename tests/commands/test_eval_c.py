@@ -299,7 +299,7 @@ def test_public_weights_adapt_too(home: Path, here: Here) -> None:
         ),
         ("--adapt tents", "unknown adaptation 'tents': did you mean 'tent'"),
         ("--adapt bn --stream sort", "unknown stream 'sort': did you mean 'sorted'"),
-        ("--adapt bn --prior -1", "--prior: expected at least 0, got -1"),
+        ("--adapt bn --prior -1", "--prior: expected a number from 0, got -1"),
         ("--adapt bn --adapt-batch 0", "--adapt-batch 0: expected at least 1"),
         ("--adapt tasks", "adaptation by tasks needs a run with tasks, and this is a baseline"),
     ],

@@ -385,6 +385,8 @@ def _undecided(cell: Cell, count: int, images: int, precision: str) -> DivergedE
     """The error for a cell in which `count` of the images have no predicted class."""
     is_half = precision in ("bfloat16", "float16")
     advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
+    if cell.adapted:
+        advice = "the adaptation diverges: raise `prior`, or adapt by bn"
     return DivergedError(
         f"{cell}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
         f"class: {advice}"

@@ -68,19 +68,18 @@ class Adaptation:
         for name, value in _DEFAULTS[self.method].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        self._check("prior", minimum=0, below=math.inf)
-        self._check("batch_size", minimum=1)
-        self._check("seed", minimum=0)
-        if self.method != "bn":
-            self._check("steps", minimum=1)
-            self._check("learning_rate", minimum=0)
-
-    def _check(self, name: str, *, minimum: int, below: float = 2**63) -> None:
-        value = getattr(self, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Only the prior may be infinite. NaN fails every comparison.
-        if not is_number or not (minimum <= value < below or (name == "prior" and value == math.inf)):
-            raise UserError(f"`{name}`: expected at least {minimum}, got {short_repr(value)}")
+        for name in ("batch_size", "seed", *(("steps",) if self.method != "bn" else ())):
+            minimum = 0 if name == "seed" else 1
+            value = getattr(self, name)
+            if type(value) is not int or not minimum <= value < 2**63:
+                raise UserError(f"`{name}`: expected a whole number from {minimum}, got {short_repr(value)}")
+        for name in ("prior", "learning_rate"):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not value >= 0:  # not `value < 0`: NaN must fail too
+                raise UserError(f"`{name}`: expected a number from 0, got {short_repr(value)}")
+        if self.learning_rate == math.inf:
+            raise UserError("`learning_rate`: expected a finite number")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data for JSON, without those that the method does not use."""

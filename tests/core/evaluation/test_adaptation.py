@@ -20,7 +20,7 @@ import rsslcli
 from rsslcli.core.config import Config
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Split, make_split
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import DivergedError, UserError
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
@@ -271,10 +271,12 @@ def test_refuses(network: WideResNet) -> None:
     refused("λ of ir, rgb is 0", trained_tasks, run_of(network, ("ir", "rgb"), (0.0, 0.0)))
     refused("unknown adaptation 'tents': did you mean 'tent'", Adaptation, "tents")
     refused("unknown stream 'sort'", Adaptation, "bn", stream="sort")
-    refused("`prior`: expected at least 0, got -1", Adaptation, "bn", prior=-1)
-    refused("`prior`: expected at least 0, got nan", Adaptation, "bn", prior=math.nan)
-    refused("`learning_rate`: expected at least 0, got inf", Adaptation, "tent", learning_rate=math.inf)
-    refused("`batch_size`: expected at least 1", Adaptation, "bn", batch_size=0)
+    refused("`prior`: expected a number from 0, got -1", Adaptation, "bn", prior=-1)
+    refused("`prior`: expected a number from 0, got nan", Adaptation, "bn", prior=math.nan)
+    refused("`learning_rate`: expected a finite number", Adaptation, "tent", learning_rate=math.inf)
+    refused("`steps`: expected a whole number from 1, got 1.5", Adaptation, "tent", steps=1.5)
+    refused("`seed`: expected a whole number from 0, got True", Adaptation, "tent", seed=True)
+    refused("`batch_size`: expected a whole number from 1, got 0", Adaptation, "bn", batch_size=0)
     refused("steps: bn takes no gradient steps", Adaptation, "bn", steps=2)
 
 
@@ -473,6 +475,15 @@ def test_unadapted_accuracies_of_an_earlier_evaluation_are_reused(
     counted.clear()
     assert run() == first
     assert len(counted) == 1
+
+
+def test_an_adaptation_that_diverges_is_an_error(
+    network: WideResNet, test_split: Split, corrupted: CorruptedSet
+) -> None:
+    settings = Adaptation("tent", learning_rate=1e18, batch_size=10)
+    match = "the clean test set, adapted: the highest score of .* NaN .* adaptation diverges: raise `prior`"
+    with pytest.raises(DivergedError, match=match):
+        evaluate(network, test_split, corrupted, device=CPU, corruptions=["fog"], adaptation=settings)
 
 
 def test_the_result_holds_both_accuracies_and_the_settings(tmp_path: Path) -> None:
