@@ -269,13 +269,20 @@ Compile = Annotated[
 ]
 
 
-Limit = Annotated[int | None, typer.Option(help="Evaluate only the first N source images.", metavar="<int>")]
+_EVALUATION = "Evaluation"
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="Evaluate only the first N source images.", metavar="<int>", rich_help_panel=_EVALUATION
+    ),
+]
 OnlyCorruptions = Annotated[
     str | None,
     typer.Option(
         help="Evaluate only these corruptions, separated by commas.",
         metavar="<names>",
         autocompletion=completion.corruptions,
+        rich_help_panel=_EVALUATION,
     ),
 ]
 OnlySeverities = Annotated[
@@ -284,6 +291,7 @@ OnlySeverities = Annotated[
         help="Evaluate only these severities, 1 to 5, separated by commas.",
         metavar="<numbers>",
         autocompletion=completion.severities,
+        rich_help_panel=_EVALUATION,
     ),
 ]
 Protocol = Annotated[
@@ -292,6 +300,7 @@ Protocol = Annotated[
         help="paper: all 19 corruptions. robustbench: the 15 of RobustBench's leaderboard, at all "
         "severities, and a summary in its terms.",
         metavar="<paper|robustbench>",
+        rich_help_panel=_EVALUATION,
     ),
 ]
 SameImagesAs = Annotated[
@@ -300,6 +309,7 @@ SameImagesAs = Annotated[
         help="Leave out what tuned λ in that run too, to compare the two fairly.",
         metavar="<run>",
         autocompletion=completion.runs,
+        rich_help_panel=_EVALUATION,
     ),
 ]
 LeaveOutValidation = Annotated[
@@ -308,6 +318,7 @@ LeaveOutValidation = Annotated[
         "--leave-out-validation",
         help="Leave out the images on which an AutoML run of the same seed and settings tunes λ, to "
         "compare this run fairly with it.",
+        rich_help_panel=_EVALUATION,
     ),
 ]
 EvaluationFile = Annotated[
@@ -316,6 +327,7 @@ EvaluationFile = Annotated[
         "--output",
         help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run, and "
         "eval-c-partial.json for a part.",
+        rich_help_panel=_EVALUATION,
     ),
 ]
 
