@@ -281,7 +281,7 @@ def augmix_views(setting: Setting) -> Works:
 
 
 def torchvision_views(setting: Setting) -> Works:
-    """The same with torchvision, which draws once per call: image by image, on the CPU, as a data set does."""
+    """The same with torchvision, image by image on the CPU: it draws once per call."""
     images, _ = _drawn(setting.batch_size, "train", torch.device("cpu"))
     batch = images.permute(0, 3, 1, 2).contiguous()
     transform = v2.AugMix(severity=3, mixture_width=3, all_ops=False)
