@@ -210,16 +210,15 @@ def layout(bench: Bench) -> Iterator[Figure]:
 
 def augmix(bench: Bench) -> Iterator[Figure]:
     """What AugMix costs: against torchvision, and against the passes of the network that its views need."""
-    with (
-        bench.worker(variants.augmix_views) as ours,
-        bench.worker(variants.torchvision_views) as theirs,
-        bench.worker(variants.trunk) as trunk,
-    ):
-        views, rival, passes = bench.times((ours, "views"), (theirs, "views"), (trunk, "three"))
     b = bench.setting.batch_size
     what = f"two AugMix views of {b} images"
-    yield ratio("augmix", f"torchvision's v2.AugMix ÷ ours: {what}", rival, views, bar=Bar("≥", 3))
-    yield ratio("augmix", f"{what} ÷ a pass of {3 * b} images", views, passes, bar=Bar("≤", 0.15))
+    with bench.worker(variants.augmix_views) as ours:
+        with bench.worker(variants.torchvision_views) as theirs:
+            rival, views = bench.times((theirs, "views"), (ours, "views"))
+        yield ratio("augmix", f"{what}: torchvision's v2.AugMix ÷ ours", rival, views, bar=Bar("≥", 3))
+        with bench.worker(variants.trunk) as trunk:
+            views, passes = bench.times((ours, "views"), (trunk, "three"))
+        yield ratio("augmix", f"{what} ÷ a pass of {3 * b} images", views, passes, bar=Bar("≤", 0.15))
 
 
 def eval_bare(bench: Bench) -> Iterator[Figure]:
