@@ -270,7 +270,7 @@ def departures(study: Study) -> list[list[str]]:
         for name, value in study.settings.items()
         if value != default.get(name)
     ]
-    for name in (*_OF_TASKS, *_OF_AUTOML, "device", "compile"):
+    for name in ("augment", *_OF_AUGMIX, "ema", *_OF_TASKS, *_OF_AUTOML, "device", "compile"):
         rows = [row for row in study.rows if any(name in _acting(run.config) for run in row.runs.values())]
         labels: dict[str, list[str]] = defaultdict(list)
         for row in rows:

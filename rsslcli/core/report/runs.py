@@ -306,5 +306,6 @@ def has_effect(config: Config) -> bool:
 
 def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:
     """The tasks, and whether λ is tuned, if the paper has such a method; else None."""
-    beyond = config.uses_augmix or config.ema or config.weighting not in ("fixed", "automl")
+    beyond = config.uses_augmix or config.ema or config.automl_variants
+    beyond = beyond or config.weighting not in ("fixed", "automl")
     return None if beyond else (frozenset(config.tasks), config.automl)
