@@ -348,7 +348,7 @@ Prior = Annotated[
     float | None,
     typer.Option(
         help="How many images the statistics of the training count for, beside those of a batch: 0 uses the "
-        "batch alone, inf the training alone.  [default: 64; 0 for tent]",
+        "batch alone, inf the training alone.  [default: 512; 0 for tent]",
         metavar="<number>",
         rich_help_panel=_ADAPTATION,
     ),

@@ -17,9 +17,9 @@ STREAMS: tuple[Stream, ...] = get_args(Stream)
 
 #: What each method takes for a field that is None. docs/results.md says how the numbers were chosen.
 _DEFAULTS: dict[AdaptationMethod, dict[str, Any]] = {
-    "bn": {"prior": 64.0, "steps": 0, "learning_rate": 0.0, "episodic": False},
+    "bn": {"prior": 512.0, "steps": 0, "learning_rate": 0.0, "episodic": False},
     "tent": {"prior": 0.0, "steps": 1, "learning_rate": 1e-3, "episodic": False},
-    "tasks": {"prior": 64.0, "steps": 1, "learning_rate": 1e-2, "episodic": True},
+    "tasks": {"prior": 512.0, "steps": 1, "learning_rate": 0.1, "episodic": True},
 }
 
 
