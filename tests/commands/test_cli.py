@@ -197,7 +197,7 @@ EARLY = [
     ("train-automl --fixed --lambda 0", "initial_lambda: .* rotation, bir, color, ir would have no effect"),
     ("train-single --task ir --lambda 0", "initial_lambda: .* ir would have no effect"),
     ("train-automl --depth 11", "depth"),
-    ("train-automl --batch-norm both", "unknown batch_norm 'both': choose from per-task, joint"),
+    ("train-automl --batch-norm both", "unknown batch_norm 'both': choose from per-task, joint, all"),
     ("train-automl --batch-norm jiont", "unknown batch_norm 'jiont': did you mean 'joint'?"),
     ("train-automl --device gpu", "unknown device 'gpu': did you mean 'cpu'"),
     ("train-automl --device mps", "unknown device 'mps': choose from auto, cpu, cuda"),

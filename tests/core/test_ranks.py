@@ -33,11 +33,11 @@ class PerImageNorm(nn.GroupNorm):
         super().__init__(1, channels)
 
 
-def train_steps(world: World, mode: str) -> dict[str, Tensor]:
+def train_steps(world: World, mode: str, task_share: float) -> dict[str, Tensor]:
     """20 steps with all tasks in float64, half of them after the warm-up; batches do not divide evenly."""
     config = Config(
         tasks=tuple(TASKS), automl=True, epochs=4, warmup_epochs=2, batch_size=9, meta_batch_size=5,
-        meta_lr=3.0, depth=10, width=1, batch_norm=mode, lr=0.02,
+        meta_lr=3.0, depth=10, width=1, batch_norm=mode, lr=0.02, task_share=task_share,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (45, 32, 32, 3), dtype=torch.uint8, generator=generator)
@@ -73,12 +73,12 @@ def run_ranks(count: int, *arguments: str, cwd: Path) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.parametrize("mode", ["per-task", "joint"])
-def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
-    result = run_ranks(2, __file__, mode, cwd=tmp_path)
+@pytest.mark.parametrize(("mode", "task_share"), [("per-task", 1.0), ("joint", 1.0), ("all", 0.5)])
+def test_ranks_train_as_one_process(mode: str, task_share: float, tmp_path: Path) -> None:
+    result = run_ranks(2, __file__, mode, str(task_share), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    whole = train_steps(World(), mode)
+    whole = train_steps(World(), mode, task_share)
     assert len({float(whole[f"lambda/{task}"]) for task in TASKS}) == len(TASKS), "every λ has moved"
     assert first.keys() == second.keys() == whole.keys()
     for name, value in whole.items():
@@ -122,7 +122,7 @@ def test_alone_nothing_is_exchanged() -> None:
             pass
 
 
-def _rank_main(mode: str) -> None:
+def _rank_main(mode: str, task_share: float) -> None:
     with join_world(CPU) as world:
         assert world.size == 2
         assert world.any(world.rank == 1)
@@ -132,8 +132,8 @@ def _rank_main(mode: str) -> None:
         with world.main_first():  # the second rank comes in when the first one is out
             assert order.exists() == (not world.is_main)
             order.write_text("first")
-        torch.save(train_steps(world, mode), f"rank{world.rank}.pt")
+        torch.save(train_steps(world, mode, task_share), f"rank{world.rank}.pt")
 
 
 if __name__ == "__main__":
-    _rank_main(sys.argv[1])
+    _rank_main(sys.argv[1], float(sys.argv[2]))

@@ -48,7 +48,7 @@ PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
 #: Settings that may differ between rows of a study: those compared on purpose or without effect on results,
 #: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
 _OF_ROWS = ("seed", "device", "compile", "tasks", "automl")
-_OF_TASKS = ("batch_norm", "initial_lambda", "task_options")
+_OF_TASKS = ("batch_norm", "initial_lambda", "task_options", "task_share")
 _OF_AUTOML = (
     "meta_lr", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
     "validation_corruptions",

@@ -27,7 +27,8 @@ class MultiTaskNetwork(nn.Module):
         network: trunk and classifier.
         tasks: by name, in the order of λ.
         batch_norm: "per-task": each task has a separate trunk pass, and only the main pass updates the
-            running statistics. "joint": all inputs share one pass and its statistics.
+            running statistics. "all": every pass updates them, the main pass first. "joint": all inputs share
+            one pass and its statistics.
         autocast: run trunk and heads under bfloat16 autocast.
         compile: compile trunk and heads when they first run.
     """
@@ -76,19 +77,23 @@ class MultiTaskNetwork(nn.Module):
         """The parameters θaux,i by task, in the order of λ."""
         return {name: list(self.heads[name].parameters()) for name in self.tasks}
 
-    def losses(self, images: Tensor, labels: Tensor, random: BatchRandom) -> Iterator[dict[str, Tensor]]:
+    def losses(
+        self, images: Tensor, labels: Tensor, random: BatchRandom, *, task_images: Tensor | None = None
+    ) -> Iterator[dict[str, Tensor]]:
         """Compute the unweighted losses L_main and L_aux,i of a batch.
 
         Args:
             images: float (N, 3, H, W) in [0, 1].
             labels: int64 (N,).
-            random: the source of the tasks' random numbers.
+            random: the source of the tasks' random numbers, one row per image that they see.
+            task_images: int64 (n,), the indices of the images that the tasks see; None for all.
 
         Yields:
             Scalars by task ("main" for the main task), grouped by the trunk pass that they share. Groups are
             computed on demand, so that only one pass at a time is in memory.
         """
-        prepared = {name: transformed(name, task, images, random) for name, task in self.tasks.items()}
+        seen = images if task_images is None else images[task_images]
+        prepared = {name: transformed(name, task, seen, random) for name, task in self.tasks.items()}
         on_clean = [name for name, task in self.tasks.items() if task.clean_input]
         others = [name for name in self.tasks if name not in on_clean]
         # One trunk pass serves the main task and all tasks on clean images; each other task needs its own.
@@ -99,20 +104,19 @@ class MultiTaskNetwork(nn.Module):
             with self._precision(images):
                 joint = self._features(torch.cat(inputs))
             parts = torch.split(joint, [len(x) for x in inputs])
-            yield {
-                name: self._loss(name, part, targets[name])
-                for names, part in zip(passes, parts, strict=True)
-                for name in names
-            }
+            together: dict[str, Tensor] = {}
+            for names, part in zip(passes, parts, strict=True):
+                together |= self._losses(names, part, targets, task_images)
+            yield together
             return
         for names, x in zip(passes, inputs, strict=True):
             with self._precision(x):
-                if names[0] == MAIN:
+                if names[0] == MAIN or self.batch_norm == "all":
                     features = self._features(x)
                 else:
                     with keep_running_statistics(self.network):
                         features = self._features(x)
-            yield {name: self._loss(name, features, targets[name]) for name in names}
+            yield self._losses(names, features, targets, task_images)
 
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
         """L_main on a validation batch as a function of ψ (Eq. 2).
@@ -126,6 +130,16 @@ class MultiTaskNetwork(nn.Module):
             return F.cross_entropy(scores.float() if self.autocast else scores, labels)
 
         return loss
+
+    def _losses(
+        self, names: list[str], features: Tensor, targets: dict[str, Tensor], task_images: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The losses that share a pass. In the main pass, tasks use the features of the images they see."""
+        clean = names[0] == MAIN and task_images is not None and len(names) > 1
+        of_tasks = features[task_images] if clean else features
+        return {
+            name: self._loss(name, features if name == MAIN else of_tasks, targets[name]) for name in names
+        }
 
     def _loss(self, name: str, features: Tensor, targets: Tensor) -> Tensor:
         with self._precision(features):

@@ -18,6 +18,7 @@ from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
+from rsslcli.core.training.task_images import TaskImages
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Trainer:
     later steps.
 
     Raises:
-        UserError: an unknown task, or batches that are larger than the data or smaller than the world.
+        UserError: an unknown task, or batches that are larger than the data or too small for the world.
     """
 
     def __init__(self, config: Config, data: DeviceData, classes: int, world: World | None = None) -> None:
@@ -64,6 +65,7 @@ class Trainer:
                 raise UserError(
                     f"{option}: {getattr(config, option)} images are too few for {self.world.size} ranks"
                 )
+        self.task_images = TaskImages(config.task_share, config.batch_size, self.world, self.device)
         tasks = build_tasks(config.tasks, config.task_options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -165,13 +167,17 @@ class Trainer:
         # The mean over the batch is the sum over ranks of `share` times the mean over the local images.
         local = world.shard(config.batch_size)
         share = world.share(config.batch_size)
+        shares = dict.fromkeys(config.tasks, self.task_images.share) | {MAIN: share}
         random = BatchRandom(self.generator, config.batch_size, local)
         chosen = chosen[local]
         images = to_float(random_batch(data.images, chosen, random))
-        groups = (
-            {task: share * loss for task, loss in group.items()}
-            for group in self.model.losses(images, data.labels[chosen], random)
+        losses_of_passes = self.model.losses(
+            images,
+            data.labels[chosen],
+            self.task_images.random(self.generator),
+            task_images=self.task_images.indices,
         )
+        groups = ({task: shares[task] * loss for task, loss in group.items()} for group in losses_of_passes)
         if tune:
             # Every rank draws the whole validation batch and keeps its local part.
             drawn = torch.randint(

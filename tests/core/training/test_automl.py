@@ -236,6 +236,21 @@ def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> Non
         assert all(value.device.type == "meta" for value in values.values())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_norm": "all"},
+        {"task_share": 0.5},
+        {"task_share": 0.5, "batch_norm": "joint"},
+        {"tasks": tuple(TASKS), "task_options": {"rotation": {"views": 1}, "rgb": {"hidden": True}}},
+    ],
+)
+def test_cheaper_steps_on_the_meta_device(options: dict[str, object]) -> None:
+    trainer = make_trainer("meta", **options)
+    for step in (0, 3):
+        assert all(value.is_meta for value in trainer.step(step, trainer.epoch_order(0)[:8]).values())
+
+
 def test_a_step_in_bfloat16_on_the_meta_device() -> None:
     """There is no autocast on it; its operations are counted there all the same, for the time of a study."""
     trainer = make_trainer("meta", precision="bfloat16")
