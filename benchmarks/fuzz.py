@@ -263,7 +263,7 @@ def example_checkpoint() -> bytes:
         save_checkpoint(
             path,
             Checkpoint(
-                config=Config(tasks=tasks, automl=True, depth=10, width=1, dataset="mine"),
+                config=Config(tasks=tasks, weighting="automl", depth=10, width=1, dataset="mine"),
                 classes=("ant", "bee", "cow"),
                 step=7,
                 classifier=network.state_dict(),

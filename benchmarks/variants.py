@@ -179,7 +179,7 @@ def _trainer(
     keep_freed_memory()
     config = Config(
         tasks=tasks,
-        automl=bool(tasks),
+        weighting="automl" if tasks else "fixed",
         warmup_epochs=1,
         depth=setting.depth,
         width=setting.width,

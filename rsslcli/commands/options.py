@@ -12,11 +12,13 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.core.config import (
+    AUGMENTS,
     BATCH_NORM_MODES,
     DEVICES,
     PRECISIONS,
     PRESETS,
     VALIDATION_CORRUPTIONS,
+    WEIGHTINGS,
 )
 from rsslcli.core.data.place import default_data_dir
 
@@ -150,6 +152,46 @@ Width = Annotated[
 BatchSize = Annotated[int | None, typer.Option(help="Images per step.", rich_help_panel=_TRAINING)]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", help="Initial learning rate.", rich_help_panel=_TRAINING)
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        help="standard crops and flips; augmix adds AugMix and its consistency loss.",
+        metavar=f"<{'|'.join(AUGMENTS)}>",
+        autocompletion=completion.augments,
+        rich_help_panel=_TRAINING,
+    ),
+]
+JsdWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of AugMix's consistency loss; 0 trains on one augmented view.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+TuneJsd = Annotated[
+    bool | None,
+    typer.Option(
+        "--tune-jsd",
+        help="Let AutoML tune the weight of AugMix's consistency loss too.",
+        rich_help_panel=TASKS,
+    ),
+]
+Weighting = Annotated[
+    str | None,
+    typer.Option(
+        help="What sets the weights λ: AutoML by default, nothing (fixed), or one of its rivals.",
+        metavar=f"<{'|'.join(WEIGHTINGS)}>",
+        autocompletion=completion.weightings,
+        rich_help_panel=TASKS,
+    ),
+]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        help="Evaluate a moving average of the weights with this decay per step, such as 0.999.",
+        rich_help_panel=_TRAINING,
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.", rich_help_panel=_TRAINING)]
 InitialLambda = Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +12,26 @@ from typing import Any, Literal, get_args
 import yaml
 
 from rsslcli.core.errors import UserError, sanitize, short_repr, unknown
+from rsslcli.core.plain_yaml import read_mapping
 from rsslcli.core.tasks.registry import check_task_names, check_task_words
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 BatchNormMode = Literal["per-task", "joint", "all"]
 ValidationCorruptions = Literal["all", "extra"]
+Weighting = Literal["fixed", "automl", "uncertainty", "random", "upgrad"]
+Augment = Literal["standard", "augmix"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 VALIDATION_CORRUPTIONS: tuple[ValidationCorruptions, ...] = get_args(ValidationCorruptions)
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
-#: Size limit of a configuration file. Larger files are not configurations, and slow to parse with PyYAML.
-MAX_FILE_BYTES = 1 << 14
-#: Size limit of each mapping in it, after `<<` has merged others into it.
-MAX_MAPPING = 200
+#: The name of the Jensen-Shannon consistency loss of AugMix among the losses and weights of a run.
+JSD = "jsd"
+
 #: Every number is below this limit, so that it fits an int64.
 _LIMIT = 2**63
 
@@ -57,10 +60,18 @@ class Config:
     #: Self-supervision tasks in the order of λ; none for the baseline. Names only; they need not be
     #: registered, so runs with custom tasks stay readable.
     tasks: tuple[str, ...] = ()
-    #: Tune λ with Algorithm 1; otherwise λ keeps its initial value.
-    automl: bool = False
+    #: What sets λ: "fixed" keeps its initial value, "automl" is Algorithm 1, and the others are its rivals;
+    #: see docs/method.md.
+    weighting: Weighting = field(default="fixed", metadata=_one_of(WEIGHTINGS))
     epochs: int = field(default=100, metadata=_at_least(1))
     batch_size: int = field(default=64, metadata=_at_least(2))
+    #: "standard" crops and flips; "augmix" adds two AugMix views of each image, and the consistency loss.
+    augment: Augment = field(default="standard", metadata=_one_of(AUGMENTS))
+    #: Weight of the Jensen-Shannon consistency loss between an image and its two AugMix views. At 0, the main
+    #: task trains on one AugMix view of each image instead.
+    jsd_weight: float = field(default=12.0, metadata=_at_least(0))
+    #: Let Algorithm 1 tune that weight like those of the tasks.
+    tune_jsd: bool = False
     #: Train on a seeded, class-balanced subset of this many images; None uses all of them.
     train_size: int | None = field(default=None, metadata=_at_least(1))
     lr: float = field(default=0.1, metadata=_at_least(0))
@@ -68,6 +79,8 @@ class Config:
     momentum: float = field(default=0.9, metadata=_at_least(0, below=1))
     nesterov: bool = True
     weight_decay: float = field(default=5e-4, metadata=_at_least(0))
+    #: Decay per step of the exponential moving average of the weights, which evaluation uses; 0 for none.
+    ema: float = field(default=0.0, metadata=_at_least(0, below=1))
     initial_lambda: float = field(default=0.5, metadata=_at_least(0))
     #: β, the learning rate of λ.
     meta_lr: float = field(default=0.1, metadata=_at_least(0))
@@ -116,16 +129,42 @@ class Config:
             raise UserError(
                 f"depth: a WideResNet has 6n + 4 layers (10, 16, 22, 28, 34, 40), got {self.depth}"
             )
-        if self.automl and not self.tasks:
-            raise UserError("tasks: AutoML tunes the weights of tasks; choose at least one")
+        if self.tune_jsd and not (self.automl and self.uses_augmix and self.jsd_weight):
+            raise UserError(
+                "tune_jsd: needs weighting automl, augment augmix and a jsd_weight above 0, where it starts"
+            )
+        if self.weighting != "fixed" and not (self.tasks or self.tune_jsd):
+            raise UserError(
+                f"tasks: {WEIGHTING_TITLES[self.weighting]} sets the weights of tasks; choose at least one"
+            )
+
+    @property
+    def automl(self) -> bool:
+        """True if Algorithm 1 tunes λ."""
+        return self.weighting == "automl"
+
+    @property
+    def uses_augmix(self) -> bool:
+        """True if training uses AugMix."""
+        return self.augment == "augmix"
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """The losses whose weights λ a run holds: those of the tasks, in their order, and a few others.
+
+        "jsd" follows where Algorithm 1 tunes it. The rivals that weight the main loss too begin with "main".
+        """
+        first = ("main",) if self.weighting in ("uncertainty", "random") else ()
+        return (*first, *self.tasks, *((JSD,) if self.tune_jsd else ()))
 
     @property
     def name(self) -> str:
         """A short name of what the run trains: "baseline", "rotation", "fixed-rotation-bir", "automl-…"."""
-        joined = "-".join(self.tasks) or "baseline"
-        if self.automl:
-            return f"automl-{joined}"
-        return f"fixed-{joined}" if len(self.tasks) > 1 else joined
+        parts = ["augmix"] if self.uses_augmix else []
+        if self.weighting != "fixed" or len(self.tasks) > 1:
+            parts.append(self.weighting)
+        parts += [*self.tasks, *((JSD,) if self.tune_jsd else ())]
+        return "-".join(parts) or "baseline"
 
     @property
     def untuned(self) -> str:
@@ -145,8 +184,36 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain data for files; `Config(**data)` restores it."""
+        """The configuration as plain data for files; `Config.from_dict` restores it."""
         return dataclasses.asdict(self) | {"tasks": list(self.tasks)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Restore a configuration from `to_dict`, also of version 0.1.
+
+        Raises:
+            UserError: an invalid value.
+            TypeError: an unknown option.
+        """
+        return cls(**modernize(data))
+
+
+WEIGHTING_TITLES: dict[Weighting, str] = {
+    "automl": "AutoML",
+    "uncertainty": "uncertainty weighting",
+    "random": "random loss weighting",
+    "upgrad": "UPGrad",
+}
+
+
+def modernize(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of version 0.1 in today's terms: it had `automl`, true or false, in place of `weighting`."""
+    values = {key: value for key, value in data.items() if key != "automl"}
+    if isinstance(old := data.get("automl"), bool):
+        values.setdefault("weighting", "automl" if old else "fixed")
+    elif "automl" in data:
+        raise UserError(f"automl: expected true or false, got {short_repr(old)}")
+    return values
 
 
 #: Presets: the settings in which each differs from the defaults.
@@ -265,7 +332,7 @@ def check_effective(config: Config) -> None:
     """
     if config.untuned:
         raise UserError(config.untuned)
-    if config.tasks and not config.automl and not config.initial_lambda:
+    if config.tasks and config.weighting in ("fixed", "upgrad") and not config.initial_lambda:
         raise UserError(
             f"initial_lambda: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
             "above 0, or no tasks for the baseline"
@@ -293,62 +360,12 @@ def read_config_file(file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is not plain YAML, or has an unknown option.
     """
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"{file} is not a configuration: it is larger than {MAX_FILE_BYTES >> 10} KiB")
-    try:
-        values = yaml.load(data, Loader=_Loader)
-    except Exception as error:  # PyYAML may raise anything if a value does not fit its tag
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error or type(error).__name__
-        raise UserError(f"{file}{where} is not plain YAML: {sanitize(problem)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected lines such as `epochs: 20`, got a {type(values).__name__}")
+    values = modernize(read_mapping(file))
     known = [option.name for option in dataclasses.fields(Config)]
     for key in values:
         if key not in known:
             raise UserError(f"{file}: {unknown('option', key, known)}")
     return values
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML data, in which 1e-6 is a number and duplicate keys are errors."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping; reject duplicate keys, of which PyYAML silently drops all but the last."""
-        self._check_size(node)
-        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        duplicates = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if duplicates:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{short_repr(duplicates[0])} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge the mappings that `<<` names; reject merges of merges that grow without bound."""
-        super().flatten_mapping(node)
-        self._check_size(node)
-
-    def _check_size(self, node: yaml.MappingNode) -> None:
-        if len(node.value) > MAX_MAPPING:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"a mapping has more than {MAX_MAPPING} entries", node.start_mark
-            )
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
 
 
 def _check_limits(option: dataclasses.Field[Any], value: Any) -> None:

@@ -52,17 +52,7 @@ def automl_gradients(
     Returns:
         The detached losses by task, and the meta loss as "meta". No value is copied to the host.
     """
-    losses: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}  # ∂L_main/∂ψ and ∂L_aux,i/∂ψ, flat
-    head_gradients: dict[str, tuple[Tensor, ...]] = {}  # ∂L_aux,i/∂θaux,i
-    for group in groups:
-        # The last backward pass of a group frees the graph that its losses share.
-        for remaining, (task, loss) in zip(range(len(group) - 1, -1, -1), group.items(), strict=True):
-            wanted = [*psi.values(), *heads.get(task, ())]
-            parts = torch.autograd.grad(loss, wanted, retain_graph=remaining > 0, materialize_grads=True)
-            losses[task] = loss.detach()
-            gradients[task] = _flatten(parts[: len(psi)])
-            head_gradients[task] = parts[len(psi) :]
+    losses, gradients, head_gradients = task_gradients(groups, psi, heads)
     g_main = gradients[MAIN]
     g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
 
@@ -76,13 +66,41 @@ def automl_gradients(
     meta_gradient = -alpha * sum_over_ranks(g_aux @ v)  # ∂L_meta/∂λ
     lambdas.sub_(beta * meta_gradient).clamp_(min=0)
 
-    g = g_main + lambdas @ g_aux  # with the updated λ
+    set_gradients(g_main + lambdas @ g_aux, psi, lambdas, heads, head_gradients)  # with the updated λ
+    return losses | {"meta": meta_loss.detach()}
+
+
+def task_gradients(
+    groups: LossGroups, psi: Parameters, heads: Mapping[str, Sequence[Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
+    """The detached losses, and the gradient of each: flat ∂L/∂ψ, and ∂L_aux,i/∂θaux,i; all by task."""
+    losses: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    head_gradients: dict[str, tuple[Tensor, ...]] = {}
+    for group in groups:
+        # The last backward pass of a group frees the graph that its losses share.
+        for remaining, (task, loss) in zip(range(len(group) - 1, -1, -1), group.items(), strict=True):
+            wanted = [*psi.values(), *heads.get(task, ())]
+            parts = torch.autograd.grad(loss, wanted, retain_graph=remaining > 0, materialize_grads=True)
+            losses[task] = loss.detach()
+            gradients[task] = _flatten(parts[: len(psi)])
+            head_gradients[task] = parts[len(psi) :]
+    return losses, gradients, head_gradients
+
+
+def set_gradients(
+    g: Tensor,
+    psi: Parameters,
+    lambdas: Tensor,
+    heads: Mapping[str, Sequence[Tensor]],
+    head_gradients: Mapping[str, Sequence[Tensor]],
+) -> None:
+    """Set every `.grad`: of ψ from the flat g, of each head λᵢ times the gradient of its loss."""
     for p, part in zip(psi.values(), _unflatten(g, psi), strict=True):
         p.grad = part
     for weight, (task, parameters) in zip(lambdas, heads.items(), strict=True):
         for p, part in zip(parameters, head_gradients[task], strict=True):
             p.grad = weight * part
-    return losses | {"meta": meta_loss.detach()}
 
 
 def fixed_gradients(
@@ -93,7 +111,7 @@ def fixed_gradients(
     Args:
         groups: the losses of the training batch; each group costs one backward pass.
         parameters: all parameters φ; their old gradients are discarded.
-        weights: λᵢ by task, scalars on the device.
+        weights: λᵢ by task, scalars on the device; a loss without one has weight 1, as the main loss has.
 
     Returns:
         The detached losses by task.
@@ -102,7 +120,7 @@ def fixed_gradients(
         p.grad = None
     losses: dict[str, Tensor] = {}
     for group in groups:
-        total = sum(loss if task == MAIN else weights[task] * loss for task, loss in group.items())
+        total = sum(weights[task] * loss if task in weights else loss for task, loss in group.items())
         assert isinstance(total, Tensor)
         total.backward()  # type: ignore[no-untyped-call]
         losses.update({task: loss.detach() for task, loss in group.items()})

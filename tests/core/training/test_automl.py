@@ -212,7 +212,14 @@ def test_meta_step_leaves_weights_and_running_statistics(
 
 
 def make_trainer(device: str, **options: object) -> Trainer:
-    settings = {"tasks": FOUR, "automl": True, "epochs": 3, "warmup_epochs": 1, "depth": 10, "width": 1}
+    settings = {
+        "tasks": FOUR,
+        "weighting": "automl",
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "depth": 10,
+        "width": 1,
+    }
     config = Config(**(settings | {"batch_size": 8, "meta_batch_size": 4} | options))  # type: ignore[arg-type]
     torch.manual_seed(0)
     images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8)
@@ -229,7 +236,7 @@ def make_trainer(device: str, **options: object) -> Trainer:
 @pytest.mark.parametrize("tasks", [tuple(TASKS), ("rotation",), ()])
 def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> None:
     """No step reads a value back or mixes in a CPU tensor: either would raise on `meta`."""
-    trainer = make_trainer("meta", tasks=tasks, automl=bool(tasks), batch_norm=mode)
+    trainer = make_trainer("meta", tasks=tasks, weighting="automl" if tasks else "fixed", batch_norm=mode)
     for step in (0, 3):  # in the warm-up and after it
         values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
         assert ("loss/meta" in values) == (bool(tasks) and step == 3)
@@ -243,12 +250,23 @@ def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> Non
         {"task_share": 0.5},
         {"task_share": 0.5, "batch_norm": "joint"},
         {"tasks": tuple(TASKS), "task_options": {"rotation": {"views": 1}, "rgb": {"hidden": True}}},
+        {"task_share": 0.5, "augment": "augmix", "tune_jsd": True, "ema": 0.99},
+        {"augment": "augmix", "jsd_weight": 0},
+        {"weighting": "uncertainty"},
+        {"weighting": "random"},
+        {"weighting": "upgrad"},
     ],
+    ids=str,
 )
-def test_cheaper_steps_on_the_meta_device(options: dict[str, object]) -> None:
+def test_further_steps_on_the_meta_device(options: dict[str, object]) -> None:
     trainer = make_trainer("meta", **options)
     for step in (0, 3):
-        assert all(value.is_meta for value in trainer.step(step, trainer.epoch_order(0)[:8]).values())
+        values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
+        assert [name for name in values if name.startswith("lambda/")] == [
+            f"lambda/{name}" for name in trainer.config.weighted
+        ]
+        assert ("loss/jsd" in values) == ("tune_jsd" in options)
+        assert all(value.device.type == "meta" for value in values.values())
 
 
 def test_a_step_in_bfloat16_on_the_meta_device() -> None:
