@@ -169,6 +169,7 @@ _NEEDS = {
     "validation_corruptions": "automl",
     "initial_lambda": "tasks",
     "batch_norm": "tasks",
+    "task_share": "tasks",
     "jsd_weight": "uses_augmix",
 }
 _WHY = {"automl": "λ is not tuned", "tasks": "there are no tasks", "uses_augmix": "`augment` is not augmix"}
