@@ -210,7 +210,7 @@ ValidationCorruptions = Annotated[
 BatchNorm = Annotated[
     str | None,
     typer.Option(
-        help="A trunk pass for each task, a joint one, or one for each that all update the running statistics.",
+        help="A trunk pass for each task, or a joint one; with all, each updates the running statistics.",
         metavar=f"<{'|'.join(BATCH_NORM_MODES)}>",
         autocompletion=completion.batch_norm_modes,
         rich_help_panel=TASKS,
