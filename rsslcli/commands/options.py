@@ -13,14 +13,15 @@ from rsslcli.commands.console import (
 )
 from rsslcli.core.config import (
     AUGMENTS,
+    AUTOML_VARIANTS,
     BATCH_NORM_MODES,
     DEVICES,
     PRECISIONS,
-    PRESETS,
     VALIDATION_CORRUPTIONS,
     WEIGHTINGS,
 )
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.presets import PRESETS
 
 DEFAULT_DATA_DIR = default_data_dir()
 DataDir = Annotated[
@@ -204,6 +205,15 @@ ValidationCorruptions = Annotated[
         help="all, or tune λ on the benchmark's four extra corruptions, to test on the 15.",
         metavar=f"<{'|'.join(VALIDATION_CORRUPTIONS)}>",
         autocompletion=completion.validation_corruptions,
+        rich_help_panel=TASKS,
+    ),
+]
+AutomlVariants = Annotated[
+    str | None,
+    typer.Option(
+        help="Departures of AutoML from the paper's, separated by commas.",
+        metavar=f"<{','.join(AUTOML_VARIANTS)}>",
+        autocompletion=completion.automl_variants,
         rich_help_panel=TASKS,
     ),
 ]

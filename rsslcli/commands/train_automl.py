@@ -43,6 +43,7 @@ def train_automl(
     ] = None,
     validation_corruptions: options.ValidationCorruptions = None,
     tune_jsd: options.TuneJsd = None,
+    automl_variants: options.AutomlVariants = None,
     batch_norm: options.BatchNorm = None,
     task_share: options.TaskShare = None,
     dataset: DatasetName = None,
@@ -83,6 +84,7 @@ def train_automl(
         "seed": seed, "device": device,
         "precision": precision, "compile": compile, "meta_lr": meta_lr, "warmup_epochs": warmup_epochs,
         "validation_corruptions": validation_corruptions, "tune_jsd": tune_jsd,
+        "automl_variants": None if automl_variants is None else split_names(automl_variants),
     }  # fmt: skip
     given = training_run.Given(
         settings, data_dir, preset, config, output, resume, print_config, tensorboard, task_file

@@ -28,16 +28,10 @@ from rsslcli.commands.console import (
 )
 from rsslcli.commands.hints import suggest_evaluation
 from rsslcli.commands.terminal import Bar
-from rsslcli.core.config import (
-    Config,
-    Layers,
-    check_effective,
-    config_layers,
-    explain,
-    merge,
-)
+from rsslcli.core.config import Config, check_effective
 from rsslcli.core.errors import InterruptedTrainingError, UserError
 from rsslcli.core.files import other_runs
+from rsslcli.core.presets import Layers, config_layers, explain, merge
 from rsslcli.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -167,6 +161,7 @@ _NEEDS = {
     "meta_lr": "automl",
     "warmup_epochs": "automl",
     "validation_corruptions": "automl",
+    "automl_variants": "automl",
     "initial_lambda": "tasks",
     "batch_norm": "tasks",
     "task_share": "tasks",

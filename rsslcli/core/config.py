@@ -1,9 +1,8 @@
-"""The settings of a training run: defaults, presets, YAML files and checks. Imports no torch."""
+"""The settings of a training run: their defaults, limits and checks. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from rsslcli.core.errors import UserError, sanitize, short_repr, unknown
+from rsslcli.core.errors import UserError, short_repr, unknown
 from rsslcli.core.plain_yaml import read_mapping
-from rsslcli.core.tasks.registry import check_task_names, check_task_words
+from rsslcli.core.tasks.registry import check_task_words
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -21,6 +20,7 @@ BatchNormMode = Literal["per-task", "joint", "all"]
 ValidationCorruptions = Literal["all", "extra"]
 Weighting = Literal["fixed", "automl", "uncertainty", "random", "upgrad"]
 Augment = Literal["standard", "augmix"]
+AutomlVariant = Literal["cosine", "constant-sum", "sgd-lookahead"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -28,6 +28,7 @@ BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 VALIDATION_CORRUPTIONS: tuple[ValidationCorruptions, ...] = get_args(ValidationCorruptions)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+AUTOML_VARIANTS: tuple[AutomlVariant, ...] = get_args(AutomlVariant)
 
 #: The name of the Jensen-Shannon consistency loss of AugMix among the losses and weights of a run.
 JSD = "jsd"
@@ -87,6 +88,8 @@ class Config:
     meta_batch_size: int = field(default=25, metadata=_at_least(2))
     #: The look-ahead's α divided by the learning rate α_t.
     lookahead_scale: float = field(default=1.0, metadata=_at_least(0))
+    #: Departures of Algorithm 1 from the paper's; see docs/method.md.
+    automl_variants: tuple[AutomlVariant, ...] = field(default=(), metadata=_one_of(AUTOML_VARIANTS))
     #: τ, the epochs at the start during which λ stays fixed.
     warmup_epochs: int = field(default=5, metadata=_at_least(0))
     #: Number of source images whose corrupted versions tune λ; every evaluation excludes them.
@@ -113,6 +116,7 @@ class Config:
         for option in dataclasses.fields(self):
             _check_type(option.name, getattr(self, option.name), str(option.type))
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "automl_variants", tuple(self.automl_variants))
         check_task_words(self.tasks)
         check_task_words(self.task_options)
         for option in dataclasses.fields(self):
@@ -185,7 +189,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data for files; `Config.from_dict` restores it."""
-        return dataclasses.asdict(self) | {"tasks": list(self.tasks)}
+        lists = {"tasks": list(self.tasks), "automl_variants": list(self.automl_variants)}
+        return dataclasses.asdict(self) | lists
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
@@ -216,114 +221,6 @@ def modernize(data: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-#: Presets: the settings in which each differs from the defaults.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The defaults: the paper's settings, and ours where it states none.
-    "paper": {},
-    # Settings of the published precursor code that differ (README, "Settings").
-    "precursor": {
-        "batch_norm": "joint",
-        "meta_lr": 0.01,
-        "lookahead_scale": 10.0,
-        "task_options": {
-            "color": {"scale": 2.0},
-            "ir": {"hidden": True},
-            "bir": {"hidden": True, "sigma": 7 / 255},
-            "inpaint": {"hidden": True},
-        },
-    },
-    # The whole study in a few hours on two CPU cores, see `rssl reproduce`.
-    "small": {
-        "epochs": 8,
-        "warmup_epochs": 1,
-        "depth": 16,
-        "width": 1,
-        "train_size": 3000,
-        # Only 322 steps tune λ here, compared with the paper's 74,000.
-        "meta_lr": 1.0,
-    },
-    # A run of minutes on two CPU cores, on the embedded data set.
-    "quick": {
-        "dataset": "shapes",
-        "epochs": 6,
-        "warmup_epochs": 2,
-        "depth": 10,
-        "width": 1,
-        "train_size": 2000,
-    },
-}
-
-
-#: The sources of a configuration, each a label and its values. Later layers win.
-Layers = Sequence[tuple[str, Mapping[str, Any]]]
-
-
-def make_config(
-    preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
-) -> Config:
-    """Make a configuration from a preset, a YAML file and `overrides`; later ones win.
-
-    Args:
-        preset: a name of `PRESETS`.
-        file: a YAML file whose keys are fields of `Config`.
-        overrides: values by field; None values are ignored.
-
-    Raises:
-        UserError: an unknown preset, option or task, an unreadable file, or an invalid value.
-    """
-    return merge(config_layers(preset, file, overrides))
-
-
-def config_layers(
-    preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
-) -> list[tuple[str, Mapping[str, Any]]]:
-    """The layers that `make_config` merges, labeled for `explain`."""
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    layers = []
-    if file is not None:
-        layers.append((str(file), read_config_file(file)))
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    layers.append(("command line", given))
-    epochs = {name: value for _, layer in layers for name, value in layer.items()}.get("epochs")
-    return [(f"preset {preset}", PRESETS[preset]), *_shorter_warmup(preset, epochs), *layers]
-
-
-def _shorter_warmup(preset: str, epochs: object) -> Layers:
-    """The layer that scales the warm-up of a run with fewer epochs than its preset.
-
-    The warm-up keeps the preset's fraction of the epochs, rounded, and leaves at least one epoch to tune λ.
-    The layer lies right above the preset, so an explicit `warmup_epochs` wins. `epochs` is not checked yet:
-    `Config` rejects invalid values.
-    """
-    usual = Config(**PRESETS[preset])
-    if not isinstance(epochs, int) or not 0 < epochs < usual.epochs:
-        return []
-    share = math.floor(usual.warmup_epochs * epochs / usual.epochs + 0.5)
-    origin = f"preset {preset}, its share: {usual.warmup_epochs} of {usual.epochs} epochs"
-    return [(origin, {"warmup_epochs": min(share, epochs - 1)})]
-
-
-def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
-    """Merge layers into a configuration.
-
-    Args:
-        layers: from `config_layers`.
-        known_tasks: require that all tasks are registered here, as training does.
-
-    Raises:
-        UserError: an invalid value, or an unknown task.
-    """
-    values: dict[str, Any] = {}
-    for _, layer in layers:
-        values |= layer
-    config = Config(**values)
-    if known_tasks:
-        check_task_names(config.tasks)
-        check_task_names(config.task_options)
-    return config
-
-
 def check_effective(config: Config) -> None:
     """Raise UserError if a new run would silently differ from what its configuration says.
 
@@ -337,21 +234,6 @@ def check_effective(config: Config) -> None:
             f"initial_lambda: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
             "above 0, or no tasks for the baseline"
         )
-
-
-def explain(layers: Layers) -> str:
-    """The merged configuration as YAML, which `read_config_file` reads back.
-
-    A comment at each option says where its value comes from: the last layer that sets it, or "default".
-    """
-    origins = {name: origin for origin, layer in layers for name in layer}
-    text = yaml.safe_dump(merge(layers).to_dict(), sort_keys=False, default_flow_style=None, width=math.inf)
-    lines = []
-    for line in text.splitlines():
-        origin = sanitize(origins.get(line.partition(":")[0], "default"))
-        # An indented line continues the option above.
-        lines.append(line if line.startswith(" ") else f"{line:<40}  # {origin}")
-    return "\n".join(lines) + "\n"
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
@@ -371,8 +253,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
 def _check_limits(option: dataclasses.Field[Any], value: Any) -> None:
     """Raise UserError unless `value` is within the limits of its field."""
     choices = option.metadata.get("choices")
-    if choices and value not in choices:
-        raise unknown(option.name, value, choices)
+    for word in value if isinstance(value, tuple) else (value,):
+        if choices and word not in choices:
+            raise unknown(option.name, word, choices)
     minimum = option.metadata.get("minimum")
     if minimum is None or value is None:
         return

@@ -15,19 +15,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rsslcli.core.config import (
-    PRESETS,
-    WEIGHTINGS,
-    Config,
-    check_effective,
-    config_layers,
-    explain,
-    make_config,
-    merge,
-    read_config_file,
-)
+from rsslcli.core.config import WEIGHTINGS, Config, check_effective, read_config_file
 from rsslcli.core.errors import UserError
 from rsslcli.core.plain_yaml import MAX_FILE_BYTES
+from rsslcli.core.presets import PRESETS, config_layers, explain, make_config, merge
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 
 

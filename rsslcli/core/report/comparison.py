@@ -51,7 +51,7 @@ _OF_ROWS = ("seed", "device", "compile", "tasks", "weighting", "augment", "ema")
 _OF_AUGMIX = ("jsd_weight", "tune_jsd")
 _OF_TASKS = ("batch_norm", "initial_lambda", "task_options", "task_share")
 _OF_AUTOML = (
-    "meta_lr", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
+    "meta_lr", "automl_variants", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
     "validation_corruptions",
 )  # fmt: skip
 

@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsslcli.core.config import (
-    Augment,
-    BatchNormMode,
-    Weighting,
-    check_effective,
-    config_layers,
-    merge,
-)
+from rsslcli.core.config import Augment, BatchNormMode, Weighting, check_effective
 from rsslcli.core.errors import UserError, command_arguments, unknown
 from rsslcli.core.files import replacing
+from rsslcli.core.presets import config_layers, merge
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.tasks.registry import BEST_TASKS, TASKS, check_task_names, check_task_words
 

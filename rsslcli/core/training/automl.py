@@ -23,6 +23,9 @@ LossGroups = Iterable[Mapping[str, Tensor]]
 #: Parameters by name, ψ = (θc, θmain).
 Parameters = Mapping[str, Tensor]
 
+#: Keeps divisions finite.
+_TINY = 1e-30
+
 
 def automl_gradients(
     groups: LossGroups,
@@ -33,6 +36,9 @@ def automl_gradients(
     *,
     alpha: float | Tensor,
     beta: float,
+    drift: Tensor | float = 0.0,
+    cosine: bool = False,
+    keep_sum: bool = False,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
     """One iteration of Algorithm 1 after the warm-up, without the optimizer: update λ, set every `.grad`.
@@ -46,6 +52,10 @@ def automl_gradients(
         validation_loss: L_main on a validation batch, as a function of ψ.
         alpha: step size α of the look-ahead, Eq. (2).
         beta: learning rate β of λ.
+        drift: a variant: (|ψ|,) what the optimizer's step adds to the gradient, see `step.Trainer`.
+        cosine: a variant: replace the inner product by the cosine of the two gradients, so that a loss gains
+            no weight by the size of its gradient.
+        keep_sum: a variant: rescale the new λ to the sum of the old ones.
         sum_over_ranks: sums a tensor over the ranks if they share the batches, so that the losses are local
             shares. λ is then the same on every rank; `.grad` stays the local share.
 
@@ -59,12 +69,16 @@ def automl_gradients(
     g = sum_over_ranks(g_main + lambdas @ g_aux)  # ∂L/∂ψ
     ahead = {
         name: (p.detach() - alpha * step).requires_grad_()
-        for (name, p), step in zip(psi.items(), _unflatten(g, psi), strict=True)
+        for (name, p), step in zip(psi.items(), _unflatten(g + drift, psi), strict=True)
     }
     meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
     v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()))))
     meta_gradient = -alpha * sum_over_ranks(g_aux @ v)  # ∂L_meta/∂λ
-    lambdas.sub_(beta * meta_gradient).clamp_(min=0)
+    if cosine:
+        norms = sum_over_ranks(g_aux.clone()).norm(dim=1) * v.norm()
+        meta_gradient = meta_gradient / norms.clamp_min(_TINY)
+    updated = (lambdas - beta * meta_gradient).clamp(min=0)
+    lambdas.copy_(updated * lambdas.sum() / updated.sum().clamp_min(_TINY) if keep_sum else updated)
 
     set_gradients(g_main + lambdas @ g_aux, psi, lambdas, heads, head_gradients)  # with the updated λ
     return losses | {"meta": meta_loss.detach()}

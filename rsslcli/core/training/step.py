@@ -220,14 +220,20 @@ class Trainer:
             validation_loss = self.model.validation_loss(
                 to_float(data.validation_images[drawn]), data.validation_labels[drawn]
             )
+            # The look-ahead takes the paper's gradient step, or that of SGD with momentum and weight decay.
+            alpha = config.lookahead_scale * self.rate
+            factor, drift = self._sgd_step() if "sgd-lookahead" in config.automl_variants else (1.0, 0.0)
             losses = automl_gradients(
                 groups,
                 self.psi,
                 self.heads,
                 self.lambdas,
                 lambda psi: meta_share * validation_loss(psi),
-                alpha=config.lookahead_scale * self.rate,
+                alpha=factor * alpha,
                 beta=config.meta_lr,
+                drift=drift,
+                cosine="cosine" in config.automl_variants,
+                keep_sum="constant-sum" in config.automl_variants,
                 sum_over_ranks=world.all_reduce,
             )
         elif config.weighting == "upgrad":
@@ -245,6 +251,18 @@ class Trainer:
         if config.weighting == "uncertainty":
             update_uncertainty(self.lambdas, torch.stack([losses[name] for name in weights]), self.rate)
         return losses
+
+    def _sgd_step(self) -> tuple[float, Tensor]:
+        """The factor and drift of SGD's next step, which is −α · factor · (g + drift) for a gradient g of ψ."""
+        config = self.config
+        factor = 1 + config.momentum if config.nesterov else 1.0
+        carried = config.momentum**2 / factor if config.nesterov else config.momentum
+        parts = []
+        for p in self.psi.values():
+            velocity = self.optimizer.state[p].get("momentum_buffer") if p in self.optimizer.state else None
+            decay = config.weight_decay * p.detach()
+            parts.append((decay if velocity is None else decay + carried * velocity).reshape(-1))
+        return factor, torch.cat(parts)
 
     def _update_average(self, step: int) -> None:
         """Update the moving average of weights and running statistics, which forgets faster at the start."""

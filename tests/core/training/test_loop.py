@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from rsslcli.core.config import Config, make_config
+from rsslcli.core.config import Config
 from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.store import Dataset, make_split
 from rsslcli.core.data.validation import draw_validation_set, validation_source
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.presets import make_config
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.loop import train
 from rsslcli.core.training.step import Trainer
