@@ -14,7 +14,8 @@ class TaskImages:
 
     Image j of them is image ⌊j · batch / count⌋ of the batch. So they do not depend on the number of ranks,
     and every rank has its share of the tasks' work. The order of a batch is random, so the mean loss over
-    them is an unbiased estimate of the mean over the batch.
+    them is an unbiased estimate of the mean over the batch, but for batch normalization, whose statistics
+    come from fewer images.
 
     Args:
         task_share: their fraction of the batch, above 0 and at most 1; their number is rounded, at least 1.
