@@ -15,6 +15,7 @@ from rsslcli.commands.console import IS_MAIN_RANK, err, out, set_option_names, s
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
+from rsslcli.commands.predict import predict
 from rsslcli.commands.prepare_data import prepare_data
 from rsslcli.commands.report import report
 from rsslcli.commands.reproduce import reproduce
@@ -37,7 +38,7 @@ from rsslcli.core.version import __version__
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (prepare_data, visualize_tasks),
     "Training": (train_single, train_automl),
-    "Results": (eval_c, report, export),
+    "Results": (eval_c, report, predict, export),
     "The whole study": (reproduce,),
 }
 
