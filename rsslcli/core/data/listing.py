@@ -53,7 +53,7 @@ class Listing:
         return f"found only {what}, e.g. {shown(next(iter((endings or reasons).values())).example)}", advice
 
     def notes(self, branches: Collection[Parts] | None = None) -> Iterator[str]:
-        """Notes on lost entries and on files of other formats, only in class folders of `branches` if given."""
+        """Notes on lost entries and files of other formats, only in class folders of `branches` if given."""
         for reason, tally in _totals(self.lost, ()).items():
             yield told(f"not used: {reason}", tally)
         others = Tally()
