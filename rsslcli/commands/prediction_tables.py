@@ -26,6 +26,8 @@ _NAMED = 5
 _MISTAKES = 2
 #: The least columns of a terminal for the name of a file.
 _FILE_COLUMNS = 20
+#: Columns in which any table fits.
+_UNFOLDED = 10_000
 
 
 class Summary:
@@ -62,7 +64,9 @@ def images_in_words(count: int) -> str:
 
 
 def print_summary(summary: Summary, console: TextConsole, *, with_rows: bool) -> None:
-    """Print the summary, after the table of images if `with_rows`."""
+    """Print the summary, after the table of images if `with_rows`; nothing without images."""
+    if not summary.images:
+        return
     rows = summary.rows()
     if with_rows and rows:
         console.print(_table(summary, rows, console.width))
@@ -78,8 +82,7 @@ def print_summary(summary: Summary, console: TextConsole, *, with_rows: bool) ->
 def _table(summary: Summary, rows: Sequence[Prediction], width: int) -> Table:
     """A row per image: its file, its label if there are any, and what is predicted."""
     labeled = summary.confusion is not None
-    of = "the surest mistakes" if labeled else "the first predictions"
-    table = Table(title=f"{of[4:]}" if len(rows) < _ROWS else f"{of}, {len(rows)}", title_justify="left")
+    table = Table(title=_title(summary, len(rows)), title_justify="left")
     cells = [[*([sanitize(row.label)] if labeled else []), *_ranked(row)] for row in rows]
     headings = ["file", *(["label"] if labeled else []), "prediction", "probability"]
     headings += ["next"] if len(rows[0].ranking) > 1 else []
@@ -93,9 +96,17 @@ def _table(summary: Summary, rows: Sequence[Prediction], width: int) -> Table:
     return table
 
 
+def _title(summary: Summary, rows: int) -> str:
+    confusion = summary.confusion
+    if confusion is not None:
+        mistakes = confusion.images - int(confusion.counts.trace())
+        return "mistakes" if mistakes == rows else f"the {rows} surest of {mistakes:,} mistakes"
+    return "" if summary.images == rows else f"the first {rows} of {images_in_words(summary.images)}"
+
+
 def _ranked(prediction: Prediction) -> list[str]:
     """The cells for the most probable class, its probability, and the classes that follow."""
-    names = [(sanitize(name), f"{100 * value:.1f}%") for name, value in prediction.ranking]
+    names = [(sanitize(name), f"{percent(value)}%") for name, value in prediction.ranking]
     further = ", ".join(" ".join(pair) for pair in names[1:])
     return [*names[0], *([further] if further else [])]
 
@@ -113,7 +124,8 @@ def _print_rates(confusion: Confusion, images: int, console: TextConsole) -> Non
     """Print the rates of each class, the confusion matrix where it fits, and the accuracy."""
     console.print(_rates_table(confusion))
     matrix = _matrix_table(confusion)
-    if console.measure(matrix).maximum <= console.width:
+    unfolded = console.options.update(width=_UNFOLDED)
+    if console.measure(matrix, options=unfolded).maximum <= console.width:
         console.print(matrix)
     low, high = map(percent, confusion.interval)
     right = int(confusion.counts.trace())
@@ -149,8 +161,8 @@ def _matrix_table(confusion: Confusion) -> Table:
         index: name if name == str(index) else f"{index} {sanitize(name)}"
         for index, name in enumerate(confusion.classes)
     }
-    table = Table(title="confusion matrix: images of a class, by predicted class", title_justify="left")
-    table.add_column("class")
+    table = Table(title="confusion matrix", title_justify="left")
+    table.add_column("class / predicted")
     for index in columns:
         table.add_column(str(index), justify="right")
     for index in columns:

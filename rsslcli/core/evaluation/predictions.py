@@ -22,7 +22,7 @@ from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.decoding import SIZE
 from rsslcli.core.data.image_files import ImageFiles
 from rsslcli.core.data.store import Images
-from rsslcli.core.errors import DivergedError, UserError, short_repr
+from rsslcli.core.errors import DivergedError, UserError, sanitize
 from rsslcli.core.evaluation.accuracy import batch_size, check_scores, model_dtype
 from rsslcli.core.evaluation.class_names import carried_names, check_names
 from rsslcli.core.progress import Progress, silent
@@ -254,7 +254,7 @@ def predict(
             raise UserError(f"the classifier gives {scores.shape[1]} scores, but has {len(classes)} classes")
         finite = scores.isfinite().all(1)
         if not finite.all():
-            name = short_repr(images[int(finite.int().argmin())].name)
+            name = sanitize(images[int(finite.int().argmin())].name, 300)
             raise DivergedError(f"the scores of {name} are NaN or infinite: check the weights")
         probabilities, ranked = (part.tolist() for part in scores.double().softmax(1).topk(top))
         for image, values, indices in zip(images, probabilities, ranked, strict=True):
