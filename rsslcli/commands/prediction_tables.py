@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -87,7 +87,8 @@ def _table(summary: Summary, rows: Sequence[Prediction], width: int) -> Table:
     headings = ["file", *(["label"] if labeled else []), "prediction", "probability"]
     headings += ["next"] if len(rows[0].ranking) > 1 else []
     for heading in headings:
-        table.add_column(heading, justify="right" if heading == "probability" else "left")
+        justify: Literal["right", "left"] = "right" if heading == "probability" else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading != "next")
     columns = zip(headings[1:], *cells, strict=True)
     taken = sum(3 + max(map(cell_len, column)) for column in columns)
     room = max(width - taken - 4, _FILE_COLUMNS)
