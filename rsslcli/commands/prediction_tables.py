@@ -25,7 +25,7 @@ _NAMED = 5
 #: Wrong classes that the table of rates names for each class.
 _MISTAKES = 2
 #: The least columns of a terminal for the name of a file.
-_FILE_COLUMNS = 20
+_FILE_COLUMNS = 12
 #: Columns in which any table fits.
 _UNFOLDED = 10_000
 
