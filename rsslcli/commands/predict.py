@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rsslcli.core.data.image_files import ImageFiles
 
 _WRITERS = (".csv", ".jsonl")
+#: As many arguments as the line to type next repeats.
+_REPEATED = 4
 
 
 def predict(
@@ -113,16 +115,23 @@ def predict(
         about = {"checkpoint": str(checkpoint), "files": list(map(str, files)), "skipped": skipped}
         with replacing(evaluation) as file:
             file.write(summary.confusion.to_json(about).encode())
+    _report(summary, output, evaluation, [checkpoint, *files])
+    if skipped:
+        total = images_in_words(summary.images + len(skipped))
+        raise RsslError(f"{len(skipped)} of {total} cannot be read: the notes above name them")
+
+
+def _report(
+    summary: Summary, output: Path | None, evaluation: Path | None, arguments: Sequence[Path]
+) -> None:
+    """Print the summary and which files are written: on stderr if the lines themselves went to stdout."""
     is_table = output is None and sys.stdout.isatty()
     console = out if output is not None or is_table else err
     print_summary(summary, console, with_rows=is_table)
     for path in filter(None, (output, evaluation)):
         console.print(f"written to {path}", soft_wrap=True)
-    if is_table and len(summary.rows()) < summary.images:
-        suggest_next("predict", checkpoint, *files, "--output", "predictions.csv")
-    if skipped:
-        total = images_in_words(summary.images + len(skipped))
-        raise RsslError(f"{len(skipped)} of {total} cannot be read: the notes above name them")
+    if is_table and len(summary.rows()) < summary.images and len(arguments) <= _REPEATED:
+        suggest_next("predict", *arguments, "--output", "predictions.csv")
 
 
 def _are_labeled(
