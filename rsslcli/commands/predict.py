@@ -175,4 +175,15 @@ def _line_writer(output: Path | None) -> Iterator[Callable[[str], object]]:
         with replacing(output) as file:
             yield lambda text: file.write(text.encode())
     else:
-        yield (lambda text: None) if sys.stdout.isatty() else sys.stdout.write
+        yield (lambda text: None) if sys.stdout.isatty() else _write_out
+
+
+def _write_out(text: str) -> None:
+    """Write to stdout; if it is full, go on without, so that the files are written, and fail in the end."""
+    if out.failure is None:
+        try:
+            sys.stdout.write(text)
+        except BrokenPipeError:  # nobody reads: stop
+            raise
+        except OSError as error:
+            out.failure = error
