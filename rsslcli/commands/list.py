@@ -163,19 +163,18 @@ def _run_table(entries: Sequence[RunEntry], folder: Path) -> Table:
         what = _what(entry.config) if entry.config else "–"
         begun = f"{entry.begun:%Y-%m-%d}{gap}{entry.begun:%H:%M}"
         accuracies = percent(entry.clean_accuracy), percent(entry.mean_accuracy)
-        table.add_row(*map(Text, (folded, what, begun, *accuracies, _state(entry))))
+        table.add_row(*map(Text, (folded, what, begun, *accuracies, _state(entry, gap))))
     return table
 
 
 def _what(config: Config) -> str:
     """What a run trains, on which data set, with which network."""
-    method = "AutoML " if config.automl else "fixed λ " if len(config.tasks) > 1 else ""
-    tasks = ", ".join(config.tasks) or "baseline"
-    return f"{method}{tasks}; {config.dataset}; WRN-{config.depth}-{config.width}"
+    name = config.name.replace("-", " ")  # so that it can be folded
+    return f"{name}; {config.dataset}; WRN-{config.depth}-{config.width}"
 
 
-def _state(entry: RunEntry) -> str:
-    if entry.config is not None and entry.state in ("training", "interrupted"):
-        epoch = f"epoch {entry.epochs}/{entry.config.epochs}"
-        return epoch if entry.state == "training" else f"interrupted, {epoch}"
-    return entry.state
+def _state(entry: RunEntry, gap: str) -> str:
+    if entry.config is None or entry.state not in ("training", "interrupted"):
+        return entry.state
+    epoch = f"epoch {entry.epochs}/{entry.config.epochs}"
+    return epoch if entry.state == "training" else f"{epoch},{gap}{entry.state}"

@@ -22,7 +22,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS
 def place(home: Path, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a data set and two runs, one of them evaluated."""
     shutil.copytree(home / "data" / "mine", tmp_path / "data" / "mine")
-    config = Config(dataset="mine", tasks=("rotation", "ir"), automl=True, epochs=2, warmup_epochs=0)
+    config = Config(dataset="mine", tasks=("rotation", "ir"), weighting="automl", epochs=2, warmup_epochs=0)
     for number, name in enumerate(("first", "20260301-100000-automl-rotation-ir")):
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
@@ -44,7 +44,7 @@ def test_the_tables_name_data_sets_and_runs(here: Here, place: Path) -> None:
     assert rows[0][:6] == ["mine", "10", "160", "40", "32x32", "generated, 40 images"]
     size = sum(path.stat().st_size for path in (place / "data" / "mine").rglob("*") if path.is_file())
     assert rows[0][6] == f"{size / 2**20:.1f} MiB"
-    what = "AutoML rotation, ir; mine; WRN-40-2"
+    what = "automl rotation ir; mine; WRN-40-2"
     assert rows[1:] == [
         ["first", what, "2026-03-01 10:00", "71.00", "50.00", "evaluated"],
         ["20260301-100000-automl-rotation-ir", what, "2026-03-02 10:00", "70.00", "–", "trained"],
@@ -67,11 +67,14 @@ def test_json_holds_everything(here: Here, place: Path) -> None:
 def test_the_tables_fit_the_terminal(
     here: Here, place: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
+    (place / "runs" / "first" / "log.txt").write_text("2026-03-01T10:00:00+00:00 rssl\n")
     monkeypatch.setattr(out, "width", width)
     shown = here.succeed("list")
     assert all(len(line) <= width for line in shown.splitlines())
     assert shown.count("trained") == 2  # a heading and a state
     assert "20260301-100000-" in shown
+    assert ("epoch 0/2, interrupted" in shown) is (width == 120)
+    assert "interrupted" in shown
 
 
 def test_a_damaged_data_set_and_an_incomplete_corrupted_set_are_told(here: Here, place: Path) -> None:
