@@ -104,6 +104,18 @@ def test_an_archive_gives_what_its_folder_gives(here: Here, run: Path, photos: P
     assert of_archive == {name.replace("photos", "photos.zip"): row for name, row in of_folder.items()}
 
 
+def test_bfloat16_changes_probabilities_a_little(here: Here, run: Path, photos: Path) -> None:
+    of_float32, of_bfloat16 = (
+        [
+            float(row["probability"])
+            for row in rows(here.succeed(f"predict named {photos} --precision {name}"))
+        ]
+        for name in ("float32", "bfloat16")
+    )
+    assert of_float32 != of_bfloat16
+    assert of_float32 == pytest.approx(of_bfloat16, rel=0.1)
+
+
 def test_weights_from_elsewhere_give_class_numbers(here: Here, photos: Path, tmp_path: Path) -> None:
     torch.save(WideResNet(10, 1, 4).state_dict(), tmp_path / "w.pt")
     (tmp_path / "numbers").mkdir()
