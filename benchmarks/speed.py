@@ -208,6 +208,19 @@ def layout(bench: Bench) -> Iterator[Figure]:
             yield ratio("layout", f"our trunk ÷ the same in plain PyTorch: {what}", mine, theirs, bar=bar)
 
 
+def augmix(bench: Bench) -> Iterator[Figure]:
+    """What AugMix costs: against torchvision, and against the passes of the network that its views need."""
+    b = bench.setting.batch_size
+    what = f"two AugMix views of {b} images"
+    with bench.worker(variants.augmix_views) as ours:
+        with bench.worker(variants.torchvision_views) as theirs:
+            rival, views = bench.times((theirs, "views"), (ours, "views"))
+        yield ratio("augmix", f"{what}: torchvision's v2.AugMix ÷ ours", rival, views, bar=Bar("≥", 3))
+        with bench.worker(variants.trunk) as trunk:
+            views, passes = bench.times((ours, "views"), (trunk, "three"))
+        yield ratio("augmix", f"{what} ÷ a pass of {3 * b} images", views, passes, bar=Bar("≤", 0.15))
+
+
 def eval_bare(bench: Bench) -> Iterator[Figure]:
     """What reading and counting cost."""
     with tempfile.TemporaryDirectory() as folder:
@@ -303,6 +316,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "overhead": overhead,
     "precision": precision,
     "layout": layout,
+    "augmix": augmix,
     "eval-bare": eval_bare,
     "eval-plain": eval_plain,
     "memory-step": memory_step,

@@ -17,15 +17,18 @@ import torch
 from baselines import Pass, PlainWideResNet, Problem
 from harness import Works, peak_memory
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.augment import pad_images, to_float
+from rsslcli.core.data.augmix import augmix
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.data.shapes import SHAPES, draw_shapes
 from rsslcli.core.data.store import make_split, save_split
 from rsslcli.core.evaluation.accuracy import BATCH_SIZE, evaluate
 from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import keep_freed_memory, resolve_device
 from rsslcli.core.training.automl import MAIN, automl_gradients
 from rsslcli.core.training.step import DeviceData, Trainer
@@ -245,9 +248,11 @@ def _trunk(
 ) -> dict[str, Callable[[], None]]:
     network.to(memory_format=layout)
     trunk = trunk_parameters(network)
-    one, four = (
-        torch.rand(count, 3, 32, 32, device=trunk[0].device).contiguous(memory_format=layout)
-        for count in (setting.batch_size, 4 * setting.batch_size)
+    one, three, four = (
+        torch.rand(count * setting.batch_size, 3, 32, 32, device=trunk[0].device).contiguous(
+            memory_format=layout
+        )
+        for count in (1, 3, 4)
     )
 
     def passes(batches: Iterable[Tensor]) -> None:
@@ -258,8 +263,29 @@ def _trunk(
     return {
         "mix": partial(passes, (one, four, one, one)),
         "one": partial(passes, (one,)),
+        "three": partial(passes, (three,)),
         "four": partial(passes, (four,)),
     }
+
+
+# Augmentation
+
+
+def augmix_views(setting: Setting) -> Works:
+    """Two AugMix views of a batch."""
+    keep_freed_memory()
+    images, _ = _drawn(setting.batch_size, "train", resolve_device(setting.device))
+    batch = to_float(images)
+    random = BatchRandom(torch.Generator(images.device).manual_seed(0))
+    return {"views": lambda: [augmix(batch, random) for _ in range(2)]}
+
+
+def torchvision_views(setting: Setting) -> Works:
+    """The same with torchvision, image by image on the CPU: it draws once per call."""
+    images, _ = _drawn(setting.batch_size, "train", torch.device("cpu"))
+    batch = images.permute(0, 3, 1, 2).contiguous()
+    transform = v2.AugMix(severity=3, mixture_width=3, all_ops=False)
+    return {"views": lambda: [transform(image) for _ in range(2) for image in batch]}
 
 
 # Evaluation

@@ -20,7 +20,8 @@ from rsslcli.commands.console import (
 )
 from rsslcli.commands.hints import suggest_evaluation, suggest_training
 from rsslcli.commands.options import DEFAULT_DATA_DIR, ClassesByPosition, DataDir, DatasetName
-from rsslcli.core.errors import UserError
+from rsslcli.core.config import AUGMENTS
+from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.tasks.registry import check_task_names
 
 #: The columns of the paper's Figure 1, after the original.
@@ -47,6 +48,14 @@ def visualize_tasks(
             autocompletion=completion.tasks,
         ),
     ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="augmix adds a column with an augmented view.  [default: as the checkpoint was trained]",
+            metavar=f"<{'|'.join(AUGMENTS)}>",
+            autocompletion=completion.augments,
+        ),
+    ] = None,
     task_file: options.TaskFile = None,
     images: Annotated[int, typer.Option(help="Rows.")] = 5,
     seed: Annotated[int, typer.Option(help="Which images, and the tasks' random choices.")] = 0,
@@ -67,6 +76,8 @@ def visualize_tasks(
         raise UserError(f"--output {output}: the name must end in .png")
     columns = split_names(FIGURE_1 if tasks is None else tasks)
     check_task_names(columns)
+    if augment not in (None, *AUGMENTS):
+        raise unknown("augment", augment, AUGMENTS)
     check_checkpoints(checkpoint)
     check_dataset(dataset, data_dir)
 
@@ -85,6 +96,8 @@ def visualize_tasks(
         err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
     if tasks is None and trained is not None:
         columns = list(trained.config.tasks)
+    if augment is None and trained is not None:
+        augment = trained.config.augment
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
     # A network's answers mean something on images that it has not been trained on.
@@ -94,6 +107,7 @@ def visualize_tasks(
         columns,
         rows=images,
         seed=seed,
+        augmented=augment == "augmix",
         checkpoint=trained,
         dataset=dataset,
         classes_by_position=classes_by_position,

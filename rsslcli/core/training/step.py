@@ -247,7 +247,7 @@ class Trainer:
         return losses
 
     def _sgd_step(self) -> tuple[float, Tensor]:
-        """The factor and drift of SGD's next step, which is −α · factor · (g + drift) for a gradient g of ψ."""
+        """The factor and the drift of SGD's next step, −α · factor · (g + drift) for a gradient g of ψ."""
         config = self.config
         factor = 1 + config.momentum if config.nesterov else 1.0
         carried = config.momentum**2 / factor if config.nesterov else config.momentum
