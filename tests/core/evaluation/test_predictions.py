@@ -232,12 +232,13 @@ def test_load_images_takes_any_size(tmp_path: Path) -> None:
     random = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     image = Image.fromarray(random).resize((640, 480), Image.Resampling.BICUBIC)
     image.save(tmp_path / "photo.png")
+    image.save(tmp_path / "photo.jpg", quality=100)
     for size in (16, 64, 224):
-        loaded = rsslcli.load_images(str(tmp_path / "photo.png"), size=size)
-        assert loaded.shape == (1, 3, size, size)
+        loaded = rsslcli.load_images([tmp_path / "photo.png", tmp_path / "photo.jpg"], size=size)
+        assert loaded.shape == (2, 3, size, size)
         square = image.crop((80, 0, 560, 480)).resize((size, size), Image.Resampling.LANCZOS)
-        difference = np.asarray(square, np.float32).transpose(2, 0, 1) / 255 - loaded[0].numpy()
-        assert np.abs(difference).mean() < 0.005
+        difference = np.asarray(square, np.float32).transpose(2, 0, 1) / 255 - loaded.numpy()
+        assert (np.abs(difference).mean((1, 2, 3)) < 0.005).all()
     exact = rsslcli.load_images(str(tmp_path / "photo.png"), size=480)
     square = np.array(image.crop((80, 0, 560, 480)))
     assert torch.equal(exact[0], torch.from_numpy(square).permute(2, 0, 1) / 255)
