@@ -139,6 +139,33 @@ def floor(tasks: Sequence[str], batch: int, meta: int = 25) -> float:
     return (3 * images + 3 * meta + 2 * batch * tasks.count("ir")) / (3 * images)
 
 
+AFFORDABLE = ", one view, half of the images"
+ONE_VIEW = {"task_options": {"rotation": {"views": 1}}}
+#: Cheaper settings of the tasks, by how the table calls them.
+CHEAPER: dict[str, dict[str, Any]] = {
+    "": {},
+    ", one view": ONE_VIEW,
+    ", half of the images": {"task_share": 0.5},
+    AFFORDABLE: ONE_VIEW | {"task_share": 0.5},
+    ", a quarter of the images": {"task_share": 0.25},
+    ", one view, a quarter of the images": ONE_VIEW | {"task_share": 0.25},
+}
+
+
+def cost(bench: Bench) -> Iterator[Figure]:
+    """What tasks cost beside the baseline, and what cheaper settings save."""
+    rows = [("rotation", ("rotation",), "fixed", name) for name in ("", ", one view")]
+    rows += [("four tasks with AutoML", TASKS, "automl", name) for name in CHEAPER]
+    for precision in ("float32", "bfloat16"):
+        with bench.worker(variants.steps, (), "per-task", precision) as baseline:
+            for what, tasks, work, name in rows:
+                with bench.worker(variants.steps, tasks, "per-task", precision, CHEAPER[name]) as steps:
+                    above, below = bench.times((steps, work), (baseline, "fixed"))
+                title = f"step of {what}{name} ÷ of the baseline, {precision}"
+                bar = Bar("≤", 6) if name == AFFORDABLE and precision == "float32" else None
+                yield ratio("cost", title, above, below, bar=bar)
+
+
 def against_rival(bench: Bench, name: str, method: str, what: str, bar: Bar) -> Iterator[Figure]:
     """A step with another way to the meta-gradient ÷ ours."""
     with ExitStack() as stack:
@@ -310,6 +337,7 @@ def _rssl(arguments: Sequence[str], *python: str) -> subprocess.CompletedProcess
 
 MEASUREMENTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "automl": automl,
+    "cost": cost,
     "textbook": textbook,
     "finite-differences": finite_differences,
     "higher": with_higher,

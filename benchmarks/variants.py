@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -79,9 +79,10 @@ def steps(
     tasks: tuple[str, ...] = TASKS,
     batch_norm: str = "per-task",
     precision: str = "float32",
+    options: Mapping[str, Any] | None = None,
 ) -> Works:
     """Our step with λ fixed and with AutoML, and the passes of its network alone, on ready tensors."""
-    trainer, problem = _trainer(setting, tasks, batch_norm, precision)
+    trainer, problem = _trainer(setting, tasks, batch_norm, precision, options)
     chosen = trainer.epoch_order(0)[: setting.batch_size]
 
     def passes() -> None:
@@ -171,19 +172,24 @@ def rival(setting: Setting, name: str) -> Works:
 
 
 def _trainer(
-    setting: Setting, tasks: tuple[str, ...], batch_norm: str = "per-task", precision: str = "float32"
+    setting: Setting,
+    tasks: tuple[str, ...],
+    batch_norm: str = "per-task",
+    precision: str = "float32",
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[Trainer, Problem]:
     """A trainer on the embedded data set, in the commands' way to allocate, and its problem."""
     keep_freed_memory()
     config = Config(
         tasks=tasks,
-        weighting="automl",
+        weighting="automl" if tasks else "fixed",
         warmup_epochs=1,
         depth=setting.depth,
         width=setting.width,
         batch_size=setting.batch_size,
         batch_norm=batch_norm,
         precision=precision,
+        **(options or {}),
     )
     device = resolve_device(setting.device)
     images, labels = _drawn(2 * config.batch_size, "train", device)

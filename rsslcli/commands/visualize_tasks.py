@@ -83,21 +83,15 @@ def visualize_tasks(
 
     with waiting():
         from rsslcli.core.data.loading import load
-        from rsslcli.core.data.store import EMBEDDED, prepared_datasets
         from rsslcli.core.task_pictures import draw_tasks, save_png
         from rsslcli.core.weights.checkpoint import load_checkpoint
 
     trained = None if checkpoint is None else load_checkpoint(checkpoint)
-    if dataset is None and trained is not None:
-        dataset = trained.config.dataset
-    elif dataset is None:
-        prepared = prepared_datasets(data_dir)
-        dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
-        err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
-    if tasks is None and trained is not None:
-        columns = list(trained.config.tasks)
-    if augment is None and trained is not None:
-        augment = trained.config.augment
+    if trained is not None:
+        dataset = dataset or trained.config.dataset
+        columns = columns if tasks else list(trained.config.tasks)
+        augment = augment or trained.config.augment
+    dataset = dataset or _choose_dataset(data_dir)
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
     # A network's answers mean something on images that it has not been trained on.
@@ -119,3 +113,13 @@ def visualize_tasks(
         suggest_evaluation(checkpoint, trained.config, data_dir)
     else:
         suggest_training(data, data_dir)
+
+
+def _choose_dataset(data_dir: Path) -> str:
+    """The data set to show where none is named: CIFAR-10 if it is prepared."""
+    from rsslcli.core.data.store import EMBEDDED, prepared_datasets
+
+    prepared = prepared_datasets(data_dir)
+    dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
+    err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
+    return dataset

@@ -49,7 +49,7 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
     Raises:
         RsslError: a file cannot be written.
     """
-    earlier = _read(path)
+    earlier = read_evaluation(path)
     notes = []
     if earlier and _same_subject(earlier, result.about):
         precision = result.about["precision"]
@@ -80,7 +80,7 @@ def counts_in(
     Returns:
         The counts by key; empty if the evaluation is another one, or damaged.
     """
-    earlier = _read(path)
+    earlier = read_evaluation(path)
     same = ("weights", "test_data", "corrupted_data", "precision", "classes_by_position")
     if not earlier or "weights" not in earlier or any(earlier.get(key) != about.get(key) for key in same):
         return {}
@@ -99,8 +99,8 @@ def counts_in(
     return counts
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read an evaluation; None if there is none, or it is damaged."""
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """The JSON object of an evaluation; None if there is none, or it is damaged."""
     try:
         with path.open("rb") as file:
             content = json.loads(file.read(_MAX_BYTES))

@@ -49,7 +49,7 @@ PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
 #: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
 _OF_ROWS = ("seed", "device", "compile", "tasks", "weighting", "augment", "ema")
 _OF_AUGMIX = ("jsd_weight", "tune_jsd")
-_OF_TASKS = ("batch_norm", "initial_lambda", "task_options")
+_OF_TASKS = ("batch_norm", "initial_lambda", "task_options", "task_share")
 _OF_AUTOML = (
     "meta_lr", "automl_variants", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
     "validation_corruptions",

@@ -139,12 +139,12 @@ def _find(folders: Sequence[Path]) -> list[Path]:
             raise UserError(
                 f"{folder}: expected a run directory or a folder of them" + (f": {hint}" if hint else "")
             )
-        for directory in list(_below(folder)) or [folder]:
+        for directory in list(run_directories(folder)) or [folder]:
             found.setdefault(directory.resolve(), directory)
     return list(found.values())
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def run_directories(folder: Path) -> Iterator[Path]:
     """The run directories in a folder, at most `_DEPTH` levels down; a run contains no other runs."""
     # Links are followed; the depth limit ends loops.
     for place, folders, files in os.walk(folder, followlinks=True):
