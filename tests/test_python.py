@@ -56,7 +56,7 @@ def documented(place: Path) -> dict[str, Any]:
 
 
 def test_the_document_runs(documented: dict[str, Any], place: Path) -> None:
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     result, classifier, found = (documented[name] for name in ("result", "classifier", "found"))
     assert sorted(result.lambdas) == ["ir", "rotation"]
     assert len(classifier.excluded) == 10
