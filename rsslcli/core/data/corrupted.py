@@ -21,7 +21,7 @@ from rsslcli.core.corruptions.record import GENERATED, source_checksum
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.data.store import IMAGE_SHAPE, Dataset, Images, Labels, Split
 from rsslcli.core.errors import StaleCorruptionsError, UserError, rssl_command, sanitize
-from rsslcli.core.files import quietly, remove, replacing
+from rsslcli.core.files import quietly, read_json, remove, replacing, write_json
 
 #: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
 IMPORTED = "downloaded.json"
@@ -97,7 +97,7 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
     """
     folder, test = corrupted.folder, dataset.test
     mend: dict[str, object] = {"corruptions": "generate"}
-    if generated := read_record(folder, GENERATED):
+    if generated := read_json(folder / GENERATED):
         count = corrupted.images_per_cell
         source = source_checksum(test.images[:count], test.labels[:count])
         # An interruption may leave the labels of other images beside the files.
@@ -105,7 +105,7 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
             _source_in(generated.get(name)) == source for name in corrupted.names
         )
     else:
-        imported = read_record(folder)
+        imported = read_json(folder / IMPORTED)
         mend = _import_again(imported)
         fits = imported.get("test", test.checksum) == test.checksum
     if not fits:
@@ -132,9 +132,9 @@ def record_test_images(folder: Path, checksum: str) -> None:
     Raises:
         RsslError: the record cannot be written.
     """
-    record = read_record(folder)
+    record = read_json(folder / IMPORTED)
     if not (folder / GENERATED).exists() and "test" not in record:
-        write_record(folder, record | {"test": checksum})
+        write_json(folder / IMPORTED, record | {"test": checksum})
 
 
 def _source_in(entry: object) -> object:
@@ -167,28 +167,9 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
             (staged.folder / f"{name}.npy").replace(folder / f"{name}.npy")
         else:
             remove(folder / f"{name}.npy")
-    write_record(folder, record)
+    write_json(folder / IMPORTED, record)
     (staged.folder / "labels.npy").replace(folder / "labels.npy")
     return open_corrupted(folder, folder.name)
-
-
-def read_record(folder: Path, name: str = IMPORTED) -> dict[str, Any]:
-    """A record of a corrupted set, by default that of an import; empty if it cannot be read."""
-    try:
-        record = json.loads((folder / name).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of an import into `folder`.
-
-    Raises:
-        RsslError: the file cannot be written.
-    """
-    with replacing(folder / IMPORTED) as file:
-        file.write(json.dumps(record, indent=1).encode())
 
 
 def write_blocks(path: Path, blocks: Iterable[Images]) -> str:

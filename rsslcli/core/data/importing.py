@@ -11,19 +11,18 @@ import numpy as np
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
+    IMPORTED,
     CorruptedSet,
     open_corrupted,
-    read_record,
     replace_files,
     write_blocks,
-    write_record,
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
 from rsslcli.core.data.digests import check_space, file_digest
 from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.files import replacing
+from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
 #: The subfolder of the set for unfinished downloads and imports.
@@ -83,9 +82,11 @@ def import_corrupted(
         if present is None:
             record["identity"] = corrupted.identity
             return replace_files(folder, corrupted, record), True
-        known = read_record(folder)
+        known = read_json(folder / IMPORTED)
         if known.get("test") != test.checksum and not (folder / GENERATED).exists():
-            write_record(folder, record | known | {"test": test.checksum, "files": _checksums(present)})
+            write_json(
+                folder / IMPORTED, record | known | {"test": test.checksum, "files": _checksums(present)}
+            )
         return present, False
     except OSError as error:
         raise RsslError(f"cannot import {source} into {folder}: {error.strerror or error}") from error
@@ -109,7 +110,7 @@ def find_imported(
     Raises:
         UserError: its labels disagree with `test`.
     """
-    record = read_record(folder)
+    record = read_json(folder / IMPORTED)
     if record.get("origin") != origin or (folder / GENERATED).exists():
         return None
     try:
@@ -127,7 +128,7 @@ def find_imported(
         return None
     _check(present, test, folder, note)
     if record.get("test") != test.checksum:
-        write_record(folder, record | {"test": test.checksum})
+        write_json(folder / IMPORTED, record | {"test": test.checksum})
     return present
 
 

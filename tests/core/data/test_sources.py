@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rsslcli.core.data import archives, cifar, decoding, listing
-from rsslcli.core.data.cifar import download, official_name, read_cifar
+from rsslcli.core.data.cifar import official_name, read_cifar
+from rsslcli.core.data.fetching import Archive, fetch
 from rsslcli.core.data.image_tree import is_image_tree, read_image_tree
 from rsslcli.core.data.store import Arrays
 from rsslcli.core.errors import RsslError, UserError
@@ -740,7 +741,9 @@ def test_nothing_is_unpickled_before_its_md5_is_checked(official: Path, tmp_path
 
 
 class Response(io.BytesIO):
-    """What urlopen returns."""
+    """A server's answer."""
+
+    status = 200
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -750,11 +753,11 @@ class Response(io.BytesIO):
 def test_download(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def urlopen(url: str, timeout: float) -> Response:
-        calls.append(url)
+    def answer(opener: object, request: urllib.request.Request, timeout: float) -> Response:
+        calls.append(request.full_url)
         return Response(official.read_bytes())
 
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", answer)
     for _ in range(2):
         train, _test = read_cifar("cifar10", None, tmp_path / "download")
         assert len(train.labels) == 50
@@ -762,15 +765,17 @@ def test_download(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_failed_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_connection(url: str, timeout: float) -> Response:
+    def no_connection(opener: object, request: object, timeout: float) -> Response:
         raise urllib.error.URLError("no\nroute")
 
-    monkeypatch.setattr("urllib.request.urlopen", no_connection)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", no_connection)
+    monkeypatch.setattr("rsslcli.core.data.fetching.PAUSE", 0.0)
     with pytest.raises(RsslError, match=r"cannot download https://.*`source`") as caught:
         read_cifar("cifar10", None, tmp_path)
     assert caught.value.exit_code == 1
     assert str(caught.value).isprintable()
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"login page"))
+    page = Response(b"login page")
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", lambda *_, timeout: page)
     with pytest.raises(RsslError, match="returned another file"):
-        download("https://example.org/x", tmp_path / "x", "0" * 32, silent)
+        fetch(Archive("https://example.org/x", md5="0" * 32), tmp_path / "x", silent)
     assert list(tmp_path.iterdir()) == []
