@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.errors import RsslError, UserError
@@ -120,7 +120,7 @@ def _tar_members(source: Path) -> Iterator[Member]:
             _check_extent(source, count, archive.offset)
             if archive.offset <= member.offset:  # a negative size, which would make it loop forever
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
-            opener = partial(_extract, archive, member)
+            opener: Any = partial(archive.extractfile, member)
             if member.isdir():
                 yield Member(member.name, "folder", opener)
             elif member.isreg():
@@ -136,12 +136,6 @@ def _tar_members(source: Path) -> Iterator[Member]:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError("damaged header")
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = archive.extractfile(member)
-    assert file is not None  # it is a regular file
-    return file
 
 
 def _zip_members(source: Path) -> Iterator[Member]:
@@ -184,8 +178,5 @@ def one_line_errors(source: Path) -> Iterator[None]:
         ) from error
     except READ_ERRORS as error:
         raise UserError(f"cannot read {source} ({shown(str(error))}): it is damaged or incomplete") from error
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # zipfile: encryption, or an unknown compression method
+    except RuntimeError as error:  # zipfile: encryption, or an unknown compression method
         raise UserError(f"cannot read {source} ({shown(str(error))}): pack it in a plain archive") from error

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rsslcli.core.data.jpeg import with_end_marker
 from rsslcli.core.data.store import IMAGE_SHAPE, Images
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import quietly
 
 MAX_FILE_BYTES = 64 * 2**20  # of an image file; an uncompressed 20-megapixel photo fits
 SIZE = IMAGE_SHAPE[:2]
@@ -56,7 +57,8 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
         reason = f"larger than {MAX_FILE_BYTES >> 20} MiB"
         raise ImageError(f"image {name} is {reason}: remove it, or save it smaller", reason)
     try:
-        with _warnings_of_bombs():
+        with quietly():  # warnings about odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 image, size = _pixels(data, resize)
             except OSError:
@@ -112,15 +114,6 @@ def _scaled(image: Image.Image) -> Image.Image:
         strip = _to_rgb(image.crop((left, top + start, left + side, top + end)))
         small.paste(strip.reduce(block), (0, start // block))
     return small.resize(SIZE, Image.Resampling.LANCZOS, box=(0, 0, side / block, side / block))
-
-
-@contextmanager
-def _warnings_of_bombs() -> Iterator[None]:
-    """Turn warnings about decompression bombs into errors, and ignore those about odd metadata."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 @contextmanager

@@ -85,14 +85,10 @@ def read_image_tree(
             for label in sorted(set(range(len(layout.classes))) - set(part.labels.tolist())):
                 name = shown(layout.classes[label])
                 raise UserError(f"all {split} images of class {name} in {source} are damaged: replace them")
+    names = (tuple("/".join(image.parts) for image in split.members) for split in wanted)
     train, test = (
-        Arrays(
-            split.images,
-            split.labels,
-            layout.classes,
-            tuple("/".join(image.parts) for image in split.members),
-        )
-        for split in wanted
+        Arrays(split.images, split.labels, layout.classes, files)
+        for split, files in zip(wanted, names, strict=True)
     )
     return train, test
 
@@ -164,9 +160,8 @@ def _read(
     tree: Tree, wanted: list[_Wanted], resize: bool, progress: Progress, note: Note
 ) -> dict[Parts, ImageError]:
     """Read the images into their arrays; return the errors of unusable images, by path."""
-    places: dict[Key, list[tuple[Parts, Images]]] = defaultdict(
-        list
-    )  # several if links lead to the same file
+    # A file has several places if links lead to it.
+    places: dict[Key, list[tuple[Parts, Images]]] = defaultdict(list)
     for split in wanted:
         for image, pixels in zip(split.members, split.images, strict=True):
             places[image.key].append((image.parts, pixels))

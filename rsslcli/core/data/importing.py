@@ -78,7 +78,10 @@ def import_corrupted(
             record["files"] = _stage(found, count, scratch, progress)
         corrupted = present or open_corrupted(scratch, folder.name)
         _check(corrupted, test, source, note)
-        _note_size(found, count, test, limit, note)
+        if found.one_label_each:
+            note(f"labels.npy in {source} has one label per image, used for all five severities")
+        if limit is None and count != len(test.labels):
+            note(f"{source} has {count} images at each severity, the test set has {len(test.labels)} images")
         if present is None:
             record["identity"] = corrupted.identity
             return replace_files(folder, corrupted, record), True
@@ -137,9 +140,6 @@ def image_bytes(images: int) -> int:
     return math.prod(IMAGE_SHAPE) * len(SEVERITIES) * images
 
 
-# --- checking and copying -------------------------------------------------------------------------
-
-
 def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> None:
     """Raise UserError if the labels are wrong; otherwise note what they mean, and doubtful images."""
     checked = check_labels(corrupted, test, source)
@@ -151,16 +151,6 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> No
     note(f"labels of {source}: {describe_classes(test.classes)}; {verdict}")
     for text in note_on_cells(corrupted, test, source):
         note(text)
-
-
-def _note_size(found: CorruptedSource, count: int, test: Split, limit: int | None, note: Note) -> None:
-    """Note labels that are stored once, not five times, and a number of images unlike the test set's."""
-    if found.one_label_each:
-        note(f"labels.npy in {found.source} has one label per image, used for all five severities")
-    if limit is None and count != len(test.labels):
-        note(
-            f"{found.source} has {count} images at each severity, the test set has {len(test.labels)} images"
-        )
 
 
 def _open_if_same(

@@ -139,10 +139,8 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
         )
     (branch,) = branches
     classes = _classes(branch, listing)
-    if {name.lower() for name in classes} <= {
-        *SPLIT_NAMES,
-        *VALIDATION,
-    }:  # split folders without class folders
+    # Split folders without class folders would be taken for classes.
+    if {name.lower() for name in classes} <= {*SPLIT_NAMES, *VALIDATION}:
         names = ", ".join(map(shown, sorted(classes)))
         raise UserError(f"the images of {tree.source} lie in {names} without a class: expected {LAYOUT}")
     if not lone:
@@ -217,15 +215,13 @@ def _hold_out(tree: Tree, listing: Listing, branch: Parts, classes: Classes) -> 
             raise UserError(
                 f"{count} of class {shown(name)} in {tree.source}{instead}: add some, or remove the folder"
             )
-        ranked = sorted(images, key=lambda image: (_hash(image), image))
+        names = ("/".join(image.name).encode(errors="surrogatepass") for image in images)
+        hashes = (hashlib.sha256(name).digest() for name in names)
+        ranked = [image for _, image in sorted(zip(hashes, images, strict=True))]
         held = max(1, round(len(images) / HOLD_OUT))
         files["test"][name] = ranked[:held]
         files["train"][name] = ranked[held:]
     return files
-
-
-def _hash(image: TreeImage) -> bytes:
-    return hashlib.sha256("/".join(image.name).encode(errors="surrogatepass")).digest()
 
 
 def _check_labels(tree: Tree, listing: Listing, files: dict[str, Classes], beside: list[Folder]) -> None:
