@@ -24,7 +24,7 @@ DETERMINISTIC = {
 }  # fmt: skip
 NOISE = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"}
 
-Blocks = NDArray[np.float64]  # (5, N, 32, 32, 3), grey levels
+Blocks = NDArray[np.float64]  # (5, N, 32, 32, 3), gray levels
 
 
 def main() -> int:

@@ -31,21 +31,13 @@ def _more(incomplete: str, names: Iterable[str]) -> list[str]:
 def one_of(names: Iterable[str]) -> Completion:
     """Completion of an option that takes one of these names."""
     choices = tuple(names)
-
-    def complete(incomplete: str) -> list[str]:
-        return _beginning(incomplete, choices)
-
-    return complete
+    return lambda incomplete: _beginning(incomplete, choices)
 
 
 def some_of(names: Iterable[str]) -> Completion:
     """Completion of an option that takes some of these names, separated by commas."""
     choices = tuple(names)
-
-    def complete(incomplete: str) -> list[str]:
-        return _more(incomplete, choices)
-
-    return complete
+    return lambda incomplete: _more(incomplete, choices)
 
 
 presets = one_of(PRESETS)

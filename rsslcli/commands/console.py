@@ -158,7 +158,7 @@ def check_checkpoints(*paths: Path | None) -> None:
 
 def note(text: str) -> None:
     """Say, in a line, what a person should know beside the result."""
-    err.print(Text.assemble(("note:", "note"), " ", spell_options(text)), soft_wrap=True)
+    err.print(Text.assemble(("note:", "note"), " ", spell_options(text)))
 
 
 def spell_options(text: str) -> str:
@@ -194,4 +194,4 @@ def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int =
 def suggest_next(*words: str | Path, data_dir: Path | None = None) -> None:
     """The last line of a command: what to type next. For the arguments see `shell_command`."""
     line = shell_command(*words, data_dir=data_dir)
-    err.print(Text.assemble(("next:", "next"), " ", line), soft_wrap=True)
+    err.print(Text.assemble(("next:", "next"), " ", line))

@@ -42,7 +42,8 @@ def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
 
     labels = dataset_folder(data_dir, config.dataset) / "corrupted" / "labels.npy"
     if config.dataset != EMBEDDED and not labels.is_file():
-        suggest_corruptions(config.dataset, data_dir)
+        missing = ("--dataset", config.dataset, "--corruptions", "generate")
+        suggest_next("prepare-data", *missing, data_dir=data_dir)
         return
     fair: list[str | Path] = []
     if not config.automl:
@@ -53,11 +54,6 @@ def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
         else:
             fair = ["--same-images-as", next(iter(tuned))]
     suggest_next("eval-c", run, *fair, data_dir=data_dir)
-
-
-def suggest_corruptions(dataset: str, data_dir: Path) -> None:
-    """After a step that leaves a data set without its corrupted test set: make it."""
-    suggest_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
 
 
 def suggest_report(run: Path) -> None:

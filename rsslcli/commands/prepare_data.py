@@ -116,13 +116,7 @@ def prepare_data(
     if usable:
         suggest_training(prepared.dataset, data_dir)
     else:
-        how = _ANOTHER_SET if _is_imported(prepared) else _GENERATE
-        suggest_next("prepare-data", "--dataset", dataset, *how, data_dir=data_dir)
-
-
-#: What makes a corrupted test set, or brings one again that is not ours.
-_GENERATE = ("--corruptions", "generate")
-_ANOTHER_SET = ("--source", "PATH")
+        suggest_next("prepare-data", "--dataset", dataset, *_again(prepared), data_dir=data_dir)
 
 
 def bring_in_place(
@@ -198,16 +192,13 @@ def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, gen
         out.print(
             f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
             f"in {corrupted.folder}",
-            soft_wrap=True,
         )
     elif generates:
         out.print("the corrupted images asked for are made; the rest of their files is still missing")
     elif prepared.stale_corruptions:
-        again = " ".join(_ANOTHER_SET if _is_imported(prepared) else _GENERATE)
         err.print(
             f"the corrupted images in {prepared.dataset.corrupted_folder} are of other test images: "
-            f"prepare them again with {again}",
-            soft_wrap=True,
+            f"prepare them again with {' '.join(_again(prepared))}",
         )
 
 
@@ -228,15 +219,15 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
     out.print(
         f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(train.labels)} training and "
         f"{len(test.labels)} test images of {len(train.classes)} classes",
-        soft_wrap=True,
     )
     for text in prepared.notes:
         note(text)
     return prepared
 
 
-def _is_imported(prepared: Prepared) -> bool:
-    """Whether the corrupted images that are of other test images come from elsewhere."""
+def _again(prepared: Prepared) -> tuple[str, str]:
+    """The option that makes the corrupted test set, or imports it again if it was imported."""
     from rsslcli.core.corruptions.record import GENERATED
 
-    return prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()
+    imported = prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()
+    return ("--source", "PATH") if imported else ("--corruptions", "generate")

@@ -46,8 +46,8 @@ def report(
             note(warning)
         out.print(_table(table_1(study), study.title))
     for entry in result.left_out:
-        err.print(f"left out: {entry.directory.name}: {entry.reason}", soft_wrap=True)
-    out.print(f"open {result.page}", soft_wrap=True)
+        err.print(f"left out: {entry.directory.name}: {entry.reason}")
+    out.print(f"open {result.page}")
 
 
 def _table(content: Content, title: str) -> Table:

@@ -148,10 +148,11 @@ def reproduce(
         return
     images = _prepare(preset, chosen[0].config.dataset, source, data_dir)
     save_plan(cells)
-    with _View() as view, stop_on_signal() as received:
+    view = _View()
+    with view._bar, stop_on_signal() as received:
         runner = Runner(jobs, gpus, images, options, view, lambda: bool(received))
         counts = runner.run(chosen, retry=retry)
-    out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number), soft_wrap=True)
+    out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
     _finish(cells, counts, received)
 
 
@@ -191,9 +192,7 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
     if finished:
         for found in write_report(finished, study / "report").studies:
             _print_table_1(found)
-        out.print(
-            f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}", soft_wrap=True
-        )
+        out.print(f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}")
     again = rssl_command(*sys.argv[1:])
     if received:
         stopped = InterruptedTrainingError(f"stopped, all saved: the same command goes on: {again}")
@@ -249,13 +248,6 @@ class _View:
             speed_estimate_period=300,
         )
 
-    def __enter__(self) -> _View:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def __call__(self, event: CellEvent) -> None:
         """Show what the engine tells."""
         cell = event.cell
@@ -264,7 +256,7 @@ class _View:
             return
         self._remove(cell.name)
         line = f"cell {cell.number} {cell.name}: {event.kind}"
-        err.print(f"{line}: {event.text}" if event.text else line, soft_wrap=True)
+        err.print(f"{line}: {event.text}" if event.text else line)
 
     def _move(self, event: CellEvent) -> None:
         """Move the bar of a cell. Its training and its evaluation have one each, with the time that is left.
@@ -304,7 +296,7 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
     out.print(table)
     for cell in missing:
         commands = " && ".join(rssl_command(*command) for command in cell.commands(options))
-        out.print(f"{cell.number}: {commands}", soft_wrap=True)
+        out.print(f"{cell.number}: {commands}")
     low = sum(estimates[cell.name].low for cell in missing)
     high = sum(estimates[cell.name].high for cell in missing)
     gigabytes = sum(estimates[cell.name].bytes for cell in missing) / 1e9
@@ -312,7 +304,6 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
     out.print(
         f"{len(missing)} of {len(cells)} cells are left: about {_duration(low / jobs, high / jobs)} on this "
         f"machine{at_once}, {gigabytes:.2f} GB (an estimate: operations counted, their speed measured)",
-        soft_wrap=True,
     )
     cores = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

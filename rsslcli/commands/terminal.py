@@ -23,9 +23,7 @@ _REPLACEMENTS = {
     "≤": "<=", "≥": ">=", "’": "'", "“": '"', "”": '"',
     "α": "alpha", "β": "beta", "λ": "lambda", "σ": "sigma", "τ": "tau",
 }  # fmt: skip
-_THEME = Theme(
-    {"table.header": "bold cyan", "error": "bold red", "note": "yellow", "next": "bold green"},
-)
+_THEME = Theme({"table.header": "bold cyan", "note": "yellow", "next": "bold green"})
 #: Columns that bars leave free at the right, for the ^C that a terminal shows.
 _MARGIN = 3
 
@@ -79,10 +77,12 @@ class TextConsole(Console):
         self.failure: OSError | None = None
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does; tables are folded between words, never within one."""
-        for table in objects:
-            if isinstance(table, Table):
-                _keep_words_whole(table)
+        """Print as rich does, but fold no text, and tables only between words."""
+        tables = [each for each in objects if isinstance(each, Table)]
+        for column in (column for table in tables for column in table.columns):
+            words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
+            column.min_width = max(map(cell_len, words), default=None)
+        options.setdefault("soft_wrap", not tables)
         try:
             super().print(*objects, **options)
         except OSError as error:
@@ -92,12 +92,6 @@ class TextConsole(Console):
     def as_shown(self, text: str) -> str:
         """`text` with the replacements that this console's encoding needs."""
         return text.encode(self.encoding, _LOOK_ALIKES).decode(self.encoding)
-
-
-def _keep_words_whole(table: Table) -> None:
-    for column in table.columns:
-        words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
-        column.min_width = max(map(cell_len, words), default=None)
 
 
 class Bar(Progress):

@@ -82,7 +82,7 @@ def visualize_tasks(
     elif dataset is None:
         prepared = prepared_datasets(data_dir)
         dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
-        err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
+        err.print(f"showing '{dataset}'; choose another with --dataset")
     if tasks is None and trained is not None:
         columns = list(trained.config.tasks)
     with progress_bar() as progress:
@@ -100,7 +100,7 @@ def visualize_tasks(
         note=note,
     )
     save_png(picture, output)
-    out.print(f"written to {output}", soft_wrap=True)
+    out.print(f"written to {output}")
     if checkpoint is not None and trained is not None:
         suggest_evaluation(checkpoint, trained.config, data_dir)
     else:

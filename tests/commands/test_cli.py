@@ -449,7 +449,7 @@ def test_what_to_type_next_can_be_pasted(
 
 
 def test_plain_output(home: Path, run: Path) -> None:
-    """Through a pipe nothing is cut or coloured; NO_COLOR and a dumb terminal keep escapes off a terminal."""
+    """Through a pipe nothing is cut or colored; NO_COLOR and a dumb terminal keep escapes off a terminal."""
     code = (
         "import os, sys\n"
         "from rich.table import Table\n"

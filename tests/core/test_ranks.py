@@ -25,7 +25,7 @@ STEPS = 20
 
 
 class PerImageNorm(nn.GroupNorm):
-    """A normalisation that does not couple the images of a batch."""
+    """A normalization that does not couple the images of a batch."""
 
     updates_statistics = True
 

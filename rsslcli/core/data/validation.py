@@ -17,17 +17,11 @@ from rsslcli.core.runtime import derive_seed
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The corrupted images that tune λ (section 4): the same random source images in every cell.
+    """The corrupted images that tune λ (section 4): the same random source images in every cell."""
 
-    Attributes:
-        images: uint8 (V, H, W, 3), V = corruptions · severities · source images.
-        labels: int64 (V,).
-        source: sorted indices of the source images.
-    """
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    source: tuple[int, ...]
+    images: npt.NDArray[np.uint8]  #: uint8 (V, H, W, 3), V = corruptions · severities · source images
+    labels: npt.NDArray[np.int64]  #: int64 (V,)
+    source: tuple[int, ...]  #: sorted indices of the source images
 
 
 def validation_source(config: Config, available: int) -> tuple[int, ...]:

@@ -52,21 +52,13 @@ _POINTS = 300
 
 @dataclass(frozen=True)
 class _Size:
-    """The layout of a picture. Its text is 9 points, 12 pixels on a screen, in any layout.
+    """The layout of a picture. Its text is 9 points, 12 pixels on a screen, in any layout."""
 
-    Attributes:
-        width: in inches of 96 pixels.
-        side_by_side: panels per row.
-        legend: columns of the legend.
-        label: characters per line of a label.
-        cells: columns of numbers side by side.
-    """
-
-    width: float
-    side_by_side: int
-    legend: int
-    label: int
-    cells: int
+    width: float  #: in inches of 96 pixels
+    side_by_side: int  #: panels per row
+    legend: int  #: columns of the legend
+    label: int  #: characters per line of a label
+    cells: int  #: columns of numbers side by side
 
     @property
     def narrow(self) -> bool:
@@ -100,9 +92,8 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
             narrow = plot(study, rows, _NARROW)
             if drawn is not None and narrow is not None:
                 canvas, caption, words = drawn
-                svg, narrow_svg = (
-                    _saved(each, "svg", metadata={"Date": None}) for each in (canvas, narrow[0])
-                )
+                pair = (canvas, narrow[0])
+                svg, narrow_svg = (_saved(each, "svg", metadata={"Date": None}) for each in pair)
                 canvas.set_layout_engine("none")  # the layout is done, and slow
                 png = _saved(canvas, "png")
                 alt = f"{caption} {words}"

@@ -37,18 +37,14 @@ class Notes:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows.
-
-    Attributes:
-        words: the columns that hold words, not numbers.
-        stacked: on a narrow screen each row becomes a block with one line per cell; other tables scroll
-            behind a fixed first column.
-    """
+    """A table whose first column names the rows."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()  #: the columns that hold words, not numbers
+    #: on a narrow screen each row becomes a block with one line per cell; other tables scroll behind a
+    #: fixed first column
     stacked: bool = False
 
 

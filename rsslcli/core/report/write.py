@@ -21,21 +21,13 @@ from rsslcli.core.version import __version__
 
 @dataclass(frozen=True)
 class Report:
-    """A written report.
+    """A written report."""
 
-    Attributes:
-        page: the path of report.html.
-        markdown: the path of report.md.
-        figures: the paths of the PNGs.
-        studies: the studies that it shows, the largest first.
-        left_out: the folders that it could not use, with the reasons.
-    """
-
-    page: Path
-    markdown: Path
-    figures: tuple[Path, ...]
-    studies: tuple[Study, ...]
-    left_out: tuple[LeftOut, ...]
+    page: Path  #: the path of report.html
+    markdown: Path  #: the path of report.md
+    figures: tuple[Path, ...]  #: the paths of the PNGs
+    studies: tuple[Study, ...]  #: the studies that it shows, the largest first
+    left_out: tuple[LeftOut, ...]  #: the folders that it could not use, with the reasons
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Report:
