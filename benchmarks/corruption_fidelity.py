@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.generate import corrupt
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 
 DETERMINISTIC = {
     "brightness", "contrast", "defocus_blur", "gaussian_blur",

@@ -1,4 +1,4 @@
-"""What the shell offers on <TAB> as the value of an option. Loads nothing heavy: a person is waiting."""
+"""The values that the shell offers on <TAB>. Imports nothing heavy: a person is waiting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
 
 
 def _more(incomplete: str, names: Iterable[str]) -> list[str]:
-    """Names separated by commas, with one more, none twice."""
+    """Names separated by commas, extended by one that is not there yet."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",")
     return [before + comma + name for name in _beginning(last, names) if name not in named]

@@ -18,14 +18,14 @@ def export(
     checkpoint: Checkpoint,
     output: Annotated[
         Path,
-        typer.Option(help="The file to write: ONNX where it ends in .onnx, torch.export where in .pt2."),
+        typer.Option(help="The file to write: ONNX if it ends in .onnx, torch.export if in .pt2."),
     ],
     normalization: Normalization = None,
 ) -> None:
     """Write a classifier as a program that runs without rssl, checked against the checkpoint.
 
     rssl export runs/first --output model.onnx
-    # for torch.export.load, without any package more
+    # for torch.export.load, without another package
     rssl export runs/first --output model.pt2
     """
     if output.suffix not in (".onnx", ".pt2"):

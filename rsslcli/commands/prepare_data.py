@@ -1,4 +1,4 @@
-"""`rssl prepare-data`: bring a data set into the form that the other commands read."""
+"""`rssl prepare-data`: write a data set in the form that the other commands read."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def prepare_data(
     ] = None,
     keep_archive: Annotated[
         bool,
-        typer.Option("--keep-archive", help="Keep the archive that was downloaded."),
+        typer.Option("--keep-archive", help="Keep the downloaded archive."),
     ] = False,
 ) -> None:
     """Prepare a data set, and its corrupted test set.
@@ -187,14 +187,14 @@ def bring_in_place(
 
 
 def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, generates: bool) -> None:
-    """Print what there is of the corrupted test set, if it was asked for or is of other test images."""
+    """Print the state of the corrupted test set, if it was asked for or no longer fits the test images."""
     if corrupted is not None:
         out.print(
             f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
             f"in {corrupted.folder}",
         )
     elif generates:
-        out.print("the corrupted images asked for are made; the rest of their files is still missing")
+        out.print("the images asked for are generated; no corruption has all its severities yet")
     elif prepared.stale_corruptions:
         err.print(
             f"the corrupted images in {prepared.dataset.corrupted_folder} are of other test images: "
@@ -203,7 +203,7 @@ def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, gen
 
 
 def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
-    """Prepare both splits, and say what was done with them. For the options see the engine's `prepare`."""
+    """Prepare both splits and report what was done. For the options see `prepare` in core."""
     from rsslcli.core.data.decoding import ImageError
     from rsslcli.core.data.prepare import prepare
 

@@ -1,4 +1,4 @@
-"""`rssl report`: the paper's table and figures beside one's own."""
+"""`rssl report`: the paper's table and figures beside yours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rssl visualize-tasks`: Figure 1, what each task makes of an image, and what a network makes of that."""
+"""`rssl visualize-tasks`: Figure 1, the inputs that tasks make from images, and a network's answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def visualize_tasks(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="A trained run: add what its network makes of each input, on test images.",
+            help="A trained run: add its network's answer to each input, on test images.",
             metavar="<run>",
             autocompletion=completion.runs,
         ),
@@ -48,14 +48,14 @@ def visualize_tasks(
         ),
     ] = None,
     task_file: options.TaskFile = None,
-    images: Annotated[int, typer.Option(help="Rows.")] = 5,
+    images: Annotated[int, typer.Option(help="Number of rows.")] = 5,
     seed: Annotated[int, typer.Option(help="Which images, and the tasks' random choices.")] = 0,
     output: Annotated[
         Path | None,
         typer.Option(help="The PNG to write.  [default: figure1.png, or predictions.png of a checkpoint]"),
     ] = None,
 ) -> None:
-    """Render Figure 1: the inputs that the tasks make of some images, and what a network makes of them.
+    """Draw Figure 1: the inputs that the tasks make from some images, and a network's answers.
 
     # the inputs
     rssl visualize-tasks --dataset cifar10 --output figure1.png
@@ -87,7 +87,7 @@ def visualize_tasks(
         columns = list(trained.config.tasks)
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
-    # A network's answers mean something on images that it has not been trained on.
+    # A network's answers are meaningful only on images that it was not trained on.
     split = data.test if trained else data.train
     picture = draw_tasks(
         split,

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.corruptions.record import GENERATED, source_checksum
+from rsslcli.core.corruptions.record import GENERATED as RECORD
+from rsslcli.core.corruptions.record import source_checksum
 from rsslcli.core.corruptions.registry import FUNCTIONS
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, read_json, replacing, write_json
@@ -30,7 +31,6 @@ from rsslcli.core.progress import Progress, silent
 #: Increased whenever the same call would give other bytes, so that older files are regenerated.
 GENERATOR_VERSION = 1
 CHUNK = 250
-RECORD = GENERATED
 
 Images = NDArray[np.uint8]
 

@@ -117,11 +117,6 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
             f"the corrupted images in {folder} were made for other test images than those of "
             f"'{dataset.name}': prepare them again with `{command}`"
         )
-    check_label_range(corrupted, dataset)
-
-
-def check_label_range(corrupted: CorruptedSet, dataset: Dataset) -> None:
-    """Raise UserError where a label is no class of the data set."""
     if corrupted.labels.max() >= len(dataset.test.classes):
         raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
 

@@ -128,11 +128,6 @@ class _Part:
         self.validator = validator
         write_json(self.state, {"url": self.archive.url, "validator": validator})
 
-    def remove(self) -> None:
-        """Delete it from the disk."""
-        remove(self.path)
-        remove(self.state)
-
     def _read_validator(self) -> str | None:
         state = read_json(self.state)
         validator = state.get("validator") if state.get("url") == self.archive.url else None
@@ -163,7 +158,8 @@ def fetch(archive: Archive, path: Path, progress: Progress, *, unpacked: int | N
             _transfer_all(part, unpacked, progress)
         md5 = part.digest.hexdigest()
         if archive.md5 not in (None, md5):
-            part.remove()
+            remove(part.path)
+            remove(part.state)
             raise RsslError(
                 f"{archive.url} returned another file than the published one (md5 {md5}, not {archive.md5}): "
                 f"it was deleted; download it again, {ELSEWHERE}"

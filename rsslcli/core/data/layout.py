@@ -279,16 +279,11 @@ def _notes(
         for name in sorted(name for name, count in forms.items() if count > 1):
             yield f"class {shown(name)} has {forms[name]} folders: their names differ only in Unicode form"
     images = [image for classes in files.values() for members in classes.values() for image in members]
-    inner = Tally()
-    for image in sorted(image for image in images if len(image.name) > 2):
-        inner.add("/".join(image.parts))
-    if inner.count:
-        yield told("images in subfolders of their class folders", inner)
-    outer = Tally()
-    for parts in sorted(listing.images.keys() - {image.parts for image in images}):
-        outer.add("/".join(parts))
-    if outer.count:
-        yield told("not used: images outside the class folders", outer)
+    if inner := sorted(image for image in images if len(image.name) > 2):
+        first = "/".join(inner[0].parts)
+        yield told("images in subfolders of their class folders", Tally(len(inner), first))
+    if outer := listing.images.keys() - {image.parts for image in images}:
+        yield told("not used: images outside the class folders", Tally(len(outer), "/".join(min(outer))))
     if tree.strays.count:
         yield told("not used: members whose names lead out of the archive", tree.strays)
     yield from listing.notes(branches)

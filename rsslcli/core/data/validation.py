@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
-from rsslcli.core.data.corrupted import CorruptedSet, check_label_range
+from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Dataset
 from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import derive_seed
@@ -53,7 +53,6 @@ def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSe
         )
     if corrupted is None:
         raise UserError(f"AutoML tunes λ on a corrupted test set, but none is prepared for '{dataset.name}'")
-    check_label_range(corrupted, dataset)
     source = validation_source(config, corrupted.images_per_cell)
     names = [n for n in corrupted.names if config.validation_corruptions == "all" or n in EXTRA]
     if not names:

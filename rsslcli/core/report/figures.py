@@ -55,20 +55,19 @@ class _Size:
     """The layout of a picture. Its text is 9 points, 12 pixels on a screen, in any layout."""
 
     width: float  #: in inches of 96 pixels
-    side_by_side: int  #: panels per row
-    legend: int  #: columns of the legend
+    narrow: bool  #: whether panels and the entries of the legend are stacked
     label: int  #: characters per line of a label
     cells: int  #: columns of numbers side by side
 
     @property
-    def narrow(self) -> bool:
-        """Whether panels are stacked vertically."""
-        return self.side_by_side == 1
+    def legend(self) -> int:
+        """Columns of the legend."""
+        return 1 if self.narrow else 3
 
 
-_WIDE = _Size(width=7.2, side_by_side=2, legend=3, label=34, cells=MAX_ROWS)
+_WIDE = _Size(width=7.2, narrow=False, label=34, cells=MAX_ROWS)
 #: For a phone: 375 pixels minus the margins.
-_NARROW = _Size(width=3.45, side_by_side=1, legend=1, label=20, cells=5)
+_NARROW = _Size(width=3.45, narrow=True, label=20, cells=5)
 
 #: A figure, its caption, and the rest of its alternative text; None if the runs lack the numbers for it.
 _Drawn = tuple[Canvas, str, str] | None
@@ -133,7 +132,7 @@ def _wrap(label: str, width: int = 30) -> str:
 def _panels(rows: Sequence[Row], count: int, size: _Size) -> tuple[Canvas, list[Axes]]:
     """A canvas with `count` panels, and space below for a legend of the rows."""
     lines = 1 + max(_wrap(row.label).count("\n") for row in rows)
-    across = min(count, size.side_by_side)
+    across = 1 if size.narrow else min(count, 2)
     down = math.ceil(count / across)
     canvas = Canvas(figsize=(size.width, 2.9 * down + 0.18 * lines * math.ceil(len(rows) / size.legend)))
     return canvas, canvas.subplots(down, across, squeeze=False).ravel().tolist()

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions import generate as module
 from rsslcli.core.corruptions.generate import corrupt, generate_corrupted
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.errors import UserError
 

@@ -12,8 +12,9 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, filters
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES, blur, digital, noise, operators, weather
+from rsslcli.core.corruptions import blur, digital, noise, operators, weather
 from rsslcli.core.corruptions.generate import corrupt
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.registry import FUNCTIONS
 
 Images = NDArray[np.uint8]
