@@ -63,7 +63,7 @@ def suggest_report(run: Path) -> None:
 
 
 def _tuned_beside(run: Path, dataset: str) -> dict[Path, tuple[int, int]]:
-    """The AutoML runs on `dataset` beside a run, latest first, with what their images that tune λ depend on."""
+    """The AutoML runs on `dataset` beside a run, latest first, with seeds and validation images."""
     found: dict[Path, tuple[int, int]] = {}
     with suppress(OSError):
         files = sorted(run.parent.glob(f"*/{CHECKPOINT}"), key=lambda file: -file.stat().st_mtime)
