@@ -45,7 +45,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from safetensors.torch import save as safetensors_of
 
-from rsslcli.core.config import Config, make_config
+from rsslcli.core.config import Config
 from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data import cifar
 from rsslcli.core.data.cifar import official_name, read_cifar
@@ -58,6 +58,7 @@ from rsslcli.core.data.store import load_split, make_split, save_split
 from rsslcli.core.errors import RsslError
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.presets import make_config
 from rsslcli.core.progress import silent
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.metrics import Metrics
@@ -264,7 +265,7 @@ def example_checkpoint() -> bytes:
         save_checkpoint(
             path,
             Checkpoint(
-                config=Config(tasks=tasks, automl=True, depth=10, width=1, dataset="mine"),
+                config=Config(tasks=tasks, weighting="automl", depth=10, width=1, dataset="mine"),
                 classes=("ant", "bee", "cow"),
                 step=7,
                 classifier=network.state_dict(),

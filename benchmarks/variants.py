@@ -174,7 +174,7 @@ def _trainer(
     keep_freed_memory()
     config = Config(
         tasks=tasks,
-        automl=True,
+        weighting="automl",
         warmup_epochs=1,
         depth=setting.depth,
         width=setting.width,

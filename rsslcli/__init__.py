@@ -10,10 +10,11 @@ from rsslcli.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from rsslcli.core.api import Classifier, evaluate, load_classifier, train
-    from rsslcli.core.config import Config, make_config
+    from rsslcli.core.config import Config
     from rsslcli.core.corruptions.names import CORRUPTIONS
     from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
     from rsslcli.core.evaluation.result import Evaluation
+    from rsslcli.core.presets import make_config
     from rsslcli.core.randomness import BatchRandom
     from rsslcli.core.report.write import write_report
     from rsslcli.core.tasks.base import Task
@@ -34,10 +35,11 @@ __all__ = [
 #: seconds.
 _EXPORTS = {
     "core.api": ("Classifier", "evaluate", "load_classifier", "train"),
-    "core.config": ("Config", "make_config"),
+    "core.config": ("Config",),
     "core.corruptions.names": ("CORRUPTIONS",),
     "core.errors": ("DivergedError", "InterruptedTrainingError", "RsslError", "UserError"),
     "core.evaluation.result": ("Evaluation",),
+    "core.presets": ("make_config",),
     "core.randomness": ("BatchRandom",),
     "core.report.write": ("write_report",),
     "core.tasks.base": ("Task",),

@@ -95,7 +95,7 @@ def make_study(folder: Path, seeds: int = 3) -> Path:
         make_run(folder / f"rotation-s{seed}", tasks=("rotation",), seed=seed)
         make_run(folder / f"rotation-joint-s{seed}", tasks=("rotation",), batch_norm="joint", seed=seed)
         make_run(folder / f"fixed-s{seed}", tasks=FOUR, seed=seed)
-        make_run(folder / f"automl-s{seed}", tasks=FOUR, automl=True, seed=seed)
+        make_run(folder / f"automl-s{seed}", tasks=FOUR, weighting="automl", seed=seed)
     for task in ("color", "ir", "bir", "inpaint", "rgb", "jigsaw"):
         make_run(folder / f"{task}-s0", tasks=(task,), seed=0)
     return folder

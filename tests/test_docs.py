@@ -6,7 +6,7 @@ from pathlib import Path
 import typer.main
 
 from rsslcli.app import app
-from rsslcli.core.config import PRESETS
+from rsslcli.core.presets import PRESETS
 from rsslcli.core.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[1]

@@ -73,7 +73,7 @@ def test_the_blocks_of_the_readme_run(documented: dict[str, Any], place: Path) -
     for block in README_BLOCKS:
         small = block.replace('"cifar10")', '"shapes", classes_by_position=True)')
         small = small.replace('"cifar10"', '"shapes"').replace(
-            "automl=True", "automl=True, depth=10, width=1, epochs=1, warmup_epochs=0"
+            'weighting="automl"', 'weighting="automl", depth=10, width=1, epochs=1, warmup_epochs=0'
         )
         exec(compile(small, "README.md", "exec"), names)
     assert len(README_BLOCKS) == 3

@@ -9,9 +9,18 @@ from pathlib import Path
 
 import typer
 
-from rsslcli.core.config import BATCH_NORM_MODES, DEVICES, PRECISIONS, PRESETS, VALIDATION_CORRUPTIONS
+from rsslcli.core.config import (
+    AUGMENTS,
+    AUTOML_VARIANTS,
+    BATCH_NORM_MODES,
+    DEVICES,
+    PRECISIONS,
+    VALIDATION_CORRUPTIONS,
+    WEIGHTINGS,
+)
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.presets import PRESETS
 from rsslcli.core.tasks.registry import TASKS, custom_tasks
 
 Completion = Callable[[str], list[str]]
@@ -43,6 +52,9 @@ def some_of(names: Iterable[str]) -> Completion:
 presets = one_of(PRESETS)
 devices = one_of(DEVICES)
 precisions = one_of(PRECISIONS)
+augments = one_of(AUGMENTS)
+weightings = one_of(WEIGHTINGS)
+automl_variants = some_of(AUTOML_VARIANTS)
 batch_norm_modes = one_of(BATCH_NORM_MODES)
 validation_corruptions = one_of(VALIDATION_CORRUPTIONS)
 corruptions = some_of(CORRUPTIONS)

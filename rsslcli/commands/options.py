@@ -12,13 +12,16 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.core.config import (
+    AUGMENTS,
+    AUTOML_VARIANTS,
     BATCH_NORM_MODES,
     DEVICES,
     PRECISIONS,
-    PRESETS,
     VALIDATION_CORRUPTIONS,
+    WEIGHTINGS,
 )
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.presets import PRESETS
 
 DEFAULT_DATA_DIR = default_data_dir()
 DataDir = Annotated[
@@ -151,6 +154,46 @@ BatchSize = Annotated[int | None, typer.Option(help="Images per step.", rich_hel
 LearningRate = Annotated[
     float | None, typer.Option("--lr", help="Initial learning rate.", rich_help_panel=_TRAINING)
 ]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        help="standard crops and flips; augmix adds AugMix and its consistency loss.",
+        metavar=f"<{'|'.join(AUGMENTS)}>",
+        autocompletion=completion.augments,
+        rich_help_panel=_TRAINING,
+    ),
+]
+JsdWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of AugMix's consistency loss; 0 trains on one augmented view.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+TuneJsd = Annotated[
+    bool | None,
+    typer.Option(
+        "--tune-jsd",
+        help="Let AutoML tune the weight of AugMix's consistency loss too.",
+        rich_help_panel=TASKS,
+    ),
+]
+Weighting = Annotated[
+    str | None,
+    typer.Option(
+        help="What sets the weights λ: AutoML by default, nothing (fixed), or one of its rivals.",
+        metavar=f"<{'|'.join(WEIGHTINGS)}>",
+        autocompletion=completion.weightings,
+        rich_help_panel=TASKS,
+    ),
+]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        help="Evaluate a moving average of the weights with this decay per step, such as 0.999.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.", rich_help_panel=_TRAINING)]
 InitialLambda = Annotated[
     float | None,
@@ -162,6 +205,15 @@ ValidationCorruptions = Annotated[
         help="all, or tune λ on the benchmark's four extra corruptions, to test on the 15.",
         metavar=f"<{'|'.join(VALIDATION_CORRUPTIONS)}>",
         autocompletion=completion.validation_corruptions,
+        rich_help_panel=TASKS,
+    ),
+]
+AutomlVariants = Annotated[
+    str | None,
+    typer.Option(
+        help="Departures of AutoML from the paper's, separated by commas.",
+        metavar=f"<{','.join(AUTOML_VARIANTS)}>",
+        autocompletion=completion.automl_variants,
         rich_help_panel=TASKS,
     ),
 ]

@@ -24,11 +24,12 @@ def train_automl(
             rich_help_panel=options.TASKS,
         ),
     ] = None,
+    weighting: options.Weighting = None,
     fixed: Annotated[
         bool,
         typer.Option(
             "--fixed",
-            help="Keep λ as it is: the paper's 'without AutoML'.",
+            help="Keep λ as it is, the paper's 'without AutoML': short for --weighting fixed.",
             rich_help_panel=options.TASKS,
         ),
     ] = False,
@@ -41,6 +42,8 @@ def train_automl(
         int | None, typer.Option(help="τ, epochs with λ fixed.", rich_help_panel=options.TASKS)
     ] = None,
     validation_corruptions: options.ValidationCorruptions = None,
+    tune_jsd: options.TuneJsd = None,
+    automl_variants: options.AutomlVariants = None,
     batch_norm: options.BatchNorm = None,
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -52,6 +55,9 @@ def train_automl(
     width: options.Width = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
+    augment: options.Augment = None,
+    jsd_weight: options.JsdWeight = None,
+    ema: options.Ema = None,
     seed: options.Seed = None,
     output: options.Output = None,
     resume: options.Resume = False,
@@ -72,14 +78,19 @@ def train_automl(
     """
     settings = {
         "dataset": dataset, "epochs": epochs, "train_size": train_size, "depth": depth, "width": width,
-        "batch_size": batch_size, "lr": lr, "initial_lambda": initial_lambda, "batch_norm": batch_norm,
-        "seed": seed, "device": device, "precision": precision, "compile": compile, "meta_lr": meta_lr,
-        "warmup_epochs": warmup_epochs, "validation_corruptions": validation_corruptions,
+        "batch_size": batch_size, "lr": lr, "augment": augment, "jsd_weight": jsd_weight, "ema": ema,
+        "initial_lambda": initial_lambda, "batch_norm": batch_norm, "seed": seed, "device": device,
+        "precision": precision, "compile": compile, "meta_lr": meta_lr, "warmup_epochs": warmup_epochs,
+        "validation_corruptions": validation_corruptions, "tune_jsd": tune_jsd,
+        "automl_variants": None if automl_variants is None else split_names(automl_variants),
     }  # fmt: skip
     given = training_run.Given(
         settings, data_dir, preset, config, output, resume, print_config, tensorboard, task_file
     )
-    named = None if tasks is None else split_names(tasks)
-    if named == []:
+    if fixed and weighting not in (None, "fixed"):
+        raise UserError(f"--fixed and --weighting {weighting} contradict each other: leave one out")
+    named = None if tasks is None else [] if tasks == "none" and tune_jsd else split_names(tasks)
+    if named == [] and not tune_jsd:
         raise UserError("--tasks: name at least one task")
-    training_run.run_training(given, named, automl=not fixed, default_tasks=BEST_TASKS)
+    chosen = "fixed" if fixed else weighting
+    training_run.run_training(given, named, weighting=chosen, default_tasks=BEST_TASKS)

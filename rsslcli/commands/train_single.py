@@ -34,6 +34,9 @@ def train_single(
     width: options.Width = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
+    augment: options.Augment = None,
+    jsd_weight: options.JsdWeight = None,
+    ema: options.Ema = None,
     seed: options.Seed = None,
     output: options.Output = None,
     resume: options.Resume = False,
@@ -54,8 +57,9 @@ def train_single(
     """
     settings = {
         "dataset": dataset, "epochs": epochs, "train_size": train_size, "depth": depth, "width": width,
-        "batch_size": batch_size, "lr": lr, "initial_lambda": initial_lambda, "batch_norm": batch_norm,
-        "seed": seed, "device": device, "precision": precision, "compile": compile,
+        "batch_size": batch_size, "lr": lr, "augment": augment, "jsd_weight": jsd_weight, "ema": ema,
+        "initial_lambda": initial_lambda, "batch_norm": batch_norm, "seed": seed, "device": device,
+        "precision": precision, "compile": compile,
     }  # fmt: skip
     given = training_run.Given(
         settings, data_dir, preset, config, output, resume, print_config, tensorboard, task_file
@@ -63,4 +67,4 @@ def train_single(
     if task is None and not resume and config is None:
         raise UserError("--task is missing: name a task, or none for the baseline")
     tasks = None if task is None else [] if task == "none" else [task]
-    training_run.run_training(given, tasks, automl=False, single=True)
+    training_run.run_training(given, tasks, weighting="fixed", single=True)

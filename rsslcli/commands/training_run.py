@@ -28,16 +28,10 @@ from rsslcli.commands.console import (
 )
 from rsslcli.commands.hints import suggest_evaluation
 from rsslcli.commands.terminal import Bar
-from rsslcli.core.config import (
-    Config,
-    Layers,
-    check_effective,
-    config_layers,
-    explain,
-    merge,
-)
+from rsslcli.core.config import Config, check_effective
 from rsslcli.core.errors import InterruptedTrainingError, UserError
 from rsslcli.core.files import other_runs
+from rsslcli.core.presets import Layers, config_layers, explain, merge
 from rsslcli.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -76,7 +70,7 @@ def run_training(
     given: Given,
     tasks: list[str] | None,
     *,
-    automl: bool,
+    weighting: str | None,
     single: bool = False,
     default_tasks: Sequence[str] = (),
 ) -> None:
@@ -85,15 +79,17 @@ def run_training(
     Args:
         given: the command's arguments.
         tasks: the tasks of a new run; None is "not given".
-        automl: whether λ is tuned.
+        weighting: what sets λ, if the command says; by default the configuration file, or else AutoML.
         single: whether at most one task is trained.
         default_tasks: the tasks where neither the command line nor a configuration file names any.
     """
-    layers = _layers(given, tasks, automl, default_tasks)
+    layers = _layers(given, tasks, weighting, default_tasks)
     config = merge(layers)
-    if given.resume and config.automl != automl:
-        kind = "train-automl" if config.automl else "train-single or train-automl --fixed"
-        raise UserError(f"{given.output} is a run of {kind}")
+    is_single = config.weighting == "fixed" and len(config.tasks) <= 1
+    if given.resume and single and not is_single:
+        raise UserError(f"{given.output} is a run of train-automl")
+    if given.resume and weighting not in (None, config.weighting):
+        raise UserError(f"{given.output} is a run of train-automl --weighting {config.weighting}")
     if single and len(config.tasks) > 1:
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
     if not given.resume:
@@ -105,10 +101,10 @@ def run_training(
         raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
     _note_without_effect(given, config)
     check_dataset(config.dataset, given.data_dir)
-    _train(given, config, automl=automl, single=single)
+    _train(given, config, single=single)
 
 
-def _train(given: Given, config: Config, *, automl: bool, single: bool) -> None:
+def _train(given: Given, config: Config, *, single: bool) -> None:
     """Load the data, train, and show the run as it goes."""
     data_dir = given.data_dir
     with waiting():
@@ -150,7 +146,7 @@ def _train(given: Given, config: Config, *, automl: bool, single: bool) -> None:
                 world=world,
             )
         except InterruptedTrainingError as stopped:
-            words = _resuming_words(given, directory, automl=automl, single=single)
+            words = _resuming_words(given, directory, single=single)
             command = shell_command(*words, data_dir=data_dir, ranks=world.size)
             resumable = InterruptedTrainingError(f"{stopped}; resume with: {command}")
             # Another rank may be the one that was told to stop.
@@ -165,18 +161,25 @@ _NEEDS = {
     "meta_lr": "automl",
     "warmup_epochs": "automl",
     "validation_corruptions": "automl",
+    "automl_variants": "automl",
     "initial_lambda": "tasks",
     "batch_norm": "tasks",
+    "jsd_weight": "uses_augmix",
 }
+_WHY = {"automl": "λ is not tuned", "tasks": "there are no tasks", "uses_augmix": "`augment` is not augmix"}
 
 
-def _layers(given: Given, tasks: list[str] | None, automl: bool, default_tasks: Sequence[str]) -> Layers:
+def _layers(
+    given: Given, tasks: list[str] | None, weighting: str | None, default_tasks: Sequence[str]
+) -> Layers:
     """What decides the configuration of a new run, or of the one to resume."""
     options = given.settings
     output = given.output
     if not given.resume:
         layers = config_layers(given.preset or "paper", given.config, {**options, "tasks": tasks})
-        return [("default", {"tasks": default_tasks}), *layers, ("the command", {"automl": automl})]
+        usual = {"tasks": default_tasks, "weighting": "automl"}
+        chosen = [("the command", {"weighting": weighting})] if weighting else []
+        return [("default", usual), *layers, *chosen]
     if output is None:
         raise UserError("--resume needs --output, the run directory to continue")
     changed = [key for key, value in options.items() if value is not None and key != "device"]
@@ -195,15 +198,12 @@ def _note_without_effect(given: Given, config: Config) -> None:
     """Say which options on the command line have no effect, because of what else is on it."""
     for key, setting in _NEEDS.items():
         if given.settings.get(key) is not None and not getattr(config, setting):
-            why = "λ is fixed" if setting == "automl" else "there are no tasks"
-            note(f"`{key}` has no effect: {why}")
+            note(f"`{key}` has no effect: {_WHY[setting]}")
 
 
-def _resuming_words(given: Given, directory: Path, *, automl: bool, single: bool) -> list[str | Path]:
+def _resuming_words(given: Given, directory: Path, *, single: bool) -> list[str | Path]:
     """The arguments of `rssl` that resume a run."""
     words: list[str | Path] = ["train-single" if single else "train-automl"]
-    if not automl and not single:
-        words.append("--fixed")
     words += ["--resume", "--output", directory]
     for file in given.task_file or ():
         words += ["--task-file", file]
@@ -313,6 +313,8 @@ class TrainingView:
         ).rstrip()
 
     def _lambdas(self) -> str:
-        if not self.config.tasks or not self._latest:
+        if not self.config.weighted or not self._latest:
             return ""
-        return "λ " + " ".join(f"{task} {self._latest[f'lambda/{task}']:.3f}" for task in self.config.tasks)
+        return "λ " + " ".join(
+            f"{name} {self._latest[f'lambda/{name}']:.3f}" for name in self.config.weighted
+        )

@@ -1,10 +1,8 @@
-"""The settings of a training run: defaults, presets, YAML files and checks. Imports no torch."""
+"""The settings of a training run: their defaults, limits and checks. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +10,29 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from rsslcli.core.errors import UserError, sanitize, short_repr, unknown
-from rsslcli.core.tasks.registry import check_task_names, check_task_words
+from rsslcli.core.errors import UserError, short_repr, unknown
+from rsslcli.core.plain_yaml import read_mapping
+from rsslcli.core.tasks.registry import check_task_words
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 BatchNormMode = Literal["per-task", "joint"]
 ValidationCorruptions = Literal["all", "extra"]
+Weighting = Literal["fixed", "automl", "uncertainty", "random", "upgrad"]
+Augment = Literal["standard", "augmix"]
+AutomlVariant = Literal["cosine", "constant-sum", "sgd-lookahead"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 VALIDATION_CORRUPTIONS: tuple[ValidationCorruptions, ...] = get_args(ValidationCorruptions)
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+AUTOML_VARIANTS: tuple[AutomlVariant, ...] = get_args(AutomlVariant)
 
-#: Size limit of a configuration file. Larger files are not configurations, and slow to parse with PyYAML.
-MAX_FILE_BYTES = 1 << 14
-#: Size limit of each mapping in it, after `<<` has merged others into it.
-MAX_MAPPING = 200
+#: The name of the Jensen-Shannon consistency loss of AugMix among the losses and weights of a run.
+JSD = "jsd"
+
 #: Every number is below this limit, so that it fits an int64.
 _LIMIT = 2**63
 
@@ -57,10 +61,18 @@ class Config:
     #: Self-supervision tasks in the order of λ; none for the baseline. Names only; they need not be
     #: registered, so runs with custom tasks stay readable.
     tasks: tuple[str, ...] = ()
-    #: Tune λ with Algorithm 1; otherwise λ keeps its initial value.
-    automl: bool = False
+    #: What sets λ: "fixed" keeps its initial value, "automl" is Algorithm 1, and the others are its rivals;
+    #: see docs/method.md.
+    weighting: Weighting = field(default="fixed", metadata=_one_of(WEIGHTINGS))
     epochs: int = field(default=100, metadata=_at_least(1))
     batch_size: int = field(default=64, metadata=_at_least(2))
+    #: "standard" crops and flips; "augmix" adds two AugMix views of each image, and the consistency loss.
+    augment: Augment = field(default="standard", metadata=_one_of(AUGMENTS))
+    #: Weight of the Jensen-Shannon consistency loss between an image and its two AugMix views. At 0, the main
+    #: task trains on one AugMix view of each image instead.
+    jsd_weight: float = field(default=12.0, metadata=_at_least(0))
+    #: Let Algorithm 1 tune that weight like those of the tasks.
+    tune_jsd: bool = False
     #: Train on a seeded, class-balanced subset of this many images; None uses all of them.
     train_size: int | None = field(default=None, metadata=_at_least(1))
     lr: float = field(default=0.1, metadata=_at_least(0))
@@ -68,12 +80,16 @@ class Config:
     momentum: float = field(default=0.9, metadata=_at_least(0, below=1))
     nesterov: bool = True
     weight_decay: float = field(default=5e-4, metadata=_at_least(0))
+    #: Decay per step of the exponential moving average of the weights, which evaluation uses; 0 for none.
+    ema: float = field(default=0.0, metadata=_at_least(0, below=1))
     initial_lambda: float = field(default=0.5, metadata=_at_least(0))
     #: β, the learning rate of λ.
     meta_lr: float = field(default=0.1, metadata=_at_least(0))
     meta_batch_size: int = field(default=25, metadata=_at_least(2))
     #: The look-ahead's α divided by the learning rate α_t.
     lookahead_scale: float = field(default=1.0, metadata=_at_least(0))
+    #: Departures of Algorithm 1 from the paper's; see docs/method.md.
+    automl_variants: tuple[AutomlVariant, ...] = field(default=(), metadata=_one_of(AUTOML_VARIANTS))
     #: τ, the epochs at the start during which λ stays fixed.
     warmup_epochs: int = field(default=5, metadata=_at_least(0))
     #: Number of source images whose corrupted versions tune λ; every evaluation excludes them.
@@ -98,6 +114,7 @@ class Config:
         for option in dataclasses.fields(self):
             _check_type(option.name, getattr(self, option.name), str(option.type))
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "automl_variants", tuple(self.automl_variants))
         check_task_words(self.tasks)
         check_task_words(self.task_options)
         for option in dataclasses.fields(self):
@@ -112,16 +129,42 @@ class Config:
             raise UserError(
                 f"depth: a WideResNet has 6n + 4 layers (10, 16, 22, 28, 34, 40), got {self.depth}"
             )
-        if self.automl and not self.tasks:
-            raise UserError("tasks: AutoML tunes the weights of tasks; choose at least one")
+        if self.tune_jsd and not (self.automl and self.uses_augmix and self.jsd_weight):
+            raise UserError(
+                "tune_jsd: needs weighting automl, augment augmix and a jsd_weight above 0, where it starts"
+            )
+        if self.weighting != "fixed" and not (self.tasks or self.tune_jsd):
+            raise UserError(
+                f"tasks: {WEIGHTING_TITLES[self.weighting]} sets the weights of tasks; choose at least one"
+            )
+
+    @property
+    def automl(self) -> bool:
+        """True if Algorithm 1 tunes λ."""
+        return self.weighting == "automl"
+
+    @property
+    def uses_augmix(self) -> bool:
+        """True if training uses AugMix."""
+        return self.augment == "augmix"
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """The losses whose weights λ a run holds: those of the tasks, in their order, and a few others.
+
+        "jsd" follows where Algorithm 1 tunes it. The rivals that weight the main loss too begin with "main".
+        """
+        first = ("main",) if self.weighting in ("uncertainty", "random") else ()
+        return (*first, *self.tasks, *((JSD,) if self.tune_jsd else ()))
 
     @property
     def name(self) -> str:
         """A short name of what the run trains: "baseline", "rotation", "fixed-rotation-bir", "automl-…"."""
-        joined = "-".join(self.tasks) or "baseline"
-        if self.automl:
-            return f"automl-{joined}"
-        return f"fixed-{joined}" if len(self.tasks) > 1 else joined
+        parts = ["augmix"] if self.uses_augmix else []
+        if self.weighting != "fixed" or len(self.tasks) > 1:
+            parts.append(self.weighting)
+        parts += [*self.tasks, *((JSD,) if self.tune_jsd else ())]
+        return "-".join(parts) or "baseline"
 
     @property
     def untuned(self) -> str:
@@ -141,116 +184,37 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain data for files; `Config(**data)` restores it."""
-        return dataclasses.asdict(self) | {"tasks": list(self.tasks)}
+        """The configuration as plain data for files; `Config.from_dict` restores it."""
+        lists = {"tasks": list(self.tasks), "automl_variants": list(self.automl_variants)}
+        return dataclasses.asdict(self) | lists
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Restore a configuration from `to_dict`, also of version 0.1.
+
+        Raises:
+            UserError: an invalid value.
+            TypeError: an unknown option.
+        """
+        return cls(**modernize(data))
 
 
-#: Presets: the settings in which each differs from the defaults.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The defaults: the paper's settings, and ours where it states none.
-    "paper": {},
-    # Settings of the published precursor code that differ (README, "Settings").
-    "precursor": {
-        "batch_norm": "joint",
-        "meta_lr": 0.01,
-        "lookahead_scale": 10.0,
-        "task_options": {
-            "color": {"scale": 2.0},
-            "ir": {"hidden": True},
-            "bir": {"hidden": True, "sigma": 7 / 255},
-            "inpaint": {"hidden": True},
-        },
-    },
-    # The whole study in a few hours on two CPU cores, see `rssl reproduce`.
-    "small": {
-        "epochs": 8,
-        "warmup_epochs": 1,
-        "depth": 16,
-        "width": 1,
-        "train_size": 3000,
-        # Only 322 steps tune λ here, compared with the paper's 74,000.
-        "meta_lr": 1.0,
-    },
-    # A run of minutes on two CPU cores, on the embedded data set.
-    "quick": {
-        "dataset": "shapes",
-        "epochs": 6,
-        "warmup_epochs": 2,
-        "depth": 10,
-        "width": 1,
-        "train_size": 2000,
-    },
+WEIGHTING_TITLES: dict[Weighting, str] = {
+    "automl": "AutoML",
+    "uncertainty": "uncertainty weighting",
+    "random": "random loss weighting",
+    "upgrad": "UPGrad",
 }
 
 
-#: The sources of a configuration, each a label and its values. Later layers win.
-Layers = Sequence[tuple[str, Mapping[str, Any]]]
-
-
-def make_config(
-    preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
-) -> Config:
-    """Make a configuration from a preset, a YAML file and `overrides`; later ones win.
-
-    Args:
-        preset: a name of `PRESETS`.
-        file: a YAML file whose keys are fields of `Config`.
-        overrides: values by field; None values are ignored.
-
-    Raises:
-        UserError: an unknown preset, option or task, an unreadable file, or an invalid value.
-    """
-    return merge(config_layers(preset, file, overrides))
-
-
-def config_layers(
-    preset: str = "paper", file: Path | None = None, overrides: Mapping[str, Any] | None = None
-) -> list[tuple[str, Mapping[str, Any]]]:
-    """The layers that `make_config` merges, labeled for `explain`."""
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    layers = []
-    if file is not None:
-        layers.append((str(file), read_config_file(file)))
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    layers.append(("command line", given))
-    epochs = {name: value for _, layer in layers for name, value in layer.items()}.get("epochs")
-    return [(f"preset {preset}", PRESETS[preset]), *_shorter_warmup(preset, epochs), *layers]
-
-
-def _shorter_warmup(preset: str, epochs: object) -> Layers:
-    """The layer that scales the warm-up of a run with fewer epochs than its preset.
-
-    The warm-up keeps the preset's fraction of the epochs, rounded, and leaves at least one epoch to tune λ.
-    The layer lies right above the preset, so an explicit `warmup_epochs` wins. `epochs` is not checked yet:
-    `Config` rejects invalid values.
-    """
-    usual = Config(**PRESETS[preset])
-    if not isinstance(epochs, int) or not 0 < epochs < usual.epochs:
-        return []
-    share = math.floor(usual.warmup_epochs * epochs / usual.epochs + 0.5)
-    origin = f"preset {preset}, its share: {usual.warmup_epochs} of {usual.epochs} epochs"
-    return [(origin, {"warmup_epochs": min(share, epochs - 1)})]
-
-
-def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
-    """Merge layers into a configuration.
-
-    Args:
-        layers: from `config_layers`.
-        known_tasks: require that all tasks are registered here, as training does.
-
-    Raises:
-        UserError: an invalid value, or an unknown task.
-    """
-    values: dict[str, Any] = {}
-    for _, layer in layers:
-        values |= layer
-    config = Config(**values)
-    if known_tasks:
-        check_task_names(config.tasks)
-        check_task_names(config.task_options)
-    return config
+def modernize(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of version 0.1 in today's terms: it had `automl`, true or false, in place of `weighting`."""
+    values = {key: value for key, value in data.items() if key != "automl"}
+    if isinstance(old := data.get("automl"), bool):
+        values.setdefault("weighting", "automl" if old else "fixed")
+    elif "automl" in data:
+        raise UserError(f"automl: expected true or false, got {short_repr(old)}")
+    return values
 
 
 def check_effective(config: Config) -> None:
@@ -261,26 +225,11 @@ def check_effective(config: Config) -> None:
     """
     if config.untuned:
         raise UserError(config.untuned)
-    if config.tasks and not config.automl and not config.initial_lambda:
+    if config.tasks and config.weighting in ("fixed", "upgrad") and not config.initial_lambda:
         raise UserError(
             f"initial_lambda: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
             "above 0, or no tasks for the baseline"
         )
-
-
-def explain(layers: Layers) -> str:
-    """The merged configuration as YAML, which `read_config_file` reads back.
-
-    A comment at each option says where its value comes from: the last layer that sets it, or "default".
-    """
-    origins = {name: origin for origin, layer in layers for name in layer}
-    text = yaml.safe_dump(merge(layers).to_dict(), sort_keys=False, default_flow_style=None, width=math.inf)
-    lines = []
-    for line in text.splitlines():
-        origin = sanitize(origins.get(line.partition(":")[0], "default"))
-        # An indented line continues the option above.
-        lines.append(line if line.startswith(" ") else f"{line:<40}  # {origin}")
-    return "\n".join(lines) + "\n"
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
@@ -289,24 +238,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is not plain YAML, or has an unknown option.
     """
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"{file} is not a configuration: it is larger than {MAX_FILE_BYTES >> 10} KiB")
-    try:
-        values = yaml.load(data, Loader=_Loader)
-    except Exception as error:  # PyYAML may raise anything if a value does not fit its tag
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error or type(error).__name__
-        raise UserError(f"{file}{where} is not plain YAML: {sanitize(problem)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected lines such as `epochs: 20`, got a {type(values).__name__}")
+    values = modernize(read_mapping(file))
     known = [option.name for option in dataclasses.fields(Config)]
     for key in values:
         if key not in known:
@@ -314,44 +246,12 @@ def read_config_file(file: Path) -> dict[str, Any]:
     return values
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML data, in which 1e-6 is a number and duplicate keys are errors."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping; reject duplicate keys, of which PyYAML silently drops all but the last."""
-        self._check_size(node)
-        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        duplicates = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if duplicates:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{short_repr(duplicates[0])} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge the mappings that `<<` names; reject merges of merges that grow without bound."""
-        super().flatten_mapping(node)
-        self._check_size(node)
-
-    def _check_size(self, node: yaml.MappingNode) -> None:
-        if len(node.value) > MAX_MAPPING:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"a mapping has more than {MAX_MAPPING} entries", node.start_mark
-            )
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
 def _check_limits(option: dataclasses.Field[Any], value: Any) -> None:
     """Raise UserError unless `value` is within the limits of its field."""
     choices = option.metadata.get("choices")
-    if choices and value not in choices:
-        raise unknown(option.name, value, choices)
+    for word in value if isinstance(value, tuple) else (value,):
+        if choices and word not in choices:
+            raise unknown(option.name, word, choices)
     minimum = option.metadata.get("minimum")
     if minimum is None or value is None:
         return

@@ -51,7 +51,7 @@ def test_leave_out_validation(home: Path) -> None:
     out = succeed("eval-c plain --corruptions fog --severity 1 --leave-out-validation", cwd=home)
     assert "(33 images per cell, 7 left out, kept for tuning λ)" in out
     data = load("mine", home / "data")
-    tuned = dataclasses.replace(CONFIG, tasks=("ir",), automl=True)
+    tuned = dataclasses.replace(CONFIG, tasks=("ir",), weighting="automl")
     expected = draw_validation_set(tuned, data, load_corrupted(data)).source
     assert json.loads((home / "plain" / "eval-c-partial.json").read_text())["excluded"] == list(expected)
     torch.save(WideResNet(10, 1).state_dict(), home / "w.pt")
@@ -167,7 +167,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
     heads = {"module.rot_pred.weight": torch.ones(4, 64), "module.rot_pred.bias": torch.ones(4)}
     torch.save({"state_dict": state | heads, "epoch": 99}, home / "public.pt")
-    save_run(home / "ours", dataclasses.replace(CONFIG, tasks=("ir",), automl=True), (3, 5), network)
+    save_run(home / "ours", dataclasses.replace(CONFIG, tasks=("ir",), weighting="automl"), (3, 5), network)
     options = "--dataset mine --protocol robustbench --same-images-as ours --output public.json"
     public = rssl(f"eval-c public.pt {options} --classes-by-position", cwd=home)
     assert public.returncode == 0, public.stderr

@@ -330,8 +330,9 @@ keep_freed_memory()
 marks, seen = [int(sys.argv[1]), int(sys.argv[2])], {}
 data = load("mine", Path("data"))
 config = Config(
-    dataset="mine", tasks=("rotation", "ir"), automl=True, epochs=int(sys.argv[2]) // 20 + 1, warmup_epochs=1,
-    depth=10, width=1, batch_size=8, meta_batch_size=5, validation_images=10, device="cpu",
+    dataset="mine", tasks=("rotation", "ir"), weighting="automl", warmup_epochs=1,
+    epochs=int(sys.argv[2]) // 20 + 1, depth=10, width=1, batch_size=8,
+    meta_batch_size=5, validation_images=10, device="cpu",
 )
 train(config, Path(sys.argv[3]), data, load_corrupted(data), on_event=note)
 (early, files), (late, files_late) = (seen[mark] for mark in marks)

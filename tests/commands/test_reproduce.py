@@ -109,7 +109,8 @@ def test_table_1_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """With the paper's figures and intervals over seeds, in 80 columns, no number is cut."""
     for seed in range(3):
         for name, tasks in (("baseline", ()), ("rotation", ("rotation",)), ("automl", BEST_TASKS)):
-            make_run(tmp_path / f"{name}-s{seed}", tasks=tasks, automl=len(tasks) > 1, seed=seed)
+            weighting = "automl" if len(tasks) > 1 else "fixed"
+            make_run(tmp_path / f"{name}-s{seed}", tasks=tasks, weighting=weighting, seed=seed)
     (study,) = write_report([tmp_path], tmp_path / "report").studies
     text = io.StringIO()
     monkeypatch.setattr("rsslcli.commands.reproduce.out", Console(file=text, width=80))

@@ -140,7 +140,7 @@ def test_a_hint_to_evaluate_makes_runs_comparable(
     def beside(name: str, **settings: Any) -> Path:
         other = tmp_path / "runs" / name
         other.mkdir(parents=True)
-        config = Config(**({"dataset": "mine", "tasks": ("ir",), "automl": True} | settings))
+        config = Config(**({"dataset": "mine", "tasks": ("ir",), "weighting": "automl"} | settings))
         (other / "config.yaml").write_text(config.to_yaml())
         (other / "checkpoint.pt").touch()
         return other
@@ -148,10 +148,10 @@ def test_a_hint_to_evaluate_makes_runs_comparable(
     assert hint(baseline) == "prepare-data --dataset mine --corruptions generate"
     (tmp_path / "mine" / "corrupted").mkdir(parents=True)
     (tmp_path / "mine" / "corrupted" / "labels.npy").touch()
-    assert hint(Config(dataset="mine", tasks=("ir",), automl=True)) == f"eval-c {run}"
+    assert hint(Config(dataset="mine", tasks=("ir",), weighting="automl")) == f"eval-c {run}"
     assert hint(baseline) == f"eval-c {run} --leave-out-validation"
     beside("another", dataset="cifar10", seed=1)
-    beside("fixed", automl=False, seed=2)
+    beside("fixed", weighting="fixed", seed=2)
     assert hint(baseline) == f"eval-c {run} --leave-out-validation"
     other = beside("tuned", seed=5)
     assert hint(baseline) == f"eval-c {run} --same-images-as {other}"
@@ -168,7 +168,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.training.events import Started, StepsDone
 
 tasks = ("rotation", "bir", "color", "ir")
-config = Config(tasks=tasks, automl=True)
+config = Config(tasks=tasks, weighting="automl")
 record = {"epoch": 99, "loss/main": 1.5, **{f"lambda/{task}": 0.5 for task in tasks}}
 with TrainingView(config) as view:
     view(Started(config, Path("runs/x"), "CPU", 50_000, 9_500, 0, 78_100, 781))

@@ -15,18 +15,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rsslcli.core.config import (
-    MAX_FILE_BYTES,
-    PRESETS,
-    Config,
-    check_effective,
-    config_layers,
-    explain,
-    make_config,
-    merge,
-    read_config_file,
-)
+from rsslcli.core.config import WEIGHTINGS, Config, check_effective, read_config_file
 from rsslcli.core.errors import UserError
+from rsslcli.core.plain_yaml import MAX_FILE_BYTES
+from rsslcli.core.presets import PRESETS, config_layers, explain, make_config, merge
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 
 
@@ -151,20 +143,20 @@ def test_the_explanation_says_where_a_shorter_warm_up_comes_from() -> None:
         ({"epochs": 5}, "warmup_epochs: .* in 5 epochs of 5: expected below 5"),
         ({"meta_lr": 0}, "meta_lr: .* at 0 no λ moves: expected above 0"),
         ({"lookahead_scale": 0}, "lookahead_scale: .* at 0 no λ moves: expected above 0"),
-        ({"automl": False, "initial_lambda": 0}, "initial_lambda: .* at 0, ir would have no effect"),
+        ({"weighting": "fixed", "initial_lambda": 0}, "initial_lambda: .* at 0, ir would have no effect"),
     ],
 )
 def test_a_new_run_whose_mechanism_would_not_act_is_refused(options: dict[str, Any], message: str) -> None:
-    config = Config(**{"tasks": ("ir",), "automl": True} | options)  # as an old run's file may hold it
+    config = Config(**{"tasks": ("ir",), "weighting": "automl"} | options)  # as an old run's file may hold it
     assert re.search(message, refusal(lambda: check_effective(config)))
-    without = {"tasks": (), "automl": False}
+    without = {"tasks": (), "weighting": "fixed"}
     check_effective(dataclasses.replace(config, **without))  # type: ignore[arg-type]
     if config.automl:
-        check_effective(dataclasses.replace(config, automl=False))
+        check_effective(dataclasses.replace(config, weighting="fixed"))
 
 
 def test_a_new_run_whose_mechanisms_act_is_taken() -> None:
-    for options in ({}, {"automl": True}, {"automl": True, "initial_lambda": 0.0, "epochs": 6}):
+    for options in ({}, {"weighting": "automl"}, {"weighting": "automl", "initial_lambda": 0.0, "epochs": 6}):
         check_effective(Config(tasks=("ir",), **options))  # type: ignore[arg-type]
 
 
@@ -197,8 +189,8 @@ def test_what_only_looks_like_a_number_is_none(folder: Path) -> None:
         ({}, "baseline"),
         ({"tasks": ("rotation",)}, "rotation"),
         ({"tasks": ("rotation", "bir")}, "fixed-rotation-bir"),
-        ({"tasks": ("bir", "color"), "automl": True}, "automl-bir-color"),
-        ({"tasks": ["bir"], "automl": True}, "automl-bir"),
+        ({"tasks": ("bir", "color"), "weighting": "automl"}, "automl-bir-color"),
+        ({"tasks": ["bir"], "weighting": "automl"}, "automl-bir"),
     ],
 )
 def test_names_of_runs(options: dict[str, Any], name: str) -> None:
@@ -218,7 +210,7 @@ KINDS = {
         "depth",
     ),
     "a number": ("lr", "min_lr", "momentum", "weight_decay", "initial_lambda", "meta_lr", "lookahead_scale"),
-    "true or false": ("automl", "nesterov"),
+    "true or false": ("tune_jsd", "nesterov"),
     "a word": ("dataset", "batch_norm", "device", "precision"),
     "a list of names": ("tasks",),
     "a mapping": ("task_options",),
@@ -266,7 +258,7 @@ def test_numbers_out_of_range(value: float) -> None:
         ({"depth": 4}, "depth: "),
         ({"width": 0}, "width: "),
         ({"train_size": 0}, "train_size: "),
-        ({"automl": True}, "tasks: "),
+        ({"weighting": "automl"}, "tasks: "),
         ({"batch_norm": "both"}, "unknown batch_norm 'both': choose from per-task, joint"),
         ({"device": "mps"}, "unknown device 'mps': choose from auto, cpu, cuda"),
         ({"device": "cdua"}, "unknown device 'cdua': did you mean 'cuda'?"),
@@ -353,7 +345,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "directory" in refusal(lambda: make_config(file=tmp_path))
 
 
-@pytest.mark.parametrize("option", ["lr", "tasks", "task_options", "dataset", "epochs", "automl"])
+@pytest.mark.parametrize("option", ["lr", "tasks", "task_options", "dataset", "epochs", "weighting"])
 def test_an_alias_bomb_is_refused_at_once(option: str, folder: Path) -> None:
     lines = ["lr: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
@@ -421,7 +413,7 @@ configs = st.builds(
     Config,
     dataset=st.text(max_size=20),
     tasks=st.lists(st.sampled_from(list(TASKS)), min_size=1, unique=True),
-    automl=st.booleans(),
+    weighting=st.sampled_from(WEIGHTINGS),
     epochs=st.integers(1, 10**9),
     batch_size=st.integers(2, 10**6),
     train_size=st.none() | st.integers(1, 10**9),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rsslcli.core.config import Config
+from rsslcli.core.config import WEIGHTING_TITLES, WEIGHTINGS, Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, coverage
 from rsslcli.core.errors import sanitize
 from rsslcli.core.report.conditions import (
@@ -23,7 +23,7 @@ from rsslcli.core.report.conditions import (
     unlike_conditions,
     warn_of_conditions,
 )
-from rsslcli.core.report.runs import Floats, LeftOut, Run, has_effect
+from rsslcli.core.report.runs import Floats, LeftOut, Run, has_effect, paper_method
 from rsslcli.core.tasks.registry import BEST_TASKS, TASKS
 
 #: The names in the paper's Table 1, and its accuracy in percent with that task alone and a fixed λ.
@@ -47,10 +47,11 @@ PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
 
 #: Settings that may differ between rows of a study: those compared on purpose or without effect on results,
 #: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
-_OF_ROWS = ("seed", "device", "compile", "tasks", "automl")
+_OF_ROWS = ("seed", "device", "compile", "tasks", "weighting", "augment", "ema")
+_OF_AUGMIX = ("jsd_weight", "tune_jsd")
 _OF_TASKS = ("batch_norm", "initial_lambda", "task_options")
 _OF_AUTOML = (
-    "meta_lr", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
+    "meta_lr", "automl_variants", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
     "validation_corruptions",
 )  # fmt: skip
 
@@ -189,7 +190,7 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
     made = [Row("", runs, None) for runs in rows]
     for index, row in enumerate(made):
         trained_so = in_paper and has_effect(row.config)
-        paper = PAPER.get((frozenset(row.config.tasks), row.config.automl)) if trained_so else None
+        paper = PAPER.get(key) if trained_so and (key := paper_method(row.config)) else None
         made[index] = replace(row, label=_label(row.config), paper=paper)
     made.sort(key=lambda row: _place(row.config))
     # Rows with the same label get their non-default settings added.
@@ -208,15 +209,16 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
 
 def _shared(run: Run) -> dict[str, Any]:
     """The settings that must be equal for a meaningful comparison."""
-    apart = {*_OF_ROWS, *_OF_TASKS, *_OF_AUTOML}
+    apart = {*_OF_ROWS, *_OF_AUGMIX, *_OF_TASKS, *_OF_AUTOML}
     shared = {name: value for name, value in run.config.to_dict().items() if name not in apart}
     return shared if run.dataset == run.config.dataset else shared | {"evaluated on": run.dataset}
 
 
 def _method(config: Config) -> dict[str, Any]:
     """Settings that distinguish rows within a study: the tasks, and what acts on them."""
-    names = (*(_OF_TASKS if config.tasks else ()), *(_OF_AUTOML if config.automl else ()))
-    method = {"tasks": sorted(config.tasks), "automl": config.automl}
+    names = ["augment", "ema", *(_OF_AUGMIX if config.uses_augmix else ())]
+    names += [*(_OF_TASKS if config.tasks else ()), *(_OF_AUTOML if config.automl else ())]
+    method: dict[str, Any] = {"tasks": sorted(config.tasks), "weighting": config.weighting}
     method |= {name: getattr(config, name) for name in names}
     if config.tasks:
         options = config.task_options
@@ -226,7 +228,15 @@ def _method(config: Config) -> dict[str, Any]:
 
 def _changed(config: Config) -> dict[str, Any]:
     """The method's settings that are not the defaults."""
-    default = _method(replace(Config(), tasks=config.tasks, automl=config.automl))
+    default = _method(
+        replace(
+            Config(),
+            tasks=config.tasks,
+            weighting=config.weighting,
+            augment=config.augment,
+            tune_jsd=config.tune_jsd,
+        )
+    )
     return {name: value for name, value in _method(config).items() if value != default[name]}
 
 
@@ -278,8 +288,10 @@ def _label(config: Config) -> str:
     titles = (TABLE_1[task][0] if task in TABLE_1 else task for task in config.tasks)
     known = {frozenset[str](): "Baseline", FOUR: "Four tasks", frozenset(TABLE_1): "Seven tasks"}
     label = known.get(frozenset(config.tasks)) or " + ".join(titles)
-    if config.automl and has_effect(config):
-        return f"{label}, AutoML"
+    if config.uses_augmix:
+        label = f"AugMix + {label[0].lower()}{label[1:]}" if config.tasks else "AugMix"
+    if config.weighting not in ("fixed", "automl") or (config.automl and has_effect(config)):
+        return f"{label}, {WEIGHTING_TITLES[config.weighting]}{' of λ and JSD' * config.tune_jsd}"
     label = f"{label}, fixed λ" if len(config.tasks) > 1 else label
     if has_effect(config):
         return label
@@ -300,7 +312,10 @@ def _place(config: Config) -> tuple[object, ...]:
     order = sorted(list(TASKS).index(task) if task in TASKS else len(TASKS) for task in config.tasks)
     several = len(order) > 1
     changed = _changed(config)
-    return several, several and set(config.tasks) != FOUR, order, config.automl, len(changed), _key(changed)
+    return (
+        config.uses_augmix, several, several and set(config.tasks) != FOUR, order,
+        list(WEIGHTINGS).index(config.weighting), len(changed), _key(changed),
+    )  # fmt: skip
 
 
 def _key(value: object) -> str:

@@ -18,7 +18,7 @@ from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.files import quietly
 from rsslcli.core.report.comparison import FOUR, Row, Study
 from rsslcli.core.report.page import Figure
-from rsslcli.core.report.runs import Floats, has_effect
+from rsslcli.core.report.runs import Floats, has_effect, paper_method
 
 #: The palette of Okabe and Ito 2008, without black (the baseline's) and yellow (too faint on white).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -205,7 +205,7 @@ def _difference(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
 def _figure_2a(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     rows = [row for row in rows if has_effect(row.config)]
     keys = ((frozenset[str](), False), (frozenset({"rotation"}), False), (FOUR, False), (FOUR, True))
-    shown = [row for key in keys for row in rows if (frozenset(row.config.tasks), row.config.automl) == key]
+    shown = [row for key in keys for row in rows if paper_method(row.config) == key]
     if not shown:
         return None
     width = size.width if size.narrow else max(4.2, 1.1 + 1.25 * len(shown))
@@ -249,7 +249,7 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     words = []
     for axes, row in zip(canvas.subplots(len(tuned), squeeze=False)[:, 0], tuned, strict=True):
         grid = np.linspace(0, row.config.epochs, _POINTS)
-        for index, task in enumerate(row.config.tasks):
+        for index, task in enumerate(row.config.weighted):
             curves = [run.history.lambdas[task] for run in row.runs.values() if task in run.history.lambdas]
             if not curves:
                 continue

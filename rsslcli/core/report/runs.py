@@ -275,4 +275,12 @@ def has_effect(config: Config) -> bool:
 
     Training refuses settings without effect, but runs of older versions may have them.
     """
-    return not config.untuned if config.automl else not config.tasks or config.initial_lambda > 0
+    if config.automl:
+        return not config.untuned
+    return not config.tasks or config.weighting != "fixed" or config.initial_lambda > 0
+
+
+def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:
+    """The tasks, and whether λ is tuned, if the paper has such a method; else None."""
+    beyond = config.uses_augmix or config.ema or config.weighting not in ("fixed", "automl")
+    return None if beyond else (frozenset(config.tasks), config.automl)

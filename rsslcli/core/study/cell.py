@@ -103,8 +103,7 @@ class Cell:
             return [[*evaluate, *options]]
         train = list(self.train)
         if self.folder.checkpoint.is_file():
-            fixed = self.train[0] == "train-automl" and not self.config.automl
-            train = command_arguments(self.train[0], resume=True, fixed=fixed)
+            train = command_arguments(self.train[0], resume=True)
         train += command_arguments(task_file=self.task_files, output=self.directory)
         return [[*train, *options], [*evaluate, *options]]
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsslcli.core.config import check_effective, config_layers, merge
+from rsslcli.core.config import Augment, BatchNormMode, Weighting, check_effective
 from rsslcli.core.errors import UserError, command_arguments, unknown
 from rsslcli.core.files import replacing
+from rsslcli.core.presets import config_layers, merge
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.tasks.registry import BEST_TASKS, TASKS, check_task_names, check_task_words
 
@@ -21,13 +22,15 @@ class Method:
 
     Attributes:
         tasks: the self-supervision tasks; empty for the baseline.
-        automl: whether Algorithm 1 tunes λ.
+        weighting: what sets λ.
         batch_norm: the batch-normalization mode; None keeps the preset's.
+        augment: the augmentation; None keeps the preset's.
     """
 
     tasks: tuple[str, ...]
-    automl: bool = False
-    batch_norm: str | None = None
+    weighting: Weighting = "fixed"
+    batch_norm: BatchNormMode | None = None
+    augment: Augment | None = None
 
 
 #: The paper's experiments: the columns of Table 1, then those of Figure 2.
@@ -35,11 +38,18 @@ PAPER_METHODS = {
     "baseline": Method(()),
     **{task: Method((task,)) for task in TASKS},
     "fixed": Method(BEST_TASKS),
-    "automl": Method(BEST_TASKS, automl=True),
+    "automl": Method(BEST_TASKS, weighting="automl"),
 }
 
 
-_JOINT = {"rotation-joint": Method(("rotation",), batch_norm="joint")}
+#: Rows beyond the paper's: another batch-normalization mode, and AugMix alone and with tasks.
+_BEYOND = {
+    "rotation-joint": Method(("rotation",), batch_norm="joint"),
+    "augmix": Method((), augment="augmix"),
+    "augmix-rotation": Method(("rotation",), augment="augmix"),
+    "augmix-fixed": Method(BEST_TASKS, augment="augmix"),
+    "augmix-automl": Method(BEST_TASKS, weighting="automl", augment="augmix"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Preset:
 PRESETS = {
     "paper": Preset(PAPER_METHODS, seeds=3),
     "small": Preset(
-        PAPER_METHODS | _JOINT,
+        PAPER_METHODS | _BEYOND,
         seeds=3,
         single_seed=tuple(task for task in TASKS if task != "rotation"),
         corruptions="generate",
@@ -119,7 +129,7 @@ def plan(
             if task in size.methods:
                 raise UserError(f"`add_task` {task}: the study has that task already")
         methods |= {task: Method((task,)) for task in tasks}
-        methods["-".join(("automl", *tasks))] = Method((*BEST_TASKS, *tasks), automl=True)
+        methods["-".join(("automl", *tasks))] = Method((*BEST_TASKS, *tasks), weighting="automl")
     # Seed by seed, so that a study stopped early has complete comparisons; single-seed methods come last.
     rows = [name for name in methods if name not in size.single_seed]
     order = [(name, seed) for seed in range(max(count, before)) for name in rows]
@@ -142,18 +152,20 @@ def _make_cell(
     task_files: Sequence[Path],
 ) -> Cell:
     """A cell with its settings and the command that trains it; see `plan`."""
-    chosen = {"tasks": list(method.tasks), "automl": method.automl, "batch_norm": method.batch_norm}
+    chosen = {**vars(method), "tasks": list(method.tasks)}
     # Rows of earlier invocations stay even if their tasks are unknown now: see `Cell.check_can_run`.
     resolved = merge(config_layers(preset, config, {**chosen, **options}), known_tasks=False)
     check_task_names(resolved.task_options)
     check_effective(resolved)
-    several = method.automl or len(method.tasks) > 1
+    several = method.weighting != "fixed" or len(method.tasks) > 1
     train = command_arguments(
         "train-automl" if several else "train-single",
         tasks=",".join(method.tasks) if several else None,
         task=None if several else next(iter(method.tasks), "none"),
-        fixed=several and not method.automl,
+        fixed=several and method.weighting == "fixed",
+        weighting=method.weighting if method.weighting not in ("fixed", "automl") else None,
         batch_norm=method.batch_norm,
+        augment=method.augment,
         preset=preset,
         config=config,
         dataset=resolved.dataset,

@@ -46,7 +46,7 @@ ENTRY_POINT_GROUP = "rssl.tasks"
 #: A task's name. It must work as a file name, as a key of metrics and as a key of a state dict.
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: Words that already have a meaning where names of tasks are accepted.
-_RESERVED = ("main", "meta", "none", "baseline")
+_RESERVED = ("main", "meta", "jsd", "none", "baseline")
 
 #: Custom tasks registered in this process, by name.
 _registered: dict[str, type[Task]] = {}

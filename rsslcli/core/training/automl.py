@@ -23,6 +23,9 @@ LossGroups = Iterable[Mapping[str, Tensor]]
 #: Parameters by name, ψ = (θc, θmain).
 Parameters = Mapping[str, Tensor]
 
+#: Keeps divisions finite.
+_TINY = 1e-30
+
 
 def automl_gradients(
     groups: LossGroups,
@@ -33,6 +36,9 @@ def automl_gradients(
     *,
     alpha: float | Tensor,
     beta: float,
+    drift: Tensor | float = 0.0,
+    cosine: bool = False,
+    keep_sum: bool = False,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
     """One iteration of Algorithm 1 after the warm-up, without the optimizer: update λ, set every `.grad`.
@@ -46,15 +52,45 @@ def automl_gradients(
         validation_loss: L_main on a validation batch, as a function of ψ.
         alpha: step size α of the look-ahead, Eq. (2).
         beta: learning rate β of λ.
+        drift: a variant: (|ψ|,) what the optimizer's step adds to the gradient, see `step.Trainer`.
+        cosine: a variant: replace the inner product by the cosine of the two gradients, so that a loss gains
+            no weight by the size of its gradient.
+        keep_sum: a variant: rescale the new λ to the sum of the old ones.
         sum_over_ranks: sums a tensor over the ranks if they share the batches, so that the losses are local
             shares. λ is then the same on every rank; `.grad` stays the local share.
 
     Returns:
         The detached losses by task, and the meta loss as "meta". No value is copied to the host.
     """
+    losses, gradients, head_gradients = task_gradients(groups, psi, heads)
+    g_main = gradients[MAIN]
+    g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
+
+    g = sum_over_ranks(g_main + lambdas @ g_aux)  # ∂L/∂ψ
+    ahead = {
+        name: (p.detach() - alpha * step).requires_grad_()
+        for (name, p), step in zip(psi.items(), _unflatten(g + drift, psi), strict=True)
+    }
+    meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
+    v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()))))
+    meta_gradient = -alpha * sum_over_ranks(g_aux @ v)  # ∂L_meta/∂λ
+    if cosine:
+        norms = sum_over_ranks(g_aux.clone()).norm(dim=1) * v.norm()
+        meta_gradient = meta_gradient / norms.clamp_min(_TINY)
+    updated = (lambdas - beta * meta_gradient).clamp(min=0)
+    lambdas.copy_(updated * lambdas.sum() / updated.sum().clamp_min(_TINY) if keep_sum else updated)
+
+    set_gradients(g_main + lambdas @ g_aux, psi, lambdas, heads, head_gradients)  # with the updated λ
+    return losses | {"meta": meta_loss.detach()}
+
+
+def task_gradients(
+    groups: LossGroups, psi: Parameters, heads: Mapping[str, Sequence[Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
+    """The detached losses, and the gradient of each: flat ∂L/∂ψ, and ∂L_aux,i/∂θaux,i; all by task."""
     losses: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}  # ∂L_main/∂ψ and ∂L_aux,i/∂ψ, flat
-    head_gradients: dict[str, tuple[Tensor, ...]] = {}  # ∂L_aux,i/∂θaux,i
+    gradients: dict[str, Tensor] = {}
+    head_gradients: dict[str, tuple[Tensor, ...]] = {}
     for group in groups:
         # The last backward pass of a group frees the graph that its losses share.
         for remaining, (task, loss) in zip(range(len(group) - 1, -1, -1), group.items(), strict=True):
@@ -63,26 +99,22 @@ def automl_gradients(
             losses[task] = loss.detach()
             gradients[task] = _flatten(parts[: len(psi)])
             head_gradients[task] = parts[len(psi) :]
-    g_main = gradients[MAIN]
-    g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
+    return losses, gradients, head_gradients
 
-    g = sum_over_ranks(g_main + lambdas @ g_aux)  # ∂L/∂ψ
-    ahead = {
-        name: (p.detach() - alpha * step).requires_grad_()
-        for (name, p), step in zip(psi.items(), _unflatten(g, psi), strict=True)
-    }
-    meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
-    v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()))))
-    meta_gradient = -alpha * sum_over_ranks(g_aux @ v)  # ∂L_meta/∂λ
-    lambdas.sub_(beta * meta_gradient).clamp_(min=0)
 
-    g = g_main + lambdas @ g_aux  # with the updated λ
+def set_gradients(
+    g: Tensor,
+    psi: Parameters,
+    lambdas: Tensor,
+    heads: Mapping[str, Sequence[Tensor]],
+    head_gradients: Mapping[str, Sequence[Tensor]],
+) -> None:
+    """Set every `.grad`: of ψ from the flat g, of each head λᵢ times the gradient of its loss."""
     for p, part in zip(psi.values(), _unflatten(g, psi), strict=True):
         p.grad = part
     for weight, (task, parameters) in zip(lambdas, heads.items(), strict=True):
         for p, part in zip(parameters, head_gradients[task], strict=True):
             p.grad = weight * part
-    return losses | {"meta": meta_loss.detach()}
 
 
 def fixed_gradients(
@@ -93,7 +125,7 @@ def fixed_gradients(
     Args:
         groups: the losses of the training batch; each group costs one backward pass.
         parameters: all parameters φ; their old gradients are discarded.
-        weights: λᵢ by task, scalars on the device.
+        weights: λᵢ by task, scalars on the device; a loss without one has weight 1, as the main loss has.
 
     Returns:
         The detached losses by task.
@@ -102,7 +134,7 @@ def fixed_gradients(
         p.grad = None
     losses: dict[str, Tensor] = {}
     for group in groups:
-        total = sum(loss if task == MAIN else weights[task] * loss for task, loss in group.items())
+        total = sum(weights[task] * loss if task in weights else loss for task, loss in group.items())
         assert isinstance(total, Tensor)
         total.backward()  # type: ignore[no-untyped-call]
         losses.update({task: loss.detach() for task, loss in group.items()})

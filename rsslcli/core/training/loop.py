@@ -45,7 +45,7 @@ class TrainingResult:
         checkpoint: the checkpoint file.
         clean_accuracy: clean accuracy after the last epoch, in [0, 1].
         clean_images: number of test images for it: none that tune λ, and at most as many as an epoch has.
-        lambdas: the final λ by task.
+        lambdas: the final λ, by the names in `config.weighted`.
         seconds: the time that this process took.
     """
 
@@ -240,7 +240,7 @@ class _Run:
         trainer.model.eval()
         local = self.clean[self.world.shard(len(self.clean))]
         counts = count_correct(
-            trainer.model.network, test.images, test.labels, self.device, local, self.config.precision
+            trainer.classifier, test.images, test.labels, self.device, local, self.config.precision
         )
         correct, undecided = self.world.all_reduce(torch.tensor(counts)).tolist()
         if undecided:
@@ -276,7 +276,7 @@ class _Run:
     def result(self) -> TrainingResult:
         """Log the end of the run and return its result."""
         self.note(FINISHED)
-        lambdas = dict(zip(self.config.tasks, self.trainer.lambdas.tolist(), strict=True))
+        lambdas = dict(zip(self.config.weighted, self.trainer.lambdas.tolist(), strict=True))
         seconds = time.perf_counter() - self.began
         return TrainingResult(
             directory=self.directory,
@@ -315,6 +315,7 @@ class _Run:
                     excluded=self.excluded,
                     train_data=self.dataset.train.checksum,
                     validation_data=self.validation_data,
+                    average=trainer.averaged.state_dict() if trainer.averaged else {},
                 ),
             )
         self.saved = time.perf_counter()
@@ -369,6 +370,8 @@ class _Run:
             trainer.model.heads.load_state_dict(saved.heads)
             trainer.optimizer.load_state_dict(saved.optimizer)
             trainer.lambdas.copy_(saved.lambdas)
+            if trainer.averaged:
+                trainer.averaged.load_state_dict(saved.average)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.checkpoint} does not fit its configuration: {reason}") from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.config import BatchNormMode
+from rsslcli.core.config import JSD, BatchNormMode
 from rsslcli.core.networks.batch_norm import keep_running_statistics
 from rsslcli.core.networks.wide_resnet import WideResNet, initialize
 from rsslcli.core.randomness import BatchRandom
@@ -18,6 +18,7 @@ from rsslcli.core.runtime import autocast
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.guard import loss_of, make_head, outputs_of, transformed
 from rsslcli.core.training.automl import MAIN, Parameters
+from rsslcli.core.training.consistency import jensen_shannon
 
 
 class MultiTaskNetwork(nn.Module):
@@ -76,33 +77,39 @@ class MultiTaskNetwork(nn.Module):
         """The parameters θaux,i by task, in the order of λ."""
         return {name: list(self.heads[name].parameters()) for name in self.tasks}
 
-    def losses(self, images: Tensor, labels: Tensor, random: BatchRandom) -> Iterator[dict[str, Tensor]]:
+    def losses(
+        self, images: Tensor, labels: Tensor, random: BatchRandom, views: Sequence[Tensor] = ()
+    ) -> Iterator[dict[str, Tensor]]:
         """Compute the unweighted losses L_main and L_aux,i of a batch.
 
         Args:
             images: float (N, 3, H, W) in [0, 1].
             labels: int64 (N,).
             random: the source of the tasks' random numbers.
+            views: augmented versions of the images, for the main task alone. With one, it trains on that in
+                place of the images; with two, their consistency is a further loss, "jsd".
 
         Yields:
             Scalars by task ("main" for the main task), grouped by the trunk pass that they share. Groups are
             computed on demand, so that only one pass at a time is in memory.
         """
         prepared = {name: transformed(name, task, images, random) for name, task in self.tasks.items()}
-        on_clean = [name for name, task in self.tasks.items() if task.clean_input]
+        sees_clean = len(views) != 1  # whether the main task sees the unchanged images
+        on_clean = [name for name, task in self.tasks.items() if task.clean_input and sees_clean]
         others = [name for name in self.tasks if name not in on_clean]
         # One trunk pass serves the main task and all tasks on clean images; each other task needs its own.
         passes = [[MAIN, *on_clean], *([name] for name in others)]
-        inputs = [images, *(prepared[name][0] for name in others)]
+        main_input = torch.cat([images, *views]) if sees_clean and views else [images, *views][-1]
+        inputs = [main_input, *(prepared[name][0] for name in others)]
         targets = {MAIN: labels} | {name: target for name, (_, target) in prepared.items()}
         if self.batch_norm == "joint":
             with self._precision(images):
                 joint = self._features(torch.cat(inputs))
             parts = torch.split(joint, [len(x) for x in inputs])
             yield {
-                name: self._loss(name, part, targets[name])
+                name: loss
                 for names, part in zip(passes, parts, strict=True)
-                for name in names
+                for name, loss in self._pass_losses(names, part, targets).items()
             }
             return
         for names, x in zip(passes, inputs, strict=True):
@@ -112,7 +119,7 @@ class MultiTaskNetwork(nn.Module):
                 else:
                     with keep_running_statistics(self.network):
                         features = self._features(x)
-            yield {name: self._loss(name, features, targets[name]) for name in names}
+            yield self._pass_losses(names, features, targets)
 
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
         """L_main on a validation batch as a function of ψ (Eq. 2).
@@ -123,21 +130,34 @@ class MultiTaskNetwork(nn.Module):
         def loss(psi: Parameters) -> Tensor:
             with self._precision(images), keep_running_statistics(self.network):
                 scores = torch.func.functional_call(self, dict(psi), (images,))
-            return F.cross_entropy(scores.float() if self.autocast else scores, labels)
+            return F.cross_entropy(self._precise(scores), labels)
 
         return loss
 
-    def _loss(self, name: str, features: Tensor, targets: Tensor) -> Tensor:
+    def _pass_losses(
+        self, names: Sequence[str], features: Tensor, targets: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The losses of the tasks that share a trunk pass, from its features."""
+        losses = self._main_losses(features, targets[MAIN]) if MAIN in names else {}
+        if MAIN in names:
+            features = features[: len(targets[MAIN])]  # those of the images themselves come first
+        for name in names:
+            if name != MAIN:
+                with self._precision(features):
+                    outputs = outputs_of(name, self.tasks[name], self.heads[name], features)
+                losses[name] = loss_of(name, self.tasks[name], self._precise(outputs), targets[name])
+        return losses
+
+    def _main_losses(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """L_main, and the consistency loss if there are features of augmented views too."""
         with self._precision(features):
-            if name == MAIN:
-                outputs = self.network.fc(features)
-            else:
-                outputs = outputs_of(name, self.tasks[name], self.heads[name], features)
-        if self.autocast:
-            outputs = outputs.float()  # compute losses and their gradients in full precision
-        if name == MAIN:
-            return F.cross_entropy(outputs, targets)
-        return loss_of(name, self.tasks[name], outputs, targets)
+            scores = self._precise(self.network.fc(features))
+        losses = {MAIN: F.cross_entropy(scores[: len(labels)], labels)}
+        return losses | {JSD: jensen_shannon(scores)} if len(scores) > len(labels) else losses
+
+    def _precise(self, outputs: Tensor) -> Tensor:
+        """Outputs from which losses and their gradients are computed in full precision."""
+        return outputs.float() if self.autocast else outputs
 
     def _precision(self, like: Tensor) -> AbstractContextManager[None]:
         return autocast(like.device, self.autocast)

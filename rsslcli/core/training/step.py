@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rsslcli.core.config import Config
+from rsslcli.core.config import JSD, Config
 from rsslcli.core.data.augment import random_batch, to_float
+from rsslcli.core.data.augmix import augmix
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
@@ -18,6 +21,9 @@ from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
+from rsslcli.core.training.random_weights import draw_weights
+from rsslcli.core.training.uncertainty import update_uncertainty
+from rsslcli.core.training.upgrad import upgrad_gradients
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,11 @@ class Trainer:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.psi = self.model.psi()
         self.heads = self.model.head_parameters()
-        self.lambdas = torch.full((len(tasks),), config.initial_lambda, device=self.device)
+        #: λ, in the order of `config.weighted`.
+        self.lambdas = torch.full((len(config.weighted),), config.initial_lambda, device=self.device)
+        if config.tune_jsd:  # a loss without a head
+            self.heads[JSD] = []
+            self.lambdas[-1] = config.jsd_weight
         #: α_t of the current step, on the device.
         self.rate = torch.zeros((), device=self.device)
         self.generator = seeded_generator(self.device, config.seed, "step")
@@ -90,6 +100,8 @@ class Trainer:
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
+        #: The network whose weights are the moving average, if there is one.
+        self.averaged = copy.deepcopy(network).eval().requires_grad_(False) if config.ema else None
         self.steps_per_epoch = len(data.labels) // config.batch_size
         if not self.steps_per_epoch:
             raise UserError(
@@ -97,6 +109,11 @@ class Trainer:
                 "lower it"
             )
         self.steps = self.steps_per_epoch * config.epochs
+
+    @property
+    def classifier(self) -> WideResNet:
+        """The network to evaluate: the moving average, or else the one that trains."""
+        return self.averaged or self.model.network
 
     def learning_rate(self, step: int) -> float:
         """α_t: cosine annealing over all steps from `lr` to `min_lr`."""
@@ -120,7 +137,9 @@ class Trainer:
             chosen: int64 (batch,), indices of the training images, on the device.
 
         Returns:
-            Detached scalars on the device: "loss/<task>" and "lambda/<task>", and "loss/meta" if λ is tuned.
+            Detached scalars on the device: "loss/<name>" for the main task ("main"), each task and, with
+            AugMix, the consistency loss ("jsd"), "lambda/<name>" for each of `config.weighted`, and
+            "loss/meta" if λ is tuned.
 
         Raises:
             RsslError: the network cannot be compiled.
@@ -139,12 +158,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        self._update_average(step)
         lambdas = self.lambdas.clone().unbind()
-        return (
-            {f"loss/{task}": losses[task] for task in (MAIN, *self.config.tasks)}
-            | {f"lambda/{task}": weight for task, weight in zip(self.config.tasks, lambdas, strict=True)}
-            | ({"loss/meta": losses["meta"]} if "meta" in losses else {})
-        )
+        order = [name for name in (MAIN, *self.config.tasks, JSD, "meta") if name in losses]
+        return {f"loss/{name}": losses[name] for name in order} | {
+            f"lambda/{name}": weight for name, weight in zip(self.config.weighted, lambdas, strict=True)
+        }
 
     def gradients(self, chosen: Tensor, *, tune: bool) -> dict[str, Tensor]:
         """Do a step except for the optimizer: set every `.grad`, and update λ if `tune`.
@@ -168,10 +187,20 @@ class Trainer:
         random = BatchRandom(self.generator, config.batch_size, local)
         chosen = chosen[local]
         images = to_float(random_batch(data.images, chosen, random))
-        groups = (
-            {task: share * loss for task, loss in group.items()}
-            for group in self.model.losses(images, data.labels[chosen], random)
-        )
+        count = (2 if config.jsd_weight else 1) if config.uses_augmix else 0
+        views = [augmix(images, random) for _ in range(count)]
+        consistency: dict[str, Tensor] = {}
+
+        def local_shares() -> Iterator[dict[str, Tensor]]:
+            for group in self.model.losses(images, data.labels[chosen], random, views):
+                if JSD in group and not config.tune_jsd:  # then it is a part of the main loss
+                    jsd = group.pop(JSD)
+                    group[MAIN] = group[MAIN] + config.jsd_weight * jsd
+                    consistency[JSD] = share * jsd.detach()
+                yield {name: share * loss for name, loss in group.items()}
+
+        groups = local_shares()
+        weights = dict(zip(config.weighted, self.lambdas.unbind(), strict=True))
         if tune:
             # Every rank draws the whole validation batch and keeps its local part.
             drawn = torch.randint(
@@ -185,21 +214,60 @@ class Trainer:
             validation_loss = self.model.validation_loss(
                 to_float(data.validation_images[drawn]), data.validation_labels[drawn]
             )
+            # The look-ahead takes the paper's gradient step, or that of SGD with momentum and weight decay.
+            alpha = config.lookahead_scale * self.rate
+            factor, drift = self._sgd_step() if "sgd-lookahead" in config.automl_variants else (1.0, 0.0)
             losses = automl_gradients(
                 groups,
                 self.psi,
                 self.heads,
                 self.lambdas,
                 lambda psi: meta_share * validation_loss(psi),
-                alpha=config.lookahead_scale * self.rate,
+                alpha=factor * alpha,
                 beta=config.meta_lr,
+                drift=drift,
+                cosine="cosine" in config.automl_variants,
+                keep_sum="constant-sum" in config.automl_variants,
                 sum_over_ranks=world.all_reduce,
             )
+        elif config.weighting == "upgrad":
+            losses = upgrad_gradients(
+                groups, self.psi, self.heads, self.lambdas, sum_over_ranks=world.all_reduce
+            )
         else:
-            weights = dict(zip(config.tasks, self.lambdas.unbind(), strict=True))
+            if config.weighting == "random":
+                draw_weights(self.lambdas, self.generator)
             losses = fixed_gradients(groups, self.model.parameters(), weights)
+        losses |= consistency
         self._sum_over_ranks(losses, share)
+        if consistency:
+            losses[MAIN] = losses[MAIN] - config.jsd_weight * losses[JSD]
+        if config.weighting == "uncertainty":
+            update_uncertainty(self.lambdas, torch.stack([losses[name] for name in weights]), self.rate)
         return losses
+
+    def _sgd_step(self) -> tuple[float, Tensor]:
+        """The factor and drift of SGD's next step, which is −α · factor · (g + drift) for a gradient g of ψ."""
+        config = self.config
+        factor = 1 + config.momentum if config.nesterov else 1.0
+        carried = config.momentum**2 / factor if config.nesterov else config.momentum
+        parts = []
+        for p in self.psi.values():
+            velocity = self.optimizer.state[p].get("momentum_buffer") if p in self.optimizer.state else None
+            decay = config.weight_decay * p.detach()
+            parts.append((decay if velocity is None else decay + carried * velocity).reshape(-1))
+        return factor, torch.cat(parts)
+
+    def _update_average(self, step: int) -> None:
+        """Update the moving average of weights and running statistics, which forgets faster at the start."""
+        if self.averaged is None:
+            return
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        new = self.model.network.state_dict()
+        average = {
+            name: value for name, value in self.averaged.state_dict().items() if value.is_floating_point()
+        }
+        torch._foreach_lerp_(list(average.values()), [new[name] for name in average], 1 - decay)
 
     def _sum_over_ranks(self, losses: dict[str, Tensor], share: float) -> None:
         """Sum the ranks' shares of gradients and losses, and average the running statistics."""

@@ -37,14 +37,16 @@ class Checkpoint:
     classifier: dict[str, Tensor]
     heads: dict[str, Tensor]  #: state dict of the tasks' heads
     optimizer: dict[str, Any]  #: state dict of the optimizer
-    lambdas: Tensor  #: float (k,), in the order of `config.tasks`
+    lambdas: Tensor  #: float (k,), in the order of `config.weighted`
     excluded: tuple[int, ...]  #: indices of the source images that tuned λ; no evaluation may use them
-    train_data: str  #: checksums of the data on which the run trained and tuned λ
-    validation_data: str  #: checksums of the data on which the run trained and tuned λ
+    train_data: str  #: checksum of the data on which the run trained
+    validation_data: str  #: checksum of the data on which it tuned λ
+    #: state dict of the moving average of the WideResNet; empty without `config.ema`
+    average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def network(self) -> WideResNet:
-        """The trained classifier, on the CPU and in evaluation mode."""
-        return self.describe(WideResNet.from_state_dict(self.classifier).eval())
+        """The trained classifier, on the CPU and in evaluation mode; the moving average if there is one."""
+        return self.describe(WideResNet.from_state_dict(self.average or self.classifier).eval())
 
     def describe(self, network: WideResNet) -> WideResNet:
         """Attach the class names and the excluded images to a network with these weights, and return it."""
@@ -146,7 +148,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, WideResNet]:
     """Check `content`, read from `path`, part by part; return the checkpoint and its classifier."""
-    content = copied(path, content)
+    content = {"average": {}} | copied(path, content)  # version 0.1 kept no average
     version = content.get("version")
     if not isinstance(version, int) or version != VERSION:
         raise UserError(
@@ -159,24 +161,27 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Wid
     values = {name: content[name] for name in _PARTS}
     values |= {"classes": tuple(values["classes"]), "excluded": tuple(values["excluded"])}
     try:
-        values["config"] = Config(**values["config"])
+        values["config"] = Config.from_dict(values["config"])
     except (TypeError, UserError) as error:  # an unknown option, or a value out of range
         raise UserError(f"{path} is a damaged checkpoint: its configuration: {sanitize(error)}") from None
     config = values["config"]
     lambdas = values["lambdas"]
-    if len(lambdas) != len(config.tasks):
+    if len(lambdas) != len(config.weighted):
         raise UserError(f"{path} is a damaged checkpoint: the number of λ is not that of the tasks")
+    if bool(values["average"]) != bool(config.ema):
+        raise UserError(f"{path} is a damaged checkpoint: its moving average does not fit `ema`")
     for name in ("classifier", "heads", "optimizer", "lambdas"):
         _check_finite(path, name, values[name])
     if (lambdas < 0).any():
         raise UserError(f"{path} is a damaged checkpoint: a λ is negative")
-    network = _classifier(path, values["classifier"])
-    depth = 6 * len(network.block1.layer) + 4
-    width = network.feature_width // 64
-    if (depth, width, network.fc.out_features) != (config.depth, config.width, len(values["classes"])):
-        raise UserError(
-            f"{path} is a damaged checkpoint: its weights do not fit the network in its configuration"
-        )
+    for state in filter(None, (values["classifier"], values["average"])):
+        network = _classifier(path, state)  # the last one is the one to evaluate
+        depth = 6 * len(network.block1.layer) + 4
+        width = network.feature_width // 64
+        if (depth, width, network.fc.out_features) != (config.depth, config.width, len(values["classes"])):
+            raise UserError(
+                f"{path} is a damaged checkpoint: its weights do not fit the network in its configuration"
+            )
     weights = [
         tensor
         for part in (values["classifier"], values["heads"])
@@ -304,4 +309,5 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "excluded": lambda value: _is_list(value, _is_count),
     "train_data": _is_word,
     "validation_data": _is_word,
+    "average": _are_tensors,
 }

@@ -26,7 +26,7 @@ from rsslcli.core.report.write import table_1
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run to look at and not to change."""
-    return make_run(tmp_path_factory.mktemp("pristine") / "automl-s0", tasks=FOUR, automl=True)
+    return make_run(tmp_path_factory.mktemp("pristine") / "automl-s0", tasks=FOUR, weighting="automl")
 
 
 def studies(folder: Path) -> list[Study]:
@@ -109,7 +109,7 @@ def test_an_epoch_that_was_interrupted_costs_a_whole_one(tmp_path: Path) -> None
 
 
 def test_a_run_of_a_hundred_epochs_is_read_fast(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tasks=FOUR, automl=True, epochs=100, steps_per_epoch=1)
+    run = make_run(tmp_path / "run", tasks=FOUR, weighting="automl", epochs=100, steps_per_epoch=1)
     weights = ", ".join(f'"lambda/{task}": 0.5123456789, "loss/{task}": 1.23456789' for task in FOUR)
     with (run / "metrics.jsonl").open("w") as file:
         for step in range(1, 78_101):
@@ -234,8 +234,8 @@ def test_rows_in_the_paper_s_order_with_its_figures(tmp_path: Path) -> None:
 def test_runs_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
     make_run(tmp_path / "a0")
     make_run(tmp_path / "a1", seed=1, device="cpu", compile=True)
-    make_run(tmp_path / "a2", tasks=("ir", "bir", "color", "rotation"), automl=True, meta_lr=0.2)
-    make_run(tmp_path / "a3", tasks=FOUR, automl=True, device="cpu")
+    make_run(tmp_path / "a2", tasks=("ir", "bir", "color", "rotation"), weighting="automl", meta_lr=0.2)
+    make_run(tmp_path / "a3", tasks=FOUR, weighting="automl", device="cpu")
     make_run(tmp_path / "a4", tasks=("jigsaw", "rgb"), task_options={"ir": {"scale": 2.0}})
     make_run(tmp_path / "b0", epochs=9)
     make_run(tmp_path / "c0", dataset="mine")
@@ -277,7 +277,7 @@ def test_only_common_seeds_are_compared(tmp_path: Path) -> None:
 
 def test_other_images_are_warned_of(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline-s0", excluded=0)
-    make_run(tmp_path / "automl-s0", tasks=FOUR, automl=True)
+    make_run(tmp_path / "automl-s0", tasks=FOUR, weighting="automl")
     make_run(tmp_path / "baseline-s1", seed=1)
     spoil(make_run(tmp_path / "ir-s1", tasks=("ir",), seed=1), "eval-c.json", corrupted_data="c" * 64)
     (study,) = studies(tmp_path)
@@ -307,9 +307,9 @@ def test_another_precision_is_warned_of(tmp_path: Path) -> None:
 def test_automl_that_tuned_nothing_is_warned_of(tmp_path: Path) -> None:
     """New runs of the kind are refused, but those of former versions are read."""
     make_run(tmp_path / "baseline-s0")
-    make_run(tmp_path / "automl-s0", tasks=FOUR, automl=True)
+    make_run(tmp_path / "automl-s0", tasks=FOUR, weighting="automl")
     assert studies(tmp_path)[0].warnings == ()
-    make_run(tmp_path / "automl-s1", tasks=FOUR, automl=True, seed=1, warmup_epochs=8)
+    make_run(tmp_path / "automl-s1", tasks=FOUR, weighting="automl", seed=1, warmup_epochs=8)
     warning = "AutoML changed no λ in automl-s1: those runs trained with fixed λ."
     assert warning in [text for study in studies(tmp_path) for text in study.warnings]
 

@@ -127,8 +127,8 @@ def test_missing_corruptions_are_named_and_there_is_no_mean_of_them(tmp_path: Pa
 
 @pytest.mark.parametrize("settings", [{"warmup_epochs": 8}, {"meta_lr": 0}, {"lookahead_scale": 0}])
 def test_automl_that_never_tuned_is_not_called_automl(settings: dict[str, Any], tmp_path: Path) -> None:
-    make_run(tmp_path / "idle", tasks=FOUR, automl=True, **settings)
-    make_run(tmp_path / "good", tasks=FOUR, automl=True)
+    make_run(tmp_path / "idle", tasks=FOUR, weighting="automl", **settings)
+    make_run(tmp_path / "good", tasks=FOUR, weighting="automl")
     study = only_study(tmp_path)
     assert {row.label: row.paper for row in study.rows} == {
         "Four tasks, AutoML": 78.68,
@@ -139,7 +139,7 @@ def test_automl_that_never_tuned_is_not_called_automl(settings: dict[str, Any], 
 
 def test_tasks_whose_weight_stays_zero_are_told(tmp_path: Path) -> None:
     make_run(tmp_path / "idle", tasks=("rotation",), initial_lambda=0.0)
-    make_run(tmp_path / "from zero", tasks=FOUR, automl=True, initial_lambda=0.0)
+    make_run(tmp_path / "from zero", tasks=FOUR, weighting="automl", initial_lambda=0.0)
     study = only_study(tmp_path)
     assert [(row.label, row.paper) for row in study.rows] == [
         ("Rotation (λ is 0)", None),
@@ -155,9 +155,13 @@ def test_every_setting_that_departs_from_the_preset_or_tells_rows_apart(tmp_path
     }  # fmt: skip
     make_run(tmp_path / "baseline", device="cpu")
     make_run(tmp_path / "ir", tasks=("ir",), initial_lambda=0.25, task_options={"ir": {"scale": 3.0}})
-    make_run(tmp_path / "automl", tasks=FOUR, automl=True, initial_lambda=0.25, **tuning)
+    make_run(tmp_path / "automl", tasks=FOUR, weighting="automl", initial_lambda=0.25, **tuning)
     make_run(
-        tmp_path / "longer", tasks=FOUR, automl=True, batch_norm="joint", **tuning | {"warmup_epochs": 4}
+        tmp_path / "longer",
+        tasks=FOUR,
+        weighting="automl",
+        batch_norm="joint",
+        **tuning | {"warmup_epochs": 4},
     )
     automl = "Four tasks, AutoML"
     first = f"{automl} (initial_lambda 0.25, warmup_epochs 3)"
@@ -183,5 +187,5 @@ def test_every_setting_that_departs_from_the_preset_or_tells_rows_apart(tmp_path
 
 def test_the_preset_itself_departs_in_nothing(tmp_path: Path) -> None:
     preset = {"epochs": 100, "depth": 40, "width": 2, "train_size": None, "warmup_epochs": 5}
-    make_run(tmp_path / "automl", tasks=FOUR, automl=True, steps_per_epoch=1, **preset)
+    make_run(tmp_path / "automl", tasks=FOUR, weighting="automl", steps_per_epoch=1, **preset)
     assert departures(only_study(tmp_path)) == []

@@ -29,7 +29,9 @@ def test_figures_of_damaged_and_diverged_runs(
     monkeypatch.setattr(plots, "_WIDE", getattr(plots, size))
     make_run(tmp_path / "baseline", excluded=0)
     for seed in (0, 1):
-        path = make_run(tmp_path / f"automl{seed}", tasks=FOUR, automl=True, seed=seed) / "metrics.jsonl"
+        path = (
+            make_run(tmp_path / f"automl{seed}", tasks=FOUR, weighting="automl", seed=seed) / "metrics.jsonl"
+        )
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         for line in lines:
             line.pop("lambda/bir", None)
@@ -54,8 +56,8 @@ def test_figures_of_damaged_and_diverged_runs(
 
 def test_pictures_say_which_runs_were_not_evaluated_alike_and_which_never_tuned(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline", excluded=0, origin="generated")
-    make_run(tmp_path / "automl", tasks=FOUR, automl=True, origin="generated")
-    make_run(tmp_path / "idle", tasks=("rotation",), automl=True, warmup_epochs=8, origin="generated")
+    make_run(tmp_path / "automl", tasks=FOUR, weighting="automl", origin="generated")
+    make_run(tmp_path / "idle", tasks=("rotation",), weighting="automl", warmup_epochs=8, origin="generated")
     found = study(tmp_path)
     base, idle, automl = found.rows
     assert plots._against(automl, base) == "Four tasks, AutoML (different images)"
@@ -85,7 +87,7 @@ def test_more_rows_than_a_picture_holds(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_the_warm_up_is_marked(tmp_path: Path, warmup: int, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "figure-2b")
-    make_run(tmp_path / "a", tasks=("ir", "rgb"), automl=True, warmup_epochs=warmup)
+    make_run(tmp_path / "a", tasks=("ir", "rgb"), weighting="automl", warmup_epochs=warmup)
     figure = draw(study(tmp_path))["figure-2b"]
     assert figure == draw(study(tmp_path))["figure-2b"], "the same runs give the same bytes"
     with Image.open(io.BytesIO(figure.png)) as picture:

@@ -231,7 +231,7 @@ def test_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
 
 def test_one_run_several_studies_and_what_is_left_out(tmp_path: Path) -> None:
     study = tmp_path / "study"
-    make_run(study / "automl", tasks=FOUR, automl=True)
+    make_run(study / "automl", tasks=FOUR, weighting="automl")
     (make_run(study / "unfinished", seed=1) / "eval-c.json").unlink()
     report = write_report([study], tmp_path / "out")
     page = Page(report.page)

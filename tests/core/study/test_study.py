@@ -81,9 +81,10 @@ def test_the_paper_s_grid() -> None:
 def test_the_small_grid_has_both_modes_and_its_lone_seeds_last() -> None:
     cells = plan("small", Path("s"))
     names = [cell.name for cell in cells]
-    assert {f"{method}-s{seed}" for method in ("baseline", "rotation", "rotation-joint", "fixed", "automl")
-            for seed in range(3)} == set(names[:15])  # fmt: skip
-    assert names[15:] == [f"{task}-s0" for task in ("color", "ir", "bir", "inpaint", "rgb", "jigsaw")]
+    beyond = ("rotation-joint", "augmix", "augmix-rotation", "augmix-fixed", "augmix-automl")
+    methods = ("baseline", "rotation", "fixed", "automl", *beyond)
+    assert {f"{method}-s{seed}" for method in methods for seed in range(3)} == set(names[:27])
+    assert names[27:] == [f"{task}-s0" for task in ("color", "ir", "bir", "inpaint", "rgb", "jigsaw")]
     assert cells[names.index("rotation-joint-s1")].config.batch_norm == "joint"
     assert cells[names.index("rotation-s1")].config.batch_norm == "per-task"
 
@@ -273,7 +274,7 @@ def test_resuming_fixed_weights_says_so(tmp_path: Path) -> None:
     cell.directory.mkdir()
     (cell.directory / "checkpoint.pt").touch()
     output = str(cell.directory)
-    assert cell.commands()[0] == ["train-automl", "--resume", "--fixed", "--output", output]
+    assert cell.commands()[0] == ["train-automl", "--resume", "--output", output]
 
 
 def test_cells_run_at_once_and_are_skipped_when_done(folder: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rsslcli.core.config import Config, make_config
+from rsslcli.core.config import Config
 from rsslcli.core.errors import UserError
+from rsslcli.core.presets import make_config
 from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.check import check_task

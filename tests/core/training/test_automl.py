@@ -212,7 +212,14 @@ def test_meta_step_leaves_weights_and_running_statistics(
 
 
 def make_trainer(device: str, **options: object) -> Trainer:
-    settings = {"tasks": FOUR, "automl": True, "epochs": 3, "warmup_epochs": 1, "depth": 10, "width": 1}
+    settings = {
+        "tasks": FOUR,
+        "weighting": "automl",
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "depth": 10,
+        "width": 1,
+    }
     config = Config(**(settings | {"batch_size": 8, "meta_batch_size": 4} | options))  # type: ignore[arg-type]
     torch.manual_seed(0)
     images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8)
@@ -229,10 +236,32 @@ def make_trainer(device: str, **options: object) -> Trainer:
 @pytest.mark.parametrize("tasks", [tuple(TASKS), ("rotation",), ()])
 def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> None:
     """No step reads a value back or mixes in a CPU tensor: either would raise on `meta`."""
-    trainer = make_trainer("meta", tasks=tasks, automl=bool(tasks), batch_norm=mode)
+    trainer = make_trainer("meta", tasks=tasks, weighting="automl" if tasks else "fixed", batch_norm=mode)
     for step in (0, 3):  # in the warm-up and after it
         values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
         assert ("loss/meta" in values) == (bool(tasks) and step == 3)
+        assert all(value.device.type == "meta" for value in values.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": "augmix", "tune_jsd": True, "ema": 0.99},
+        {"augment": "augmix", "jsd_weight": 0},
+        {"weighting": "uncertainty"},
+        {"weighting": "random"},
+        {"weighting": "upgrad"},
+    ],
+    ids=str,
+)
+def test_further_steps_on_the_meta_device(options: dict[str, object]) -> None:
+    trainer = make_trainer("meta", **options)
+    for step in (0, 3):
+        values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
+        assert [name for name in values if name.startswith("lambda/")] == [
+            f"lambda/{name}" for name in trainer.config.weighted
+        ]
+        assert ("loss/jsd" in values) == ("tune_jsd" in options)
         assert all(value.device.type == "meta" for value in values.values())
 
 
@@ -293,3 +322,83 @@ def test_steps_are_sgd_with_the_scheduled_rate(
             expected[name] = expected[name] - rate * (gradient + 0.9 * velocity[name])
     for name, p in trainer.model.named_parameters():
         assert relative(p.detach(), expected[name]) < 1e-9, name
+
+
+def one_iteration(images: Tensor, labels: Tensor, lambdas: Tensor, **variants: object) -> Tensor:
+    """λ after one iteration of Algorithm 1."""
+    model = make_model(FOUR, "per-task")
+    updated = lambdas.clone()
+    automl_gradients(
+        model.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
+        model.psi(),
+        model.head_parameters(),
+        updated,
+        model.validation_loss(*validation(images)),
+        alpha=ALPHA,
+        beta=BETA,
+        **variants,  # type: ignore[arg-type]
+    )
+    return updated
+
+
+def test_the_variant_with_a_constant_sum_rescales(images: Tensor, labels: Tensor) -> None:
+    lambdas = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
+    plain = one_iteration(images, labels, lambdas)
+    kept = one_iteration(images, labels, lambdas, keep_sum=True)
+    assert float(plain.sum()) != pytest.approx(2.0)
+    torch.testing.assert_close(kept, plain * 2.0 / plain.sum())
+
+
+def test_the_variant_with_the_cosine_does_not_see_the_size_of_a_loss(images: Tensor, labels: Tensor) -> None:
+    """With α so small that the look-ahead stays where it is, a loss 10 times as large moves its λ no more."""
+    lambdas = torch.ones(4, dtype=torch.float64)
+    moves = {}
+    for scale in (30.0, 300.0):
+        model = MultiTaskNetwork(WideResNet(10, 1), build_tasks(FOUR, {"ir": {"scale": scale}})).double()
+        model.load_state_dict(make_model(FOUR, "per-task").state_dict())
+        for cosine in (False, True):
+            updated = lambdas.clone()
+            automl_gradients(
+                model.train().losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
+                model.psi(),
+                model.head_parameters(),
+                updated,
+                model.validation_loss(*validation(images)),
+                alpha=1e-9,
+                beta=1e8,
+                cosine=cosine,
+            )
+            moves[scale, cosine] = float(updated[FOUR.index("ir")]) - 1
+    assert abs(moves[30.0, True]) > 1e-6
+    assert moves[300.0, False] == pytest.approx(10 * moves[30.0, False], rel=1e-3)
+    assert moves[300.0, True] == pytest.approx(moves[30.0, True], rel=1e-3)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_the_variant_that_looks_ahead_as_sgd_takes_its_very_step(
+    nesterov: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With β = 0 the look-ahead weights of a step are the weights after it, momentum and decay included."""
+    trainer = make_trainer(
+        "cpu", tasks=("ir",), warmup_epochs=1, meta_lr=1e-12, automl_variants=("sgd-lookahead",),
+        nesterov=nesterov, weight_decay=0.01, depth=10,
+    )  # fmt: skip
+    trainer.model.train()
+    seen: list[dict[str, Tensor]] = []
+    original = trainer.model.validation_loss
+
+    def spying(images: Tensor, labels: Tensor) -> object:
+        loss = original(images, labels)
+
+        def spy(psi: dict[str, Tensor]) -> Tensor:
+            seen.append({name: p.detach().clone() for name, p in psi.items()})
+            return loss(psi)
+
+        return spy
+
+    monkeypatch.setattr(trainer.model, "validation_loss", spying)
+    for step in range(3, 6):
+        trainer.step(step, trainer.epoch_order(1)[:8])
+        for name, p in trainer.psi.items():
+            torch.testing.assert_close(seen[-1][name], p.detach(), rtol=1e-5, atol=1e-6, msg=name)
+    assert len(seen) == 3

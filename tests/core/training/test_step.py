@@ -26,7 +26,7 @@ from rsslcli.core.training.step import DeviceData, Trainer
 def make_trainer(world: World | None = None, **options: Any) -> Trainer:
     settings = {
         "tasks": tuple(TASKS),
-        "automl": True,
+        "weighting": "automl",
         "epochs": 3,
         "warmup_epochs": 1,
         "depth": 10,
@@ -73,10 +73,18 @@ def program(trainer: Trainer, step: int) -> list[str]:
     return recorder.operations
 
 
-@pytest.mark.parametrize("mode", ["per-task", "joint"])
-def test_every_step_is_the_same_program(mode: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_norm": "per-task"},
+        {"batch_norm": "joint"},
+        {"tasks": ("ir",), "augment": "augmix", "tune_jsd": True},
+    ],
+    ids=str,
+)
+def test_every_step_is_the_same_program(options: dict[str, Any]) -> None:
     """No number that changes from step to step is in an operation: all of them stand in tensors."""
-    trainer = make_trainer(batch_norm=mode)
+    trainer = make_trainer(**options)
     trainer.model.train()
     program(trainer, 0)  # fills what is made once, such as the tables of orders and blurs
     warm_up = [program(trainer, step) for step in (1, 2)]
@@ -86,6 +94,32 @@ def test_every_step_is_the_same_program(mode: str) -> None:
     assert tuned[0] == tuned[1] == tuned[2]
     assert tuned[0] != warm_up[0]
     assert not [line for line in tuned[0] if "_local_scalar_dense" in line or "nonzero" in line]
+
+
+@pytest.mark.parametrize("weighting", ["uncertainty", "random", "upgrad"])
+def test_every_step_of_a_rival_is_the_same_program(weighting: str) -> None:
+    trainer = make_trainer(weighting=weighting, tasks=("rotation", "ir"))
+    trainer.model.train()
+    program(trainer, 0)
+    first, second = (program(trainer, step) for step in (1, 4))
+    assert first == second
+    assert not [line for line in first if "_local_scalar_dense" in line or "nonzero" in line]
+
+
+def test_the_moving_average_is_that_of_weights_and_statistics() -> None:
+    trainer = make_trainer(weighting="fixed", tasks=(), ema=0.3)
+    trainer.model.train()
+    assert trainer.averaged is not None
+    expected = {name: value.double() for name, value in trainer.averaged.state_dict().items()}
+    for step in range(4):
+        trainer.step(step, trainer.epoch_order(0)[:8])
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, value in trainer.model.network.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    for name, value in trainer.averaged.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert trainer.classifier is trainer.averaged
 
 
 def test_the_recorder_sees_a_number_that_changes() -> None:

@@ -1,0 +1,86 @@
+"""UPGrad (Quinton & Rey, 2024), a rival of Algorithm 1: resolve the conflicts between the losses' gradients.
+
+Each gradient is projected onto the dual cone of all, the directions along which no loss gets worse to first
+order, and the step follows the mean of the projections. A projection is a combination of the gradients whose
+coefficients v solve a small quadratic program over their Gramian G: min vᵀ G v with v ≥ e_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rsslcli.core.training.automl import MAIN, LossGroups, Parameters, set_gradients, task_gradients
+
+#: Added to the Gramian's diagonal, relative to its mean, so that parallel gradients have a unique solution.
+_REGULARIZATION = 1e-4
+
+
+def upgrad_gradients(
+    groups: LossGroups,
+    psi: Parameters,
+    heads: Mapping[str, Sequence[Tensor]],
+    lambdas: Tensor,
+    *,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> dict[str, Tensor]:
+    """One iteration: set every `.grad`, with the losses weighted by λ before their conflicts are resolved.
+
+    A head gets the gradient of its own loss, times λ: only ψ is shared.
+
+    Args:
+        groups: the losses of the training batch; each needs a backward pass of its own.
+        psi: the parameters ψ of trunk and classifier.
+        heads: the parameters of each task's head, in the order of λ.
+        lambdas: (k,) the weights λ, unchanged.
+        sum_over_ranks: as for `automl_gradients`.
+
+    Returns:
+        The detached losses by task.
+    """
+    losses, gradients, head_gradients = task_gradients(groups, psi, heads)
+    rows = torch.stack(
+        [gradients[MAIN], *(w * gradients[task] for w, task in zip(lambdas, heads, strict=True))]
+    )
+    total = sum_over_ranks(rows.clone())
+    weights = upgrad_weights(total @ total.T) * len(rows)  # with no conflict, the plain sum of the gradients
+    set_gradients(weights @ rows, psi, lambdas, heads, head_gradients)
+    return losses
+
+
+def upgrad_weights(gramian: Tensor) -> Tensor:
+    """The coefficients of UPGrad's combination of m gradients.
+
+    The quadratic programs are solved exactly: for every subset of constraints v_j ≥ u_j that may hold with
+    equality, one linear system gives the candidate, and the feasible candidate of least value is the
+    solution. All 2^m systems are solved at once on the device.
+
+    Args:
+        gramian: (m, m), the inner products of the gradients.
+
+    Returns:
+        (m,), the mean over i of the minimizers of vᵀ G v with v ≥ e_i.
+    """
+    m = len(gramian)
+    scale = gramian.diagonal().mean().clamp_min(torch.finfo(gramian.dtype).tiny)
+    identity = torch.eye(m, dtype=gramian.dtype, device=gramian.device)
+    g = gramian / scale + _REGULARIZATION * identity
+    bound = _subsets(m, gramian.device).to(g.dtype)[:, None]  # (2^m, 1, m): 1 where v_j = u_j
+    u = identity  # row i is the bound of the i-th program
+    # Rows of the system: v_j = u_j where bound, (G v)_j = 0 elsewhere.
+    matrix = torch.where(bound[:, 0, :, None].bool(), identity, g)  # (2^m, m, m)
+    right = (bound * u).transpose(1, 2)  # (2^m, m, programs)
+    v = torch.linalg.solve_ex(matrix, right)[0].transpose(1, 2)  # (2^m, programs, m)
+    slack = 1e-6
+    feasible = (v >= u - slack).all(2)
+    value = ((v @ g) * v).sum(2).where(feasible, torch.inf)
+    best = value.argmin(0)
+    chosen: Tensor = v.gather(0, best[None, :, None].expand(1, m, m))[0]
+    return chosen.mean(0)
+
+
+def _subsets(m: int, device: torch.device) -> Tensor:
+    """All subsets of m things: int64 (2^m, m) of zeros and ones."""
+    return torch.arange(2**m, device=device)[:, None] >> torch.arange(m, device=device) & 1
