@@ -59,19 +59,14 @@ class Group(TyperGroup):
 def _option_sections(parameters: Sequence[Any], ctx: Any) -> dict[str, Rows]:
     """The rows of a help page by section: arguments first, options without a section last."""
     sections: dict[str, Rows] = {"Arguments": []}
-    others: Rows = []
     for parameter in parameters:
         panel = getattr(parameter, "rich_help_panel", None) if len(parameters) > _PAGE else None
+        heading = "Arguments" if parameter.param_type_name == "argument" else panel or "Options"
         record = parameter.get_help_record(ctx)
-        if record is None:  # a hidden one
-            continue
-        if parameter.param_type_name == "argument":
-            sections["Arguments"].append(record)
-        elif panel is None:
-            others.append(record)
-        else:
-            sections.setdefault(panel, []).append(record)
-    return {heading: rows for heading, rows in (sections | {"Options": others}).items() if rows}
+        if record is not None:  # it is not hidden
+            sections.setdefault(heading, []).append(record)
+    sections["Options"] = sections.pop("Options", [])
+    return {heading: rows for heading, rows in sections.items() if rows}
 
 
 def _write_help(text: str, sections: dict[str, Rows], formatter: Any) -> None:

@@ -200,6 +200,10 @@ def aligned(corrupted: CorruptedSet, test: Split) -> bool:
     return np.array_equal(corrupted.labels, test.labels[: corrupted.images_per_cell])
 
 
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}: prepare the corrupted test set again")
+
+
 def _read_labels(path: Path) -> Labels:
     try:
         with quietly(), path.open("rb") as file:
@@ -208,20 +212,14 @@ def _read_labels(path: Path) -> Labels:
         raise UserError(
             f"{path} is missing: the corrupted test set is incomplete, prepare it again"
         ) from None
-    except Exception as error:  # as above
-        raise UserError(
-            f"{path} is damaged or not an array of labels: prepare the corrupted test set again"
-        ) from error
+    except Exception as error:  # NumPy raises almost anything on damaged files
+        raise _damaged(path, "is damaged or not an array of labels") from error
     if stored.ndim != 1 or stored.dtype.kind not in "iu" or not len(stored) or len(stored) % len(SEVERITIES):
-        raise UserError(
-            f"{path} is not a list of integer labels, five times: prepare the corrupted test set again"
-        )
+        raise _damaged(path, "is not a list of integer labels, five times")
     labels: Labels
     labels, *others = stored.astype(np.int64).reshape(len(SEVERITIES), -1)
     if labels.min() < 0 or any((block != labels).any() for block in others):
-        raise UserError(
-            f"{path} does not hold the same labels five times: prepare the corrupted test set again"
-        )
+        raise _damaged(path, "does not hold the same labels five times")
     return labels
 
 
@@ -234,14 +232,10 @@ def _map_blocks(path: Path, images_per_cell: int) -> Images:
             array = np.lib.format.open_memmap(path, mode="r")
         complete = path.stat().st_size == array.offset + array.nbytes
     except Exception as error:  # as above
-        raise UserError(
-            f"{path} is damaged, truncated or not an array: prepare the corrupted test set again"
-        ) from error
+        raise _damaged(path, "is damaged, truncated or not an array") from error
     if array.dtype != np.uint8 or array.shape != expected:
         found = sanitize(f"{array.dtype} {array.shape}")
         raise UserError(f"{path} is {found}, not uint8 {expected}: prepare it again")
     if not complete:
-        raise UserError(
-            f"{path} has bytes after its array: it is damaged, prepare the corrupted test set again"
-        )
+        raise _damaged(path, "has bytes after its array")
     return array

@@ -41,9 +41,9 @@ def is_corrupted_set(source: Path) -> bool:
     """
     if not source.is_dir():
         return _archive_has_files(source)
-    if any((source / name).is_file() for name in FILES):
+    if _holds_files(source):
         return True
-    within = any((path / name).is_file() for path in _folders(source) for name in FILES)
+    within = any(map(_holds_files, _folders(source)))
     return within and not official_name(source) and not is_image_tree(source)
 
 
@@ -256,15 +256,17 @@ def _read_files(archive: Path) -> Iterator[tuple[str, bytes]]:
                     yield name, piece
 
 
+def _holds_files(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
+
+
 def _folders(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def _set_folder(source: Path) -> Path:
     """The folder that holds the files: `source`, or the only folder in it that does."""
-    found = [
-        folder for folder in (source, *_folders(source)) if any((folder / name).is_file() for name in FILES)
-    ]
+    found = [folder for folder in (source, *_folders(source)) if _holds_files(folder)]
     if source in found or len(found) == 1:
         return found[0]
     if found:

@@ -131,8 +131,7 @@ def _is_archive(path: Path, published: Archive, progress: Progress) -> bool:
 
 def _checked_url(source: str) -> str | None:
     """The source if it is a valid http or https address; None if it is a path."""
-    scheme, separator, _ = source.partition("://")
-    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
         return None
     try:
         parts = urlsplit(source)
