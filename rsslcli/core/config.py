@@ -131,7 +131,7 @@ class Config:
             )
         if self.tune_jsd and not (self.automl and self.uses_augmix and self.jsd_weight):
             raise UserError(
-                "tune_jsd: needs weighting automl, augment augmix and a jsd_weight above 0, where it starts"
+                "tune_jsd: needs `weighting` automl, `augment` augmix, and a `jsd_weight` above 0 to start from"
             )
         if self.weighting != "fixed" and not (self.tasks or self.tune_jsd):
             raise UserError(
