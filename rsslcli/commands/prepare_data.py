@@ -58,10 +58,7 @@ def prepare_data(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     resize: Annotated[
         bool,
-        typer.Option(
-            "--resize/--no-resize",
-            help="Resize images of other sizes to 32x32 pixels, or refuse them.",
-        ),
+        typer.Option("--resize/--no-resize", help="Resize images of other sizes to 32x32, or refuse them."),
     ] = True,
     skip_damaged: Annotated[
         bool,
@@ -90,8 +87,7 @@ def prepare_data(
         ),
     ] = None,
     keep_archive: Annotated[
-        bool,
-        typer.Option("--keep-archive", help="Keep the downloaded archive."),
+        bool, typer.Option("--keep-archive", help="Keep the downloaded archive.")
     ] = False,
 ) -> None:
     """Prepare a data set, and its corrupted test set.

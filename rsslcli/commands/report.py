@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            help="Run directories, or folders that contain them.",
-            autocompletion=completion.runs,
-        ),
+        typer.Argument(help="Run directories, or folders that contain them.", autocompletion=completion.runs),
     ],
     output: Annotated[
         Path | None,
