@@ -30,7 +30,7 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,18 @@ from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.data import cifar
 from rsslcli.core.data.cifar import official_name, read_cifar
 from rsslcli.core.data.corrupted import open_corrupted
+from rsslcli.core.data.image_files import find_images
 from rsslcli.core.data.image_tree import is_image_tree, read_image_tree
 from rsslcli.core.data.importing import find_imported, import_corrupted
 from rsslcli.core.data.prepare import prepare
 from rsslcli.core.data.published import download_corrupted
-from rsslcli.core.data.store import load_split, make_split, save_split
+from rsslcli.core.data.store import describe_split, load_split, make_split, save_split
 from rsslcli.core.errors import RsslError
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.presets import make_config
 from rsslcli.core.progress import silent
+from rsslcli.core.report.inventory import list_runs
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.metrics import Metrics
 from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, load_classifier, save_checkpoint
@@ -559,6 +561,24 @@ def image_reader() -> Reader:
     )
 
 
+def read_files(source: Path) -> None:
+    """Read images as they are read to be classified: unusable ones are skipped, with a printable reason."""
+    found = find_images([source])
+    assert all(note.isprintable() for note in found.notes)
+    skipped: list[str] = []
+    read = 0
+    for images, pixels in found.read(32, 3, lambda name, reason: skipped.append(reason)):
+        assert pixels.shape == (len(images), 32, 32, 3)
+        read += len(images)
+    assert read + len(skipped) == sum(1 for _ in found.images)
+    assert all(reason.isprintable() for reason in skipped)
+
+
+def classified_reader() -> Reader:
+    files = example_tree()
+    return Reader("image to classify", files, read_files, named("train/bee/1.png", image_inputs()))
+
+
 # --- Archives -------------------------------------------------------------------------------------------
 
 
@@ -684,6 +704,15 @@ def tar_reader() -> Reader:
     valid = as_tar([(name, content, 0) for name, content in files.items()])
     inputs = named("images.tar", tar_inputs(files))
     return Reader("tar of images", {"images.tar": valid}, tree_read("images.tar"), inputs)
+
+
+def classified_tar_reader() -> Reader:
+    files = example_tree()
+    valid = as_tar([(name, content, 0) for name, content in files.items()])
+    inputs = named("images.tar", tar_inputs(files))
+    return Reader(
+        "tar to classify", {"images.tar": valid}, lambda folder: read_files(folder / "images.tar"), inputs
+    )
 
 
 def zip_reader() -> Reader:
@@ -873,6 +902,14 @@ def split_reader() -> Reader:
     )
 
 
+def described_reader() -> Reader:
+    return replace(
+        split_reader(),
+        name="prepared split in a list",
+        read=lambda folder: describe_split(folder / "train.npz"),
+    )
+
+
 # --- Records --------------------------------------------------------------------------------------------
 
 
@@ -935,6 +972,27 @@ def prepared_reader() -> Reader:
     return Reader("prepared.json", files, read, json_inputs(name, files[name]), writes=True)
 
 
+def listed_reader() -> Reader:
+    def read(folder: Path) -> None:
+        for entry in list_runs(folder):
+            assert 0 <= (entry.mean_accuracy or 0) <= 1
+            assert 0 <= (entry.clean_accuracy or 0) <= 1
+            assert f"{entry.problem}{entry.evaluated_on}{entry.begun.isoformat()}".isprintable()
+
+    log = b"2026-03-01T10:00:00+00:00 rssl 0.1.0\nT epoch 100: clean accuracy 0.5\nT finished\n"
+    evaluation = {"clean_accuracy": 0.5, "mean_accuracy": 0.4, "images": 9, "excluded": [], "dataset": "x"}
+    files = {
+        "run/checkpoint.pt": b"",
+        "run/config.yaml": Config().to_yaml().encode(),
+        "run/log.txt": log,
+        "run/eval-c.json": as_json(evaluation),
+        "run/failed.txt": b"no memory",
+    }
+    inputs = json_inputs("run/eval-c.json", files["run/eval-c.json"])
+    damages = (named(name, damaged(files[name])) for name in files if files[name])
+    return Reader("run in a list", files, read, st.one_of(inputs, *damages))
+
+
 def counts_reader() -> Reader:
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
 
@@ -985,9 +1043,10 @@ def metrics_reader() -> Reader:
 
 
 READERS: tuple[Callable[[], Reader], ...] = (
-    checkpoint_reader, state_dict_reader, safetensors_reader, config_reader, image_reader, tar_reader,
-    zip_reader, cifar_reader, split_reader, corrupted_reader, cifar_c_reader, generated_reader,
-    downloaded_reader, prepared_reader, counts_reader, metrics_reader,
+    checkpoint_reader, state_dict_reader, safetensors_reader, config_reader, image_reader,
+    classified_reader, tar_reader, classified_tar_reader, zip_reader, cifar_reader, split_reader,
+    described_reader, corrupted_reader, cifar_c_reader, generated_reader, downloaded_reader, prepared_reader,
+    counts_reader, metrics_reader, listed_reader,
 )  # fmt: skip
 
 

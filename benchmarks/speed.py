@@ -139,6 +139,33 @@ def floor(tasks: Sequence[str], batch: int, meta: int = 25) -> float:
     return (3 * images + 3 * meta + 2 * batch * tasks.count("ir")) / (3 * images)
 
 
+AFFORDABLE = ", one view, half of the images"
+ONE_VIEW = {"task_options": {"rotation": {"views": 1}}}
+#: Cheaper settings of the tasks, by how the table calls them.
+CHEAPER: dict[str, dict[str, Any]] = {
+    "": {},
+    ", one view": ONE_VIEW,
+    ", half of the images": {"task_share": 0.5},
+    AFFORDABLE: ONE_VIEW | {"task_share": 0.5},
+    ", a quarter of the images": {"task_share": 0.25},
+    ", one view, a quarter of the images": ONE_VIEW | {"task_share": 0.25},
+}
+
+
+def cost(bench: Bench) -> Iterator[Figure]:
+    """What tasks cost beside the baseline, and what cheaper settings save."""
+    rows = [("rotation", ("rotation",), "fixed", name) for name in ("", ", one view")]
+    rows += [("four tasks with AutoML", TASKS, "automl", name) for name in CHEAPER]
+    for precision in ("float32", "bfloat16"):
+        with bench.worker(variants.steps, (), "per-task", precision) as baseline:
+            for what, tasks, work, name in rows:
+                with bench.worker(variants.steps, tasks, "per-task", precision, CHEAPER[name]) as steps:
+                    above, below = bench.times((steps, work), (baseline, "fixed"))
+                title = f"step of {what}{name} ÷ of the baseline, {precision}"
+                bar = Bar("≤", 6) if name == AFFORDABLE and precision == "float32" else None
+                yield ratio("cost", title, above, below, bar=bar)
+
+
 def against_rival(bench: Bench, name: str, method: str, what: str, bar: Bar) -> Iterator[Figure]:
     """A step with another way to the meta-gradient ÷ ours."""
     with ExitStack() as stack:
@@ -206,6 +233,19 @@ def layout(bench: Bench) -> Iterator[Figure]:
         ):
             mine, theirs = bench.times((ours, work), (plain, work))
             yield ratio("layout", f"our trunk ÷ the same in plain PyTorch: {what}", mine, theirs, bar=bar)
+
+
+def augmix(bench: Bench) -> Iterator[Figure]:
+    """What AugMix costs: against torchvision, and against the passes of the network that its views need."""
+    b = bench.setting.batch_size
+    what = f"two AugMix views of {b} images"
+    with bench.worker(variants.augmix_views) as ours:
+        with bench.worker(variants.torchvision_views) as theirs:
+            rival, views = bench.times((theirs, "views"), (ours, "views"))
+        yield ratio("augmix", f"{what}: torchvision's v2.AugMix ÷ ours", rival, views, bar=Bar("≥", 3))
+        with bench.worker(variants.trunk) as trunk:
+            views, passes = bench.times((ours, "views"), (trunk, "three"))
+        yield ratio("augmix", f"{what} ÷ a pass of {3 * b} images", views, passes, bar=Bar("≤", 0.15))
 
 
 def eval_bare(bench: Bench) -> Iterator[Figure]:
@@ -297,12 +337,14 @@ def _rssl(arguments: Sequence[str], *python: str) -> subprocess.CompletedProcess
 
 MEASUREMENTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
     "automl": automl,
+    "cost": cost,
     "textbook": textbook,
     "finite-differences": finite_differences,
     "higher": with_higher,
     "overhead": overhead,
     "precision": precision,
     "layout": layout,
+    "augmix": augmix,
     "eval-bare": eval_bare,
     "eval-plain": eval_plain,
     "memory-step": memory_step,

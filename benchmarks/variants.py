@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,15 +17,18 @@ import torch
 from baselines import Pass, PlainWideResNet, Problem
 from harness import Works, peak_memory
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.augment import pad_images, to_float
+from rsslcli.core.data.augmix import augmix
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.data.shapes import SHAPES, draw_shapes
 from rsslcli.core.data.store import make_split, save_split
 from rsslcli.core.evaluation.accuracy import BATCH_SIZE, evaluate
 from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import keep_freed_memory, resolve_device
 from rsslcli.core.training.automl import MAIN, automl_gradients
 from rsslcli.core.training.step import DeviceData, Trainer
@@ -76,9 +79,10 @@ def steps(
     tasks: tuple[str, ...] = TASKS,
     batch_norm: str = "per-task",
     precision: str = "float32",
+    options: Mapping[str, Any] | None = None,
 ) -> Works:
     """Our step with λ fixed and with AutoML, and the passes of its network alone, on ready tensors."""
-    trainer, problem = _trainer(setting, tasks, batch_norm, precision)
+    trainer, problem = _trainer(setting, tasks, batch_norm, precision, options)
     chosen = trainer.epoch_order(0)[: setting.batch_size]
 
     def passes() -> None:
@@ -168,19 +172,24 @@ def rival(setting: Setting, name: str) -> Works:
 
 
 def _trainer(
-    setting: Setting, tasks: tuple[str, ...], batch_norm: str = "per-task", precision: str = "float32"
+    setting: Setting,
+    tasks: tuple[str, ...],
+    batch_norm: str = "per-task",
+    precision: str = "float32",
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[Trainer, Problem]:
     """A trainer on the embedded data set, in the commands' way to allocate, and its problem."""
     keep_freed_memory()
     config = Config(
         tasks=tasks,
-        weighting="automl",
+        weighting="automl" if tasks else "fixed",
         warmup_epochs=1,
         depth=setting.depth,
         width=setting.width,
         batch_size=setting.batch_size,
         batch_norm=batch_norm,
         precision=precision,
+        **(options or {}),
     )
     device = resolve_device(setting.device)
     images, labels = _drawn(2 * config.batch_size, "train", device)
@@ -245,9 +254,11 @@ def _trunk(
 ) -> dict[str, Callable[[], None]]:
     network.to(memory_format=layout)
     trunk = trunk_parameters(network)
-    one, four = (
-        torch.rand(count, 3, 32, 32, device=trunk[0].device).contiguous(memory_format=layout)
-        for count in (setting.batch_size, 4 * setting.batch_size)
+    one, three, four = (
+        torch.rand(count * setting.batch_size, 3, 32, 32, device=trunk[0].device).contiguous(
+            memory_format=layout
+        )
+        for count in (1, 3, 4)
     )
 
     def passes(batches: Iterable[Tensor]) -> None:
@@ -258,8 +269,29 @@ def _trunk(
     return {
         "mix": partial(passes, (one, four, one, one)),
         "one": partial(passes, (one,)),
+        "three": partial(passes, (three,)),
         "four": partial(passes, (four,)),
     }
+
+
+# Augmentation
+
+
+def augmix_views(setting: Setting) -> Works:
+    """Two AugMix views of a batch."""
+    keep_freed_memory()
+    images, _ = _drawn(setting.batch_size, "train", resolve_device(setting.device))
+    batch = to_float(images)
+    random = BatchRandom(torch.Generator(images.device).manual_seed(0))
+    return {"views": lambda: [augmix(batch, random) for _ in range(2)]}
+
+
+def torchvision_views(setting: Setting) -> Works:
+    """The same with torchvision, image by image on the CPU: it draws once per call."""
+    images, _ = _drawn(setting.batch_size, "train", torch.device("cpu"))
+    batch = images.permute(0, 3, 1, 2).contiguous()
+    transform = v2.AugMix(severity=3, mixture_width=3, all_ops=False)
+    return {"views": lambda: [transform(image) for _ in range(2) for image in batch]}
 
 
 # Evaluation

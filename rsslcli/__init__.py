@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rsslcli.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from rsslcli.core.api import Classifier, evaluate, load_classifier, train
+    from rsslcli.core.api import Classifier, evaluate, load_classifier, load_images, train
     from rsslcli.core.config import Config
     from rsslcli.core.corruptions.names import CORRUPTIONS
     from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
@@ -28,13 +28,13 @@ __all__ = [
     "CORRUPTIONS", "BatchRandom", "Classifier", "Config", "DivergedError", "EpochDone", "Evaluation", "Event",
     "Exported", "InterruptedTrainingError", "Notice", "RsslError", "Started", "StepsDone", "Task",
     "TrainingResult", "UserError", "check_task", "evaluate", "export_classifier", "load_classifier",
-    "make_config", "register_task", "train", "write_report",
+    "load_images", "make_config", "register_task", "train", "write_report",
 ]  # fmt: skip
 
 #: The module of each public name, imported on first use: `import rsslcli` must not load torch, which takes
 #: seconds.
 _EXPORTS = {
-    "core.api": ("Classifier", "evaluate", "load_classifier", "train"),
+    "core.api": ("Classifier", "evaluate", "load_classifier", "load_images", "train"),
     "core.config": ("Config",),
     "core.corruptions.names": ("CORRUPTIONS",),
     "core.errors": ("DivergedError", "InterruptedTrainingError", "RsslError", "UserError"),

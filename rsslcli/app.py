@@ -15,6 +15,8 @@ from rsslcli.commands.console import IS_MAIN_RANK, err, out, set_option_names, s
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
+from rsslcli.commands.list import list_
+from rsslcli.commands.predict import predict
 from rsslcli.commands.prepare_data import prepare_data
 from rsslcli.commands.report import report
 from rsslcli.commands.reproduce import reproduce
@@ -37,7 +39,7 @@ from rsslcli.core.version import __version__
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (prepare_data, visualize_tasks),
     "Training": (train_single, train_automl),
-    "Results": (eval_c, report, export),
+    "Results": (eval_c, report, predict, export, list_),
     "The whole study": (reproduce,),
 }
 
@@ -67,7 +69,8 @@ rssl train-automl --dataset mine --epochs 30
 )
 for panel, commands in COMMANDS.items():
     for command in commands:
-        app.command(cls=Command, rich_help_panel=panel)(command)
+        name = command.__name__.strip("_").replace("_", "-")
+        app.command(name, cls=Command, rich_help_panel=panel)(command)
 
 #: The exit code after Ctrl-C.
 _INTERRUPTED = 130

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import rsslcli
@@ -40,6 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(loading, "EMBEDDED_LIMIT", 20)
         state = {f"module.{name}": value for name, value in WideResNet(10, 1).state_dict().items()}
         torch.save({"state_dict": state}, folder / "augmix.pt")
+        for name in ("photo.jpg", "scan.png"):
+            Image.new("RGB", (40, 30), "red").save(folder / name)
         yield folder
 
 
@@ -53,13 +56,14 @@ def documented(place: Path) -> dict[str, Any]:
 
 
 def test_the_document_runs(documented: dict[str, Any], place: Path) -> None:
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
     result, classifier, found = (documented[name] for name in ("result", "classifier", "found"))
     assert sorted(result.lambdas) == ["ir", "rotation"]
     assert len(classifier.excluded) == 10
     assert classifier.excluded == load_checkpoint(place / "runs" / "first").excluded
     assert set(documented["names"]) <= set(classifier.classes)
     assert documented["features"].shape == (5, 64)
+    assert documented["probabilities"].shape == (2, 10)
     assert (found.images, documented["ours"].images) == (20, 10)
     assert documented["theirs"].excluded == classifier.excluded
     assert (place / "theirs.csv").read_text().startswith("corruption,severity,accuracy,images\n")

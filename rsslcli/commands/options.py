@@ -220,9 +220,16 @@ AutomlVariants = Annotated[
 BatchNorm = Annotated[
     str | None,
     typer.Option(
-        help="A trunk pass for each task, or one for all.",
+        help="A trunk pass for each task, or a joint one; with all, each updates the running statistics.",
         metavar=f"<{'|'.join(BATCH_NORM_MODES)}>",
         autocompletion=completion.batch_norm_modes,
+        rich_help_panel=TASKS,
+    ),
+]
+TaskShare = Annotated[
+    float | None,
+    typer.Option(
+        help="The fraction of each batch that the tasks see; less is faster.  [default: 1]",
         rich_help_panel=TASKS,
     ),
 ]

@@ -45,6 +45,7 @@ def train_automl(
     tune_jsd: options.TuneJsd = None,
     automl_variants: options.AutomlVariants = None,
     batch_norm: options.BatchNorm = None,
+    task_share: options.TaskShare = None,
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     train_size: options.TrainSize = None,
@@ -79,7 +80,8 @@ def train_automl(
     settings = {
         "dataset": dataset, "epochs": epochs, "train_size": train_size, "depth": depth, "width": width,
         "batch_size": batch_size, "lr": lr, "augment": augment, "jsd_weight": jsd_weight, "ema": ema,
-        "initial_lambda": initial_lambda, "batch_norm": batch_norm, "seed": seed, "device": device,
+        "initial_lambda": initial_lambda, "batch_norm": batch_norm, "task_share": task_share,
+        "seed": seed, "device": device,
         "precision": precision, "compile": compile, "meta_lr": meta_lr, "warmup_epochs": warmup_epochs,
         "validation_corruptions": validation_corruptions, "tune_jsd": tune_jsd,
         "automl_variants": None if automl_variants is None else split_names(automl_variants),

@@ -24,6 +24,7 @@ def train_single(
     task_file: options.TaskFile = None,
     initial_lambda: options.InitialLambda = None,
     batch_norm: options.BatchNorm = None,
+    task_share: options.TaskShare = None,
     dataset: DatasetName = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     train_size: options.TrainSize = None,
@@ -58,7 +59,8 @@ def train_single(
     settings = {
         "dataset": dataset, "epochs": epochs, "train_size": train_size, "depth": depth, "width": width,
         "batch_size": batch_size, "lr": lr, "augment": augment, "jsd_weight": jsd_weight, "ema": ema,
-        "initial_lambda": initial_lambda, "batch_norm": batch_norm, "seed": seed, "device": device,
+        "initial_lambda": initial_lambda, "batch_norm": batch_norm, "task_share": task_share,
+        "seed": seed, "device": device,
         "precision": precision, "compile": compile,
     }  # fmt: skip
     given = training_run.Given(

@@ -164,6 +164,7 @@ _NEEDS = {
     "automl_variants": "automl",
     "initial_lambda": "tasks",
     "batch_norm": "tasks",
+    "task_share": "tasks",
     "jsd_weight": "uses_augmix",
 }
 _WHY = {"automl": "λ is not tuned", "tasks": "there are no tasks", "uses_augmix": "`augment` is not augmix"}

@@ -20,7 +20,8 @@ from rsslcli.commands.console import (
 )
 from rsslcli.commands.hints import suggest_evaluation, suggest_training
 from rsslcli.commands.options import DEFAULT_DATA_DIR, ClassesByPosition, DataDir, DatasetName
-from rsslcli.core.errors import UserError
+from rsslcli.core.config import AUGMENTS
+from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.tasks.registry import check_task_names
 
 #: The columns of the paper's Figure 1, after the original.
@@ -47,6 +48,14 @@ def visualize_tasks(
             autocompletion=completion.tasks,
         ),
     ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="augmix adds a column with an augmented view.  [default: as the checkpoint was trained]",
+            metavar=f"<{'|'.join(AUGMENTS)}>",
+            autocompletion=completion.augments,
+        ),
+    ] = None,
     task_file: options.TaskFile = None,
     images: Annotated[int, typer.Option(help="Number of rows.")] = 5,
     seed: Annotated[int, typer.Option(help="Which images, and the tasks' random choices.")] = 0,
@@ -67,24 +76,22 @@ def visualize_tasks(
         raise UserError(f"--output {output}: the name must end in .png")
     columns = split_names(FIGURE_1 if tasks is None else tasks)
     check_task_names(columns)
+    if augment not in (None, *AUGMENTS):
+        raise unknown("augment", augment, AUGMENTS)
     check_checkpoints(checkpoint)
     check_dataset(dataset, data_dir)
 
     with waiting():
         from rsslcli.core.data.loading import load
-        from rsslcli.core.data.store import EMBEDDED, prepared_datasets
         from rsslcli.core.task_pictures import draw_tasks, save_png
         from rsslcli.core.weights.checkpoint import load_checkpoint
 
     trained = None if checkpoint is None else load_checkpoint(checkpoint)
-    if dataset is None and trained is not None:
-        dataset = trained.config.dataset
-    elif dataset is None:
-        prepared = prepared_datasets(data_dir)
-        dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
-        err.print(f"showing '{dataset}'; choose another with --dataset")
-    if tasks is None and trained is not None:
-        columns = list(trained.config.tasks)
+    if trained is not None:
+        dataset = dataset or trained.config.dataset
+        columns = columns if tasks else list(trained.config.tasks)
+        augment = augment or trained.config.augment
+    dataset = dataset or _choose_dataset(data_dir)
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
     # A network's answers are meaningful only on images that it was not trained on.
@@ -94,6 +101,7 @@ def visualize_tasks(
         columns,
         rows=images,
         seed=seed,
+        augmented=augment == "augmix",
         checkpoint=trained,
         dataset=dataset,
         classes_by_position=classes_by_position,
@@ -105,3 +113,13 @@ def visualize_tasks(
         suggest_evaluation(checkpoint, trained.config, data_dir)
     else:
         suggest_training(data, data_dir)
+
+
+def _choose_dataset(data_dir: Path) -> str:
+    """The data set to show where none is named: CIFAR-10 if it is prepared."""
+    from rsslcli.core.data.store import EMBEDDED, prepared_datasets
+
+    prepared = prepared_datasets(data_dir)
+    dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
+    err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
+    return dataset

@@ -7,11 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.data.archives import one_line_errors
+from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.decoding import decode, shown
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, sanitize, short_repr
@@ -82,6 +86,38 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
     )
     return Classifier(network)
+
+
+def load_images(paths: str | Path | Sequence[str | Path], *, size: int = 32) -> Tensor:
+    """Read image files as `rssl prepare-data` and `rssl predict` do, for a classifier.
+
+    Of an image of another size, the center square is scaled; see docs/data.md.
+
+    Args:
+        paths: a file, or several, in any common raster format.
+        size: the height and width of the result, in pixels.
+
+    Returns:
+        float32 (N, 3, size, size) in [0, 1], RGB, in the order of `paths`.
+
+    Raises:
+        UserError: a file is missing or not a file, damaged, too large or not an image; or `size` is not from
+            1 to 4096.
+    """
+    if not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
+        raise UserError(f"size: expected 1 to {_MAX_SIZE}, got {short_repr(size)}")
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    for place, path in zip(images, files, strict=True):
+        if not path.is_file():  # opening a pipe would wait for its writer
+            raise UserError(f"{path} is no file: give the paths of image files")
+        with one_line_errors(path), path.open("rb") as file:
+            place[:], _ = decode(file, shown(str(path)), resize=True, side=size)
+    return to_float(torch.from_numpy(images))
+
+
+#: Pixels: the largest side of loaded images.
+_MAX_SIZE = 4096
 
 
 def train(

@@ -16,7 +16,7 @@ from rsslcli.core.tasks.registry import check_task_words
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bfloat16"]
-BatchNormMode = Literal["per-task", "joint"]
+BatchNormMode = Literal["per-task", "joint", "all"]
 ValidationCorruptions = Literal["all", "extra"]
 Weighting = Literal["fixed", "automl", "uncertainty", "random", "upgrad"]
 Augment = Literal["standard", "augmix"]
@@ -104,6 +104,8 @@ class Config:
     batch_norm: BatchNormMode = field(default="per-task", metadata=_one_of(BATCH_NORM_MODES))
     #: Options by task, such as {bir: {sigma: 1.5}}.
     task_options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: The fraction of each batch that the tasks see, above 0 and at most 1.
+    task_share: float = 1.0
     seed: int = field(default=0, metadata=_at_least(0))
     device: Device = field(default="auto", metadata=_one_of(DEVICES))
     precision: Precision = field(default="float32", metadata=_one_of(PRECISIONS))
@@ -121,6 +123,8 @@ class Config:
             _check_limits(option, getattr(self, option.name))
         if self.lr <= 0:
             raise UserError(f"lr: the learning rate must be above 0, got {self.lr}")
+        if not 0 < self.task_share <= 1:
+            raise UserError(f"task_share: expected above 0 and at most 1, got {short_repr(self.task_share)}")
         if self.min_lr > self.lr:
             raise UserError(f"min_lr: {self.min_lr} is above lr, {self.lr}")
         if self.nesterov and self.momentum == 0:
@@ -131,7 +135,7 @@ class Config:
             )
         if self.tune_jsd and not (self.automl and self.uses_augmix and self.jsd_weight):
             raise UserError(
-                "tune_jsd: needs `weighting` automl, `augment` augmix, and a `jsd_weight` above 0 to start from"
+                "tune_jsd: needs `weighting` automl, `augment` augmix, and a `jsd_weight` above 0"
             )
         if self.weighting != "fixed" and not (self.tasks or self.tune_jsd):
             raise UserError(

@@ -55,3 +55,16 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 with suppress(OSError):
                     lock.unlink()
                     folder.rmdir()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of `folder`; false where that cannot be told."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

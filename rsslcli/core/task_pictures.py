@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.augmix import augmix
 from rsslcli.core.data.store import Split, class_balanced_subset
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.evaluation.class_names import match_classes
@@ -46,6 +47,7 @@ def draw_tasks(
     *,
     rows: int = 5,
     seed: int = 0,
+    augmented: bool = False,
     checkpoint: Checkpoint | None = None,
     dataset: str = "these images",
     classes_by_position: bool = False,
@@ -62,6 +64,7 @@ def draw_tasks(
         tasks: names of the tasks, in the order of the columns.
         rows: number of images, of different classes as far as possible.
         seed: seed of the choice of images and of the tasks' random choices.
+        augmented: add a column with an AugMix view of each image.
         checkpoint: a network trained with these tasks on these classes, in any order.
         dataset, classes_by_position, note: as for `match_classes`.
 
@@ -80,6 +83,9 @@ def draw_tasks(
     originals = to_float(torch.from_numpy(split.images[chosen]))
     random = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure"))
     columns = [_Column("Original", originals)]
+    if augmented:
+        source = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure augmix"))
+        columns.append(_Column("AugMix", augmix(originals, source)))
     if checkpoint is not None and model is not None:
         known = checkpoint.classes
         count = len(known)
@@ -87,8 +93,10 @@ def draw_tasks(
             known, count, split.classes, dataset, by_position=classes_by_position, note=note
         )
         labels = torch.tensor(score_of)[torch.from_numpy(split.labels[chosen])]
-        with torch.inference_mode():
-            columns[0].answer(model(originals), labels, split.classes if classes_by_position else known)
+        for column in columns:
+            with torch.inference_mode():
+                scores = model(column.images)
+            column.answer(scores, labels, split.classes if classes_by_position else known)
     for name, task in built.items():
         inputs, targets = _examples(name, task, originals, random)
         column = _Column(task.title or name, inputs)

@@ -197,7 +197,7 @@ EARLY = [
     ("train-automl --fixed --lambda 0", "initial_lambda: .* rotation, bir, color, ir would have no effect"),
     ("train-single --task ir --lambda 0", "initial_lambda: .* ir would have no effect"),
     ("train-automl --depth 11", "depth"),
-    ("train-automl --batch-norm both", "unknown batch_norm 'both': choose from per-task, joint"),
+    ("train-automl --batch-norm both", "unknown batch_norm 'both': choose from per-task, joint, all"),
     ("train-automl --batch-norm jiont", "unknown batch_norm 'jiont': did you mean 'joint'?"),
     ("train-automl --device gpu", "unknown device 'gpu': did you mean 'cpu'"),
     ("train-automl --device mps", "unknown device 'mps': choose from auto, cpu, cuda"),
@@ -403,7 +403,7 @@ def test_options_without_effect_get_a_note(home: Path, here: Here, monkeypatch: 
     for command, notes in (
         ("train-automl --fixed --meta-lr 1 --warmup-epochs 2", {"--meta-lr", "--warmup-epochs"}),
         ("train-automl --fixed --validation-corruptions extra", {"--validation-corruptions"}),
-        ("train-single --task none --lambda 1 --batch-norm joint", {"--lambda", "--batch-norm"}),
+        ("train-single --task none --task-share 0.5 --batch-norm joint", {"--task-share", "--batch-norm"}),
         ("train-single --task ir --lambda 1 --batch-norm joint", set()),
         ("train-automl --meta-lr 1 --lambda 0", set()),
     ):

@@ -20,7 +20,7 @@ from helpers import RSSL, Here
         ("train-single --task no", ["none"]),
         ("train-automl --preset qu", ["quick"]),
         ("train-automl --device c", ["cpu", "cuda"]),
-        ("train-automl --batch-norm ", ["per-task", "joint"]),
+        ("train-automl --batch-norm ", ["per-task", "joint", "all"]),
         ("train-automl --precision tf", ["tf32"]),
         ("eval-c --precision bf", ["bfloat16"]),
         ("train-automl --validation-corruptions ", ["all", "extra"]),

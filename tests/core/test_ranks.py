@@ -27,6 +27,7 @@ STEPS = 20
 MODES: dict[str, dict[str, Any]] = {
     "per-task": {"batch_norm": "per-task"},
     "joint": {"batch_norm": "joint"},
+    "share": {"batch_norm": "all", "task_share": 0.5},
     "augmix": {"tasks": ("rotation", "ir"), "augment": "augmix", "tune_jsd": True, "ema": 0.9},
     "augmix-untuned": {"tasks": ("ir",), "augment": "augmix", "jsd_weight": 2.0},
     "upgrad": {"tasks": ("rotation", "ir"), "weighting": "upgrad"},
@@ -95,7 +96,7 @@ def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
     whole = train_steps(World(), mode)
     moved = [float(value) for name, value in whole.items() if name.startswith("lambda/")]
     assert mode in ("upgrad", "augmix-untuned") or not {0.5, 12.0} & {*moved}, "every λ has moved"
-    assert mode not in ("per-task", "joint") or len({*moved}) == len(TASKS)
+    assert mode not in ("per-task", "joint", "share") or len({*moved}) == len(TASKS)
     assert first.keys() == second.keys() == whole.keys()
     for name, value in whole.items():
         assert torch.equal(first[name], second[name]), name

@@ -106,6 +106,15 @@ def test_every_column_shows_its_task(split: Split) -> None:
     assert len({bytes(np.rot90(small(picture, row, 0)).tobytes()) for row in range(5)}) == 5
 
 
+def test_an_augmented_view_is_a_column_that_leaves_the_others_alone(split: Split) -> None:
+    plain = draw_tasks(split, ("jigsaw",), rows=3)
+    augmented = draw_tasks(split, ("jigsaw",), rows=3, augmented=True)
+    assert originals(augmented, 3, split) == originals(plain, 3, split)
+    for row in range(3):
+        assert np.array_equal(small(augmented, row, 2), small(plain, row, 1))
+    assert any(not np.array_equal(small(augmented, row, 1), small(augmented, row, 0)) for row in range(3))
+
+
 def test_it_is_the_same_every_time_and_another_with_another_seed(split: Split) -> None:
     first, again, other = (draw_tasks(split, ["rgb", "jigsaw"], rows=3, seed=seed) for seed in (0, 0, 1))
     assert first.tobytes() == again.tobytes()

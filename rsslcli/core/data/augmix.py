@@ -32,7 +32,7 @@ def augmix(images: Tensor, random: BatchRandom) -> Tensor:
     weights, is mixed with the image itself, with a Beta(1, 1) weight.
 
     Args:
-        images: float32 or float64 (N, 3, H, W) in [0, 1]; the chains start from the nearest multiples of 1/255.
+        images: float32 or float64 (N, 3, H, W) in [0, 1]; the chains round them to multiples of 1/255.
         random: the source of random numbers, one row for each of the N images.
 
     Returns:
@@ -49,9 +49,8 @@ def augmix(images: Tensor, random: BatchRandom) -> Tensor:
     operations = torch.where(steps <= depths, drawn, len(OPERATIONS)).flatten(0, 1)
     pixels = (images * 255).round().repeat_interleave(WIDTH, 0).contiguous()
     pixels = apply_operations(pixels, operations, levels.flatten(0, 1))
-    chains = pixels.unflatten(0, (len(images), WIDTH))
-    mixed = (chains * (weights / 255)[:, :, None, None, None]).sum(1)
-    return torch.lerp(images, mixed, strength).clamp_(0, 1)
+    chains = pixels.mul_((weights / 255).view(-1, 1, 1, 1)).view(len(images), WIDTH, *images.shape[1:])
+    return torch.lerp(images, chains.sum(1), strength).clamp_(0, 1)
 
 
 def signed_levels(uniform: Tensor) -> Tensor:
@@ -73,11 +72,11 @@ def apply_operations(pixels: Tensor, operations: Tensor, levels: Tensor) -> Tens
     Args:
         pixels: whole numbers from 0 to 255, float32 or float64 (M, 3, H, W).
         operations: int64 (M, D), indices into `OPERATIONS`; `len(OPERATIONS)` leaves the image as it is.
-        levels: (M, D) from −10 to 10, of the pixels' dtype; the sign is the direction of geometric operations.
+        levels: (M, D) between −10 and 10, of the pixels' dtype; geometric operations use the sign.
 
     Returns:
-        Whole numbers from 0 to 255 of the same shape and dtype: those of Pillow, give or take 1 where an exact
-        result is within rounding errors of a whole number.
+        The same shape and dtype. An operation gives Pillow's numbers, or one more or less where the unrounded
+        result is within `TOLERANCE` of a whole number.
     """
     height, width = pixels.shape[2:]
     matrices = _matrix(levels, 1, 0, 0, 0, 1, 0)
@@ -118,14 +117,14 @@ def transform(pixels: Tensor, matrices: Tensor) -> Tensor:
     y = torch.arange(height, device=pixels.device, dtype=pixels.dtype)[:, None] + 0.5
     # `grid_sample` measures positions from −1 at one border of the image to 1 at the other.
     x_source, y_source = (
-        (row[:, 0] * (2 / size)) * x + (row[:, 1] * (2 / size)) * y + (row[:, 2] * (2 / size) - 1)
+        (row[:, 0] * x + row[:, 2]) * (2 / size) - 1 + row[:, 1] * (2 / size) * y
         for row, size in zip(matrices[..., None, None].unbind(1), (width, height), strict=True)
     )
-    inside = torch.maximum(x_source.abs(), y_source.abs()) < 1
-    # Complex numbers lie in memory as the pairs that it wants; `stack` takes several times as long.
+    inside = torch.maximum(x_source.abs(), y_source.abs()).lt_(1)
+    # Complex numbers are stored as the pairs that it takes; `stack` needs several times as long.
     grid = torch.view_as_real(torch.complex(x_source, y_source))
     sampled = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    return sampled.add_(TOLERANCE).floor_().mul_(inside[:, None].to(pixels.dtype))
+    return sampled.add_(TOLERANCE).floor_().mul_(inside[:, None])
 
 
 # Tables (M, 3, 256) or (M, 1, 256): what replaces the values 0 to 255. `values` (256,) are these; `counts`
@@ -134,8 +133,8 @@ def transform(pixels: Tensor, matrices: Tensor) -> Tensor:
 
 def posterize(values: Tensor, counts: Tensor, levels: Tensor) -> Tensor:
     """Keep the 4 highest bits, or fewer."""
-    removed_bits = 4 + _whole(levels, 4)
-    return values - values % torch.exp2(removed_bits).round()
+    step = torch.exp2(4 + _whole(levels, 4)).round()
+    return (values / step).floor() * step
 
 
 def solarize(values: Tensor, counts: Tensor, levels: Tensor) -> Tensor:
@@ -203,7 +202,7 @@ def _whole(levels: Tensor, maximum: float) -> Tensor:
 def _matrix(levels: Tensor, *entries: Tensor | float) -> Tensor:
     """Matrices (…, 2, 3) from their six entries; numbers are the same for all levels (…)."""
     columns = [entry if isinstance(entry, Tensor) else torch.full_like(levels, entry) for entry in entries]
-    return torch.stack(columns, -1).unflatten(-1, (2, 3))
+    return torch.stack(columns, -1).view(*levels.shape, 2, 3)
 
 
 TABLES = {function.__name__: function for function in (posterize, solarize, autocontrast, equalize)}

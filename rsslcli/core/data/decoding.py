@@ -1,4 +1,4 @@
-"""Decode untrusted image files of any format, mode and size to 32x32 pixels."""
+"""Decode untrusted image files of any format, mode and size to small squares, by default 32x32 pixels."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ from rsslcli.core.files import quietly
 
 MAX_FILE_BYTES = 64 * 2**20  # of an image file; an uncompressed 20-megapixel photo fits
 SIZE = IMAGE_SHAPE[:2]
-_NEAR = 128  # pixels: larger images are averaged down to about this side length before resampling
+_NEAR = 4  # larger images are averaged down to about this many times the side before resampling
 #: Raster formats that Pillow decodes by itself; PostScript, for example, would run another program.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 # Pillow logs warnings about damaged images; without a handler they would reach the terminal.
@@ -35,7 +35,9 @@ class ImageError(UserError):
         self.reason = reason
 
 
-def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[int, int]]:
+def decode(
+    file: IO[bytes], name: str, *, resize: bool, side: int = SIZE[0]
+) -> tuple[Images, tuple[int, int]]:
     """Decode an image to upright RGB, with transparency over white.
 
     A JPEG file that lacks only its end marker is accepted.
@@ -44,13 +46,14 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
         file: the open file, in any common raster format.
         name: the image's name in messages.
         resize: scale an image of another size (see `_scaled`); otherwise refuse it.
+        side: the height and width of the result, in pixels.
 
     Returns:
-        The image, uint8 (32, 32, 3), and the width and height it had.
+        The image, uint8 (side, side, 3), and the width and height it had.
 
     Raises:
         ImageError: it is damaged, too large or not an image.
-        UserError: it is not 32x32 pixels, and `resize` is false.
+        UserError: it has another size, and `resize` is false.
     """
     data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -60,12 +63,12 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
         with quietly():  # warnings about odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
-                image, size = _pixels(data, resize)
+                image, size = _pixels(data, resize, side)
             except OSError:
                 completed = with_end_marker(data)
                 if completed is None:
                     raise
-                image, size = _pixels(completed, resize)
+                image, size = _pixels(completed, resize, side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         reason = "too many pixels"
         raise ImageError(f"image {name} has {reason}: remove it, or save it smaller", reason) from None
@@ -75,45 +78,46 @@ def decode(file: IO[bytes], name: str, *, resize: bool) -> tuple[Images, tuple[i
         raise ImageError(message, reason) from error
     if image is None:
         raise UserError(
-            f"image {name} is {size[0]}x{size[1]} pixels, not 32x32: resize it, or let it be resized"
+            f"image {name} is {size[0]}x{size[1]} pixels, not {side}x{side}: resize it, or let it be resized"
         )
     return image, size
 
 
-def _pixels(data: bytes, resize: bool) -> tuple[Images | None, tuple[int, int]]:
+def _pixels(data: bytes, resize: bool, side: int) -> tuple[Images | None, tuple[int, int]]:
     """The image in a file and its original size; None for the image if its size is to be refused."""
     with Image.open(io.BytesIO(data), formats=_formats()) as opened:
         size = opened.size
-        if resize or size == SIZE:
+        if resize or size == (side, side):
             if resize:
-                opened.draft(None, (_NEAR, _NEAR))  # decodes a JPEG directly at a fraction of its size
+                opened.draft(None, (_NEAR * side,) * 2)  # decodes a JPEG directly at a fraction of its size
             with _muted_libtiff(opened):
                 opened.load()
                 if opened.format == "ICO":  # its directory may lie about its images
                     size = opened.size
                 image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
-                if image.size == SIZE:
+                if image.size == (side, side):
                     return np.asarray(_to_rgb(image)), size
                 if resize:
-                    return np.asarray(_scaled(image)), size
+                    return np.asarray(_scaled(image, side)), size
     return None, size
 
 
-def _scaled(image: Image.Image) -> Image.Image:
-    """The center square of an image, scaled to 32x32 RGB.
+def _scaled(image: Image.Image, side: int) -> Image.Image:
+    """The center square of an image, scaled to RGB of `side` x `side` pixels.
 
     It is converted strip by strip and averaged over blocks of pixels, which limits memory for any mode and
-    leaves at least 128 pixels per side for Lanczos resampling.
+    leaves at least four times the pixels per side for Lanczos resampling.
     """
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    block = max(1, side // _NEAR)
-    small = Image.new("RGB", (-(-side // block),) * 2)
-    for start in range(0, side, 16 * block):
-        end = min(start + 16 * block, side)
-        strip = _to_rgb(image.crop((left, top + start, left + side, top + end)))
+    length = min(image.size)
+    left, top = ((each - length) // 2 for each in image.size)
+    block = max(1, length // (_NEAR * side))
+    small = Image.new("RGB", (-(-length // block),) * 2)
+    for start in range(0, length, 16 * block):
+        end = min(start + 16 * block, length)
+        strip = _to_rgb(image.crop((left, top + start, left + length, top + end)))
         small.paste(strip.reduce(block), (0, start // block))
-    return small.resize(SIZE, Image.Resampling.LANCZOS, box=(0, 0, side / block, side / block))
+    box = (0, 0, length / block, length / block)
+    return small.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
 @contextmanager

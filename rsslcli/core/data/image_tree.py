@@ -61,15 +61,15 @@ def read_image_tree(
             damaged or too large, or one is not 32x32 pixels and `resize` is false.
     """
     with one_line_errors(source):
-        before = _state(source)
+        before = source_state(source)
         tree = open_tree(source)
         layout = find_layout(tree)
         for text in layout.notes:
             note(text)
         wanted = [_choose(layout, split, limit) for split in SPLITS]
         failed = _read(tree, wanted, resize, progress, note)
-        if _state(source) != before:
-            raise _changed(source)
+        if source_state(source) != before:
+            raise changed_source(source)
     train, test = (arrays for _, arrays in wanted)
     if failed:
         if damaged is None:
@@ -95,7 +95,7 @@ def tree_fingerprint(source: Path, *, resize: bool = True) -> str:
     described: list[object] = []
     with one_line_errors(source):
         if source.is_file():
-            described = [str(source.resolve()), *_state(source)]
+            described = [str(source.resolve()), *source_state(source)]
         else:
             for classes in find_layout(open_tree(source)).files.values():
                 for image in (image for images in classes.values() for image in images):
@@ -122,13 +122,14 @@ def what_it_holds(source: Path) -> str:
         return f"{found}: {advice}" if advice else found
 
 
-def _state(source: Path) -> tuple[int, ...]:
+def source_state(source: Path) -> tuple[int, ...]:
     """The size and time of an archive, which change with it; empty for a folder."""
     status = source.stat()
     return () if source.is_dir() else (status.st_size, status.st_mtime_ns)
 
 
-def _changed(source: Path) -> UserError:
+def changed_source(source: Path) -> UserError:
+    """The error for a source that changed between two looks at it."""
     return UserError(f"{source} changed while it was being read: try again")
 
 
@@ -168,7 +169,9 @@ def _read(
         targets = places[key]
         name = shown("/".join(targets[0][0]))
         try:
-            pixels, size = _decode(tree, opener, name, resize)
+            pixels, size = read_image(tree, opener, name, resize=resize)
+        except FileNotFoundError:
+            raise changed_source(tree.source) from None
         except ImageError as error:
             failed |= dict.fromkeys((parts for parts, _ in targets), error)
         else:
@@ -181,7 +184,7 @@ def _read(
         if done % 16 == 0:
             progress("reading images", done, len(places))
     if done < len(places):
-        raise _changed(tree.source)
+        raise changed_source(tree.source)
     if other := sorted(sizes.keys() - {SIZE}, key=math.prod):
         smallest, largest = ("x".join(map(str, size)) for size in (other[0], other[-1]))
         span = smallest if smallest == largest else f"{smallest} to {largest}"
@@ -197,15 +200,22 @@ def _read(
     return failed
 
 
-def _decode(tree: Tree, opener: Opener, name: str, resize: bool) -> tuple[Images, tuple[int, int]]:
-    """Decode an image; if other files stay readable, a read error concerns only this image."""
+def read_image(
+    tree: Tree, opener: Opener, name: str, *, resize: bool = True, side: int = SIZE[0]
+) -> tuple[Images, tuple[int, int]]:
+    """Decode an image of a tree, see `decode`; an error while it is read concerns only this image if it can.
+
+    Raises:
+        ImageError: the image is unusable.
+        UserError: it has another size, and `resize` is false.
+        FileNotFoundError: it is gone.
+        Exception: one of `READ_ERRORS`, if they leave no other image of this tree readable.
+    """
     try:
         with opener() as file:
-            return decode(file, name, resize=resize)
-    except RsslError:
+            return decode(file, name, resize=resize, side=side)
+    except (RsslError, FileNotFoundError):
         raise
-    except FileNotFoundError:
-        raise _changed(tree.source) from None
     except READ_ERRORS as error:
         if not tree.independent:
             raise

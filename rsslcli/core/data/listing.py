@@ -41,14 +41,16 @@ class Listing:
         advice = "convert them to JPEG or PNG" if _CONVERTIBLE & {*map(str.lower, endings)} else ""
         return f"found only {what}, e.g. {shown(next(iter((endings or reasons).values())).example)}", advice
 
-    def notes(self, branches: Collection[Parts]) -> Iterator[str]:
-        """Notes on lost entries, and on files of other formats in the class folders of `branches`."""
+    def notes(self, branches: Collection[Parts] | None = None) -> Iterator[str]:
+        """Notes on lost entries and files of other formats, only in class folders of `branches` if given."""
         for reason, tally in _totals(self.lost, ()).items():
             yield told(f"not used: {reason}", tally)
         others = Tally()
         endings: set[str] = set()
         for (folder, ending), tally in self.others.items():
-            if any(len(folder) > len(branch) and folder[: len(branch)] == branch for branch in branches):
+            if branches is None or any(
+                len(folder) > len(branch) and folder[: len(branch)] == branch for branch in branches
+            ):
                 others.add(tally.example, tally.count)
                 endings.add(ending)
         if others.count:

@@ -22,6 +22,7 @@ IMAGE_SHAPE = (32, 32, 3)
 #: The data set that needs no source.
 EMBEDDED = "shapes"
 _FORMAT = "rssl-split-1"
+_MAX_METADATA_BYTES = 64 << 20  # a name of 64 bytes for each of a million classes
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -129,6 +130,31 @@ def load_split(path: Path) -> Split:
             f"{path} is damaged or not a prepared split ({reason}): delete it and run `rssl prepare-data`"
         ) from error
     return split
+
+
+def describe_split(path: Path) -> tuple[int, tuple[int, int], tuple[str, ...]]:
+    """The number of images of a prepared split, their height and width, and its classes.
+
+    Only the headers are read: nothing is verified by the checksum.
+
+    Raises:
+        UserError: the file is missing, damaged or not a prepared split.
+    """
+    try:
+        with quietly(), path.open("rb") as opened:
+            _check_archive(opened)
+            with zipfile.ZipFile(opened) as archive:
+                if archive.getinfo("metadata.npy").file_size > _MAX_METADATA_BYTES:
+                    raise ValueError("its metadata are too long")
+                with archive.open("metadata.npy") as file:
+                    metadata = json.loads(np.lib.format.read_array(file, allow_pickle=False).item())
+                with archive.open("images.npy") as file:
+                    np.lib.format.read_magic(file)
+                    shape, _, _ = np.lib.format.read_array_header_1_0(file)
+                count, height, width, _ = shape
+                return count, (height, width), tuple(_class_names(metadata["classes"]))
+    except Exception as error:  # as above
+        raise UserError(f"{path} is damaged or not a prepared split") from error
 
 
 def _check_archive(file: IO[bytes]) -> None:

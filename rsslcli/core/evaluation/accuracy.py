@@ -35,6 +35,11 @@ BATCH_SIZE = {"cpu": 100, "cuda": 500}
 _OTHER_BATCH_SIZE = 500
 
 
+def batch_size(device: torch.device) -> int:
+    """Images per forward pass on this device."""
+    return BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE)
+
+
 def check_scores(scores: object, images: int) -> Tensor:
     """Return the output of a classifier for `images` images if it is a float tensor (images, classes).
 
@@ -90,7 +95,7 @@ def count_correct(
         UserError: the classifier does not return scores.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
-    size = BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE)
+    size = batch_size(device)
     dtype = model_dtype(classifier)
     # Both counts stay on the device until the last batch, so that the host waits only once.
     correct = torch.zeros((), dtype=torch.int64, device=device)

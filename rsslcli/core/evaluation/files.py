@@ -49,7 +49,7 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
     Raises:
         RsslError: a file cannot be written.
     """
-    earlier = _read(path)
+    earlier = read_evaluation(path)
     notes = []
     if earlier and _same_subject(earlier, result.about):
         precision = result.about["precision"]
@@ -66,8 +66,8 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
     return path, notes
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read an evaluation; None if there is none, or it is damaged."""
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """The JSON object of an evaluation; None if there is none, or it is damaged."""
     try:
         with path.open("rb") as file:
             content = json.loads(file.read(_MAX_BYTES))

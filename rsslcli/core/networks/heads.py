@@ -7,9 +7,13 @@ from torch import nn
 from rsslcli.core.networks.batch_norm import BatchNorm2d
 
 
-def linear_head(features: int, outputs: int) -> nn.Module:
-    """FC(features, outputs): features (N, features) → scores (N, outputs), supplement A.1."""
-    return nn.Linear(features, outputs)
+def linear_head(features: int, outputs: int, *, hidden: bool = False) -> nn.Module:
+    """FC(features, outputs): features (N, features) → scores (N, outputs), supplement A.1.
+
+    With `hidden`, FC(features, features) and ReLU come first.
+    """
+    linear = nn.Linear(features, outputs)
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), linear) if hidden else linear
 
 
 def deconvolution_head(features: int, *channels: int, hidden: bool = False) -> nn.Sequential:

@@ -49,7 +49,7 @@ PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
 #: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
 _OF_ROWS = ("seed", "device", "compile", "tasks", "weighting", "augment", "ema")
 _OF_AUGMIX = ("jsd_weight", "tune_jsd")
-_OF_TASKS = ("batch_norm", "initial_lambda", "task_options")
+_OF_TASKS = ("batch_norm", "initial_lambda", "task_options", "task_share")
 _OF_AUTOML = (
     "meta_lr", "automl_variants", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
     "validation_corruptions",
@@ -252,7 +252,7 @@ def departures(study: Study) -> list[list[str]]:
         for name, value in study.settings.items()
         if value != default.get(name)
     ]
-    for name in (*_OF_TASKS, *_OF_AUTOML, "device", "compile"):
+    for name in ("augment", *_OF_AUGMIX, "ema", *_OF_TASKS, *_OF_AUTOML, "device", "compile"):
         rows = [row for row in study.rows if any(name in _acting(run.config) for run in row.runs.values())]
         labels: dict[str, list[str]] = defaultdict(list)
         for row in rows:

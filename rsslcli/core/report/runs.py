@@ -115,12 +115,12 @@ def _find(folders: Sequence[Path]) -> list[Path]:
             raise UserError(
                 f"{folder}: expected a run directory or a folder of them" + (f": {hint}" if hint else "")
             )
-        for directory in list(_below(folder)) or [folder]:
+        for directory in list(run_directories(folder)) or [folder]:
             found.setdefault(directory.resolve(), directory)
     return list(found.values())
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def run_directories(folder: Path) -> Iterator[Path]:
     """The run directories in a folder, at most `_DEPTH` levels down; a run contains no other runs."""
     # Links are followed; the depth limit ends loops.
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -282,5 +282,6 @@ def has_effect(config: Config) -> bool:
 
 def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:
     """The tasks, and whether λ is tuned, if the paper has such a method; else None."""
-    beyond = config.uses_augmix or config.ema or config.weighting not in ("fixed", "automl")
+    beyond = config.uses_augmix or config.ema or config.automl_variants
+    beyond = beyond or config.weighting not in ("fixed", "automl")
     return None if beyond else (frozenset(config.tasks), config.automl)

@@ -19,7 +19,7 @@ class Task(ABC):
 
     To define a custom task, derive a class from this one in a file or package: see docs/tasks.md. The fields
     of the dataclass are the task's options: positive numbers, or booleans. A class that adds options needs
-    the decorator `@dataclass(frozen=True)`.
+    the decorator `@dataclass(frozen=True)`; its `__post_init__` may raise ValueError for values out of range.
     """
 
     #: Factor of the loss, in addition to λ.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from math import factorial
@@ -26,8 +27,12 @@ def orders(parts: int, device: torch.device) -> Tensor:
     return torch.tensor(list(permutations(range(parts))), device=device)
 
 
+@dataclass(frozen=True)
 class PermutationTask(Task):
     """Predict the order of shuffled parts: int64 targets (N,), the row of `orders`, under cross-entropy."""
+
+    #: Put a hidden layer before the scores.
+    hidden: bool = False
 
     parts: ClassVar[int]
 
@@ -36,7 +41,7 @@ class PermutationTask(Task):
         """Put part order[n, p] of image n at position p; images (N, 3, H, W), order int64 (N, parts)."""
 
     def head(self, features: int) -> nn.Module:
-        return linear_head(features, factorial(self.parts))
+        return linear_head(features, factorial(self.parts), hidden=self.hidden)
 
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         targets = random.integers(images, factorial(self.parts))

@@ -128,7 +128,10 @@ def _build(name: str, options: Mapping[str, Any]) -> Task:
             expected = "a number from 1e-6 to 1000"
         if not fits:
             raise UserError(f"task '{name}', option '{key}': expected {expected}, got {short_repr(value)}")
-    return kind(**options)
+    try:
+        return kind(**options)
+    except ValueError as error:  # of a class that checks its options
+        raise UserError(f"task_options of '{name}': {sanitize(error)}") from None
 
 
 def _unknown(name: object) -> UserError:

@@ -28,7 +28,8 @@ class MultiTaskNetwork(nn.Module):
         network: trunk and classifier.
         tasks: by name, in the order of λ.
         batch_norm: "per-task": each task has a separate trunk pass, and only the main pass updates the
-            running statistics. "joint": all inputs share one pass and its statistics.
+            running statistics. "all": every pass updates them, the main pass first. "joint": all inputs share
+            one pass and its statistics.
         autocast: run trunk and heads under bfloat16 autocast.
         compile: compile trunk and heads when they first run.
     """
@@ -78,22 +79,30 @@ class MultiTaskNetwork(nn.Module):
         return {name: list(self.heads[name].parameters()) for name in self.tasks}
 
     def losses(
-        self, images: Tensor, labels: Tensor, random: BatchRandom, views: Sequence[Tensor] = ()
+        self,
+        images: Tensor,
+        labels: Tensor,
+        random: BatchRandom,
+        views: Sequence[Tensor] = (),
+        *,
+        task_images: Tensor | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """Compute the unweighted losses L_main and L_aux,i of a batch.
 
         Args:
             images: float (N, 3, H, W) in [0, 1].
             labels: int64 (N,).
-            random: the source of the tasks' random numbers.
+            random: the source of the tasks' random numbers, one row per image that they see.
             views: augmented versions of the images, for the main task alone. With one, it trains on that in
                 place of the images; with two, their consistency is a further loss, "jsd".
+            task_images: int64 (n,), the indices of the images that the tasks see; None for all.
 
         Yields:
             Scalars by task ("main" for the main task), grouped by the trunk pass that they share. Groups are
             computed on demand, so that only one pass at a time is in memory.
         """
-        prepared = {name: transformed(name, task, images, random) for name, task in self.tasks.items()}
+        seen = images if task_images is None else images[task_images]
+        prepared = {name: transformed(name, task, seen, random) for name, task in self.tasks.items()}
         sees_clean = len(views) != 1  # whether the main task sees the unchanged images
         on_clean = [name for name, task in self.tasks.items() if task.clean_input and sees_clean]
         others = [name for name in self.tasks if name not in on_clean]
@@ -109,17 +118,17 @@ class MultiTaskNetwork(nn.Module):
             yield {
                 name: loss
                 for names, part in zip(passes, parts, strict=True)
-                for name, loss in self._pass_losses(names, part, targets).items()
+                for name, loss in self._pass_losses(names, part, targets, task_images).items()
             }
             return
         for names, x in zip(passes, inputs, strict=True):
             with self._precision(x):
-                if names[0] == MAIN:
+                if names[0] == MAIN or self.batch_norm == "all":
                     features = self._features(x)
                 else:
                     with keep_running_statistics(self.network):
                         features = self._features(x)
-            yield self._pass_losses(names, features, targets)
+            yield self._pass_losses(names, features, targets, task_images)
 
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
         """L_main on a validation batch as a function of ψ (Eq. 2).
@@ -135,12 +144,19 @@ class MultiTaskNetwork(nn.Module):
         return loss
 
     def _pass_losses(
-        self, names: Sequence[str], features: Tensor, targets: Mapping[str, Tensor]
+        self,
+        names: Sequence[str],
+        features: Tensor,
+        targets: Mapping[str, Tensor],
+        task_images: Tensor | None,
     ) -> dict[str, Tensor]:
         """The losses of the tasks that share a trunk pass, from its features."""
-        losses = self._main_losses(features, targets[MAIN]) if MAIN in names else {}
+        losses: dict[str, Tensor] = {}
         if MAIN in names:
-            features = features[: len(targets[MAIN])]  # those of the images themselves come first
+            losses = self._main_losses(features, targets[MAIN])
+            # Other tasks use the features of the images themselves, which come first, and of those they see.
+            features = features[: len(targets[MAIN])]
+            features = features if task_images is None else features[task_images]
         for name in names:
             if name != MAIN:
                 with self._precision(features):

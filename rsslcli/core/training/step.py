@@ -22,6 +22,7 @@ from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.training.random_weights import draw_weights
+from rsslcli.core.training.task_images import TaskImages
 from rsslcli.core.training.uncertainty import update_uncertainty
 from rsslcli.core.training.upgrad import upgrad_gradients
 
@@ -57,7 +58,7 @@ class Trainer:
     later steps.
 
     Raises:
-        UserError: an unknown task, or batches that are larger than the data or smaller than the world.
+        UserError: an unknown task, or batches that are larger than the data or too small for the world.
     """
 
     def __init__(self, config: Config, data: DeviceData, classes: int, world: World | None = None) -> None:
@@ -70,6 +71,7 @@ class Trainer:
                 raise UserError(
                     f"{option}: {getattr(config, option)} images are too few for {self.world.size} ranks"
                 )
+        self.task_images = TaskImages(config.task_share, config.batch_size, self.world, self.device)
         tasks = build_tasks(config.tasks, config.task_options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -184,20 +186,24 @@ class Trainer:
         # The mean over the batch is the sum over ranks of `share` times the mean over the local images.
         local = world.shard(config.batch_size)
         share = world.share(config.batch_size)
+        shares = dict.fromkeys(config.tasks, self.task_images.share)
         random = BatchRandom(self.generator, config.batch_size, local)
         chosen = chosen[local]
         images = to_float(random_batch(data.images, chosen, random))
         count = (2 if config.jsd_weight else 1) if config.uses_augmix else 0
         views = [augmix(images, random) for _ in range(count)]
+        of_tasks = self.task_images.random(self.generator)
         consistency: dict[str, Tensor] = {}
 
         def local_shares() -> Iterator[dict[str, Tensor]]:
-            for group in self.model.losses(images, data.labels[chosen], random, views):
+            for group in self.model.losses(
+                images, data.labels[chosen], of_tasks, views, task_images=self.task_images.indices
+            ):
                 if JSD in group and not config.tune_jsd:  # then it is a part of the main loss
                     jsd = group.pop(JSD)
                     group[MAIN] = group[MAIN] + config.jsd_weight * jsd
                     consistency[JSD] = share * jsd.detach()
-                yield {name: share * loss for name, loss in group.items()}
+                yield {name: shares.get(name, share) * loss for name, loss in group.items()}
 
         groups = local_shares()
         weights = dict(zip(config.weighted, self.lambdas.unbind(), strict=True))
@@ -247,7 +253,7 @@ class Trainer:
         return losses
 
     def _sgd_step(self) -> tuple[float, Tensor]:
-        """The factor and drift of SGD's next step, which is −α · factor · (g + drift) for a gradient g of ψ."""
+        """The factor and the drift of SGD's next step, −α · factor · (g + drift) for a gradient g of ψ."""
         config = self.config
         factor = 1 + config.momentum if config.nesterov else 1.0
         carried = config.momentum**2 / factor if config.nesterov else config.momentum

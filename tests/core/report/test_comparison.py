@@ -18,7 +18,7 @@ from synthetic import FOUR, make_run, make_study
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.errors import UserError
-from rsslcli.core.report.comparison import Comparison, Study, make_studies, t_quantile
+from rsslcli.core.report.comparison import Comparison, Study, departures, make_studies, t_quantile
 from rsslcli.core.report.runs import Run, read_run, read_runs
 from rsslcli.core.report.write import table_1
 
@@ -251,6 +251,30 @@ def test_runs_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
         (8, "mine"),
     }
     assert {study.rows[0].paper for study in others} == {74.07, None}, "the paper's figures are of CIFAR-10"
+
+
+def test_rows_beyond_the_paper_are_named_and_have_none_of_its_figures(tmp_path: Path) -> None:
+    augmix: dict[str, Any] = {"augment": "augmix"}
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", tasks=("rotation",), ema=0.999)
+    make_run(tmp_path / "c", tasks=FOUR, weighting="random")
+    make_run(tmp_path / "d", tasks=FOUR, weighting="automl", automl_variants=("cosine",))
+    make_run(tmp_path / "e", **augmix)
+    make_run(tmp_path / "f", tasks=("rotation",), **augmix)
+    make_run(tmp_path / "g", tasks=FOUR, weighting="automl", tune_jsd=True, **augmix)
+    (study,) = studies(tmp_path)
+    assert [(row.label, row.paper) for row in study.rows] == [
+        ("Baseline", 74.07),
+        ("Rotation", None),
+        ("Four tasks, AutoML", None),
+        ("Four tasks, random loss weighting", None),
+        ("AugMix", None),
+        ("AugMix + rotation", None),
+        ("AugMix + four tasks, AutoML of λ and JSD", None),
+    ]
+    listed = {(row[0], row[1], row[3]) for row in departures(study)}
+    assert ("ema", "0.999", "Rotation") in listed
+    assert ("automl_variants", "[cosine]", "Four tasks, AutoML") in listed
 
 
 def test_a_repetition_is_no_other_seed(tmp_path: Path) -> None:

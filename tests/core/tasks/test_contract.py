@@ -30,6 +30,11 @@ def test_ours_keep_to_all_of_it(name: str) -> None:
         check_task(build_tasks([name], {name: {"hidden": True, "scale": 3}})[name], size=32, features=64)
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_rotation_keeps_to_it_with_fewer_views(views: int) -> None:
+    check_task(build_tasks(["rotation"], {"rotation": {"views": views}})["rotation"])
+
+
 class Good(Task):
     """Twice the image, one of the two upside down by chance: to tell which."""
 

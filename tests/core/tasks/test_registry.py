@@ -136,6 +136,18 @@ def test_two_files_may_not_define_the_same_name(tmp_path: Path) -> None:
     assert sys.modules[registry.load_custom_task("flip").__module__].__file__ == str(first)
 
 
+def test_a_class_may_check_its_options(tmp_path: Path) -> None:
+    text = HEAD + (
+        "@dataclass(frozen=True)\nclass Shift(Task):\n    distance: float = 4.0\n"
+        "    def __post_init__(self):\n        if self.distance > 9:\n"
+        "            raise ValueError(f'distance {self.distance}:\\nabove 9')\n" + METHODS
+    )
+    registry.load_task_file(written(tmp_path, text))
+    assert build_tasks(["shift"], {"shift": {"distance": 9}})
+    with pytest.raises(UserError, match=r"^task_options of 'shift': distance 10: above 9$"):
+        build_tasks(["shift"], {"shift": {"distance": 10}})
+
+
 def test_from_python() -> None:
     from rsslcli.core.tasks.rotation import Rotation
 

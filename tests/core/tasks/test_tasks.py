@@ -57,6 +57,19 @@ def test_rotation_makes_all_four_turns_of_every_image(images: Tensor) -> None:
             assert np.array_equal(turned[turns * 4 + i], np.rot90(originals[i], turns))
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_rotation_turns_each_image_by_a_random_angle(views: int, images: Tensor, random: BatchRandom) -> None:
+    """With two views the other one is the opposite; the views of image i are i and i + N."""
+    inputs, targets = task("rotation", views=views).transform(images.repeat(10, 1, 1, 1), random)
+    assert (targets.dtype, targets.shape) == (torch.int64, (40 * views,))
+    assert set(targets.tolist()) == {0, 1, 2, 3}
+    originals, turned = pictures(images), pictures(inputs)
+    for i, turns in enumerate(targets.tolist()):
+        assert np.array_equal(turned[i], np.rot90(originals[i % 4], turns))
+    for first, second in zip(targets[:40].tolist(), targets[40:].tolist(), strict=False):
+        assert abs(first - second) == 2
+
+
 def test_color_gives_grey_inputs_and_the_bins_of_a_and_b(images: Tensor) -> None:
     inputs, targets = task("color").transform(images, BatchRandom())
     assert (targets.dtype, targets.shape) == (torch.int64, (4, 2, 32, 32))
@@ -146,9 +159,13 @@ def test_jigsaw_is_undone_by_its_target(
     assert len(targets.unique()) == 24
 
 
-@pytest.mark.parametrize(("name", "count"), [("rgb", 6), ("jigsaw", 24)])
-def test_all_orders_are_equally_likely(name: str, count: int, random: BatchRandom) -> None:
-    _, targets = task(name).transform(many(24_000, 2), random)
+@pytest.mark.parametrize(
+    ("name", "count", "options"), [("rgb", 6, {}), ("jigsaw", 24, {}), ("rotation", 4, {"views": 1})]
+)
+def test_all_classes_are_equally_likely(
+    name: str, count: int, options: dict[str, float], random: BatchRandom
+) -> None:
+    _, targets = task(name, **options).transform(many(24_000, 2), random)
     expected = 24_000 / count
     chi_squared = float(((targets.bincount(minlength=count) - expected) ** 2 / expected).sum())
     assert chi_squared < count - 1 + 5 * (2 * (count - 1)) ** 0.5
@@ -469,6 +486,9 @@ def test_unknown_and_repeated_names(names: list[Any], message: str) -> None:
         ("bir", {"sigma": True}, "option 'sigma'"),
         ("bir", {"sigma": None}, "option 'sigma'"),
         ("bir", {"sigma": [1.0]}, "option 'sigma'"),
+        ("rotation", {"views": 3}, "task_options of 'rotation': expected 1, 2 or 4 views, got 3"),
+        ("rotation", {"views": 1.5}, "expected 1, 2 or 4 views, got 1.5"),
+        ("rotation", {"views": True}, "option 'views': expected a number"),
         ("ir", {"hidden": 1}, "expected true or false"),
         ("ir", {"hidden": "yes"}, "expected true or false"),
         ("ir", {"sigmoid": None}, "expected true or false"),
@@ -487,7 +507,7 @@ def test_every_registered_task_is_whole(name: str) -> None:
     built = task(name)
     assert isinstance(built, Task)
     assert built == task(name)
-    assert all(isinstance(value, float | bool) for value in built.options().values())
+    assert all(isinstance(value, int | float | bool) for value in built.options().values())
     assert built.options() == vars(built)
     assert built.title[0].isupper()
 

@@ -246,7 +246,11 @@ def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> Non
 @pytest.mark.parametrize(
     "options",
     [
-        {"augment": "augmix", "tune_jsd": True, "ema": 0.99},
+        {"batch_norm": "all"},
+        {"task_share": 0.5},
+        {"task_share": 0.5, "batch_norm": "joint"},
+        {"tasks": tuple(TASKS), "task_options": {"rotation": {"views": 1}, "rgb": {"hidden": True}}},
+        {"task_share": 0.5, "augment": "augmix", "tune_jsd": True, "ema": 0.99},
         {"augment": "augmix", "jsd_weight": 0},
         {"weighting": "uncertainty"},
         {"weighting": "random"},

@@ -152,6 +152,19 @@ def test_resume_is_exact(
     assert timeless(whole[0]) == timeless(directory)
 
 
+def test_resume_is_exact_with_cheaper_tasks(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    options = {"rotation": {"views": 1, "hidden": True}}
+    config = replace(CONFIG, epochs=2, batch_norm="all", task_share=0.3, task_options=options)
+    train(config, tmp_path / "whole", dataset, corrupted)
+    asked = iter(range(99))
+    with pytest.raises(InterruptedTrainingError):
+        train(config, tmp_path / "run", dataset, corrupted, should_stop=lambda: next(asked) == STEPS)
+    train(config, tmp_path / "run", dataset, corrupted, resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "run")
+
+
 def test_resume_after_a_crash_drops_what_came_after_the_checkpoint(
     whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.automl import MAIN
 from rsslcli.core.training.multitask import MultiTaskNetwork
 
-MODES = ("per-task", "joint")
+MODES = ("per-task", "joint", "all")
 ALL = tuple(TASKS)
 DETERMINED = ("rotation", "color", "ir", "bir", "inpaint")  # those that draw nothing
 
@@ -60,7 +60,7 @@ def test_groups_share_what_they_can(
     assert all(loss.shape == () and loss.requires_grad for loss in losses.values())
     shared = [MAIN, *(name for name in tasks if name == "ir")]
     others = [name for name in tasks if name != "ir"]
-    expected = [shared, *([name] for name in others)] if mode == "per-task" else [[*shared, *others]]
+    expected = [shared, *([name] for name in others)] if mode != "joint" else [[*shared, *others]]
     assert groups == expected
 
 
@@ -108,7 +108,61 @@ def test_modes_differ_only_by_the_statistics_they_normalise_with(images: Tensor,
     assert abs(first - second) > 1e-4
 
 
+def test_in_mode_all_each_pass_updates_the_running_statistics(images: Tensor, labels: Tensor) -> None:
+    """Those of the first layer by hand: its inputs depend on no other normalization. Then those of all."""
+    model, reference = make_model(ALL, "all"), make_model(ALL)
+    random = BatchRandom(torch.Generator().manual_seed(11))
+    views = {name: task.transform(images, random)[0] for name, task in model.tasks.items()}
+    del views["ir"]
+    mean = torch.zeros(16, dtype=torch.float64)
+    var = torch.ones(16, dtype=torch.float64)
+    for x in (images, *views.values()):
+        seen = F.conv2d(2 * x - 1, model.network.conv1.weight, padding=1).transpose(0, 1).flatten(1)
+        mean = 0.9 * mean + 0.1 * seen.mean(1)
+        var = 0.9 * var + 0.1 * seen.var(1)
+        reference.network.features(x)
+    collect(model, images, labels)
+    first = model.network.block1.layer[0].bn1
+    torch.testing.assert_close(first.running_mean, mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(first.running_var, var, rtol=1e-12, atol=1e-12)
+    assert_equal(statistics(model), statistics(reference), 1e-12)
+    before = statistics(model)
+    model.validation_loss(images, labels)(model.psi())
+    assert_equal(statistics(model), before)
+
+
+def test_mode_all_changes_no_loss(images: Tensor, labels: Tensor) -> None:
+    _, expected = collect(make_model(ALL), images, labels)
+    assert_equal(collect(make_model(ALL, "all"), images, labels)[1], expected)
+
+
 @pytest.mark.parametrize("mode", MODES)
+def test_tasks_may_see_some_of_the_images(mode: str, images: Tensor, labels: Tensor) -> None:
+    """The main task sees all of them; a task on clean images uses the features of its images among all."""
+    tasks = ("rotation", "ir", "jigsaw")
+    model = make_model(tasks, mode)
+    seen = torch.tensor([0, 2])
+    random = BatchRandom(torch.Generator().manual_seed(11))
+    losses: dict[str, Tensor] = {}
+    for group in copy.deepcopy(model).losses(images, labels, random, task_images=seen):
+        losses |= group
+
+    random = BatchRandom(torch.Generator().manual_seed(11))
+    views = {name: task.transform(images[seen], random) for name, task in model.tasks.items()}
+    inputs = [images, views["rotation"][0], views["jigsaw"][0]]
+    if mode == "joint":
+        parts = model.network.features(torch.cat(inputs)).split([4, 8, 2])
+    else:
+        parts = [model.network.features(x) for x in inputs]
+    features = dict(zip((MAIN, "rotation", "jigsaw"), parts, strict=True))
+    features["ir"] = features[MAIN][seen]
+    expected = {MAIN: F.cross_entropy(model.network.fc(features[MAIN]), labels)}
+    for name, task in model.tasks.items():
+        expected[name] = task.loss(model.heads[name](features[name]), views[name][1])
+    assert_equal(losses, expected, 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint"])
 def test_running_statistics_are_updated_once(mode: str, images: Tensor, labels: Tensor) -> None:
     """By the main pass alone, or by the joint one."""
     model, reference = make_model(ALL, mode), make_model(ALL, mode)

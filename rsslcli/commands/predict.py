@@ -1,0 +1,189 @@
+"""`rssl predict`: what a classifier says of image files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rsslcli.commands import options
+from rsslcli.commands.console import (
+    check_checkpoints,
+    err,
+    note,
+    out,
+    progress_bar,
+    suggest_next,
+    waiting,
+)
+from rsslcli.commands.prediction_tables import Summary, images_in_words, print_summary
+from rsslcli.core.config import PRECISIONS
+from rsslcli.core.errors import RsslError, UserError, sanitize, unknown
+from rsslcli.core.files import replacing
+from rsslcli.core.networks.normalization import parse_normalization
+
+if TYPE_CHECKING:
+    from rsslcli.core.data.image_files import ImageFiles
+
+_WRITERS = (".csv", ".jsonl")
+#: As many arguments as the line to type next repeats.
+_REPEATED = 4
+
+
+def predict(
+    checkpoint: options.Checkpoint,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Images, or folders or archives of them.", metavar="FILES...", show_default=False
+        ),
+    ],
+    top: Annotated[int, typer.Option(help="Name the N most probable classes.", metavar="<int>")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a line per image into this file, .csv or .jsonl. Without it, a terminal shows a "
+            "table, and a pipe or a file gets CSV.",
+        ),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the images lie in folders named like the classes: write the accuracy, the rates of "
+            "each class and the confusion matrix into this .json.",
+        ),
+    ] = None,
+    normalization: options.Normalization = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+) -> None:
+    """Classify image files; in folders named like the classes, also say how many are right.
+
+    # what is in these two pictures, with the three most probable classes
+    rssl predict runs/mine one.jpg two.png --top 3
+    # all images below a folder, a line each
+    rssl predict runs/mine photos --output predictions.csv
+    # real bad photographs, sorted into class folders: accuracy and confusion matrix
+    rssl predict runs/mine photos --evaluation photos.json
+    """
+    precision = precision or "float32"
+    _check_options(top, precision, normalization, output, evaluation)
+    check_checkpoints(checkpoint)
+    from rsslcli.core.data.image_files import find_images
+
+    found = find_images(files)
+    with waiting():
+        from rsslcli.core.evaluation import predictions as engine
+        from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
+        from rsslcli.core.weights.checkpoint import load_classifier
+
+    notes: list[str] = []
+    network, _ = load_classifier(checkpoint, normalization=normalization, note=notes.append)
+    keep_freed_memory()
+    target = resolve_device(device or "auto")
+    set_precision(precision, target, notes.append)
+    classes = engine.class_names(network, network.fc.out_features)
+    labeled = _are_labeled(found, classes, evaluation, notes.append)
+    for text in (*notes, *found.notes):
+        note(text)
+
+    skipped: list[str] = []
+
+    def skip(name: str, reason: str) -> None:
+        skipped.append(name)
+        note(f"skipped {sanitize(name, 300)}: {reason}")
+
+    top = min(top, len(classes))
+    is_json = output is not None and output.suffix == ".jsonl"
+    line = partial(engine.Prediction.to_json if is_json else engine.Prediction.to_csv, labeled=labeled)
+    summary = Summary(engine.Confusion(classes) if labeled else None)
+    with _line_writer(output) as write, progress_bar() as progress:
+        if not is_json:
+            write(engine.csv_header(top, labeled=labeled))
+        for prediction in engine.predict(
+            network, found, classes,
+            device=target, top=top, precision=precision, skip=skip, progress=progress,
+        ):  # fmt: skip
+            write(line(prediction))
+            summary.add(prediction)
+    if evaluation is not None and summary.confusion is not None:
+        about = {"checkpoint": str(checkpoint), "files": list(map(str, files)), "skipped": skipped}
+        with replacing(evaluation) as file:
+            file.write(summary.confusion.to_json(about).encode())
+    _report(summary, output, evaluation, [checkpoint, *files])
+    if skipped:
+        total = images_in_words(summary.images + len(skipped))
+        raise RsslError(f"{len(skipped)} of {total} cannot be read: the notes above name them")
+
+
+def _report(
+    summary: Summary, output: Path | None, evaluation: Path | None, arguments: Sequence[Path]
+) -> None:
+    """Print the summary and which files are written: on stderr if the lines themselves went to stdout."""
+    is_table = output is None and sys.stdout.isatty()
+    console = out if output is not None or is_table else err
+    print_summary(summary, console, with_rows=is_table)
+    for path in filter(None, (output, evaluation)):
+        console.print(f"written to {path}", soft_wrap=True)
+    if is_table and len(summary.rows()) < summary.images and len(arguments) <= _REPEATED:
+        suggest_next("predict", *arguments, "--output", "predictions.csv")
+
+
+def _are_labeled(
+    found: ImageFiles, classes: Sequence[str], evaluation: Path | None, note: Callable[[str], None]
+) -> bool:
+    """Whether images lie in folders named like the classes; UserError if `evaluation` needs that in vain."""
+    from rsslcli.core.evaluation.class_names import list_names
+    from rsslcli.core.evaluation.predictions import folder_labels
+
+    label = folder_labels(classes)
+    if any(label(image.folders) is not None for image in found.images):
+        return True
+    text = f"no image lies in a folder with the name of a class: {list_names(classes)}"
+    if evaluation is not None:
+        raise UserError(f"--evaluation {evaluation}: {text}")
+    if any(image.folders for image in found.images):
+        note(f"no accuracy: {text}")
+    return False
+
+
+def _check_options(
+    top: int, precision: str, normalization: str | None, output: Path | None, evaluation: Path | None
+) -> None:
+    """Refuse what cannot be done, before anything heavy is loaded."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if normalization is not None:
+        parse_normalization(normalization)
+    if top < 1:
+        raise UserError(f"--top {top}: expected at least 1")
+    if output is not None and output.suffix not in _WRITERS:
+        raise UserError(f"--output {output}: the name must end in {' or '.join(_WRITERS)}")
+    if evaluation is not None and evaluation.suffix != ".json":
+        raise UserError(f"--evaluation {evaluation}: the name must end in .json")
+
+
+@contextmanager
+def _line_writer(output: Path | None) -> Iterator[Callable[[str], object]]:
+    """What takes the lines: the file `output`, else stdout, but nothing where that is a terminal."""
+    if output is not None:
+        with replacing(output) as file:
+            yield lambda text: file.write(text.encode())
+    else:
+        yield (lambda text: None) if sys.stdout.isatty() else _write_out
+
+
+def _write_out(text: str) -> None:
+    """Write to stdout; if it is full, go on without, so that the files are written, and fail in the end."""
+    if out.failure is None:
+        try:
+            sys.stdout.write(text)
+        except BrokenPipeError:  # nobody reads: stop
+            raise
+        except OSError as error:
+            out.failure = error
