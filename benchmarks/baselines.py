@@ -126,7 +126,7 @@ Method = Callable[[Problem], Tensor]
 
 
 def rival_step(problem: Problem, method: Method, optimizer: torch.optim.Optimizer, beta: float) -> None:
-    """A step of Algorithm 1: the meta-gradient, the new λ, then forward and backward anew, the optimiser."""
+    """A step of Algorithm 1: the meta-gradient, the new λ, then forward and backward anew, the optimizer."""
     problem.lambdas.sub_(beta * method(problem)).clamp_(min=0)
     problem.plain_gradients()
     optimizer.step()

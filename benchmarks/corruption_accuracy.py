@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.generate import corrupt
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.checkpoint import load_classifier

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.generate import corrupt
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 
 DETERMINISTIC = {
     "brightness", "contrast", "defocus_blur", "gaussian_blur",
@@ -24,7 +24,7 @@ DETERMINISTIC = {
 }  # fmt: skip
 NOISE = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"}
 
-Blocks = NDArray[np.float64]  # (5, N, 32, 32, 3), grey levels
+Blocks = NDArray[np.float64]  # (5, N, 32, 32, 3), gray levels
 
 
 def main() -> int:

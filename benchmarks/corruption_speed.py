@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.generate import corrupt, generate_corrupted
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 
 FULL_SIZE = 10_000
 

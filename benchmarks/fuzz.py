@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from hostile_pickles import Called, Filled, Poisoned
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
@@ -281,36 +282,6 @@ def example_checkpoint() -> bytes:
         return path.read_bytes()
 
 
-class Poisoned:
-    """A dictionary, once read, with a number in place of a method."""
-
-    def __init__(self, method: str) -> None:
-        self.method = method
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return OrderedDict, (), {self.method: 5}
-
-
-class Called:
-    """A call with any arguments, once read."""
-
-    def __init__(self, function: Callable[..., object], *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
-
-
-class Filled:
-    """An OrderedDict, once read, with any attributes and keys."""
-
-    def __init__(self, state: Any, *keys: Any) -> None:
-        self.state, self.keys = state, keys
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return OrderedDict, (), self.state, None, iter([(key, 1) for key in self.keys])
-
-
 class Evil:
     """Runs code where it is unpickled carelessly."""
 
@@ -521,17 +492,17 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def example_images() -> tuple[bytes, ...]:
     """Valid image files in every mode and format."""
     image = Image.fromarray(picture())
-    grey, alpha = image.convert("L"), image.convert("RGBA")
+    gray, alpha = image.convert("L"), image.convert("RGBA")
     deep = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64)
-    files = [encoded(i, "PNG") for i in (image, grey, alpha, deep, image.quantize(9), image.convert("1"))]
+    files = [encoded(i, "PNG") for i in (image, gray, alpha, deep, image.quantize(9), image.convert("1"))]
     files += [encoded(image, "PNG", save_all=True, append_images=[image], default_image=True)]
-    files += [encoded(i, "JPEG") for i in (image, grey, image.convert("CMYK"))]
+    files += [encoded(i, "JPEG") for i in (image, gray, image.convert("CMYK"))]
     files += [
         encoded(
             image, "JPEG", progressive=True, exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"
         )
     ]
-    files += [encoded(image.quantize(9), "GIF", save_all=True, append_images=[grey], transparency=1)]
+    files += [encoded(image.quantize(9), "GIF", save_all=True, append_images=[gray], transparency=1)]
     files += [encoded(image, kind) for kind in ("BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX")]
     files += [
         encoded(image, "TIFF", compression=kind) for kind in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")
@@ -543,7 +514,7 @@ def example_images() -> tuple[bytes, ...]:
     return tuple(files)
 
 
-def png(size: tuple[int, int], depth: int, colour: int, data: bytes) -> bytes:
+def png(size: tuple[int, int], depth: int, color: int, data: bytes) -> bytes:
     """A PNG file with any header and right checksums."""
     import zlib
 
@@ -551,7 +522,7 @@ def png(size: tuple[int, int], depth: int, colour: int, data: bytes) -> bytes:
         check = zlib.crc32(kind + content).to_bytes(4, "big")
         return len(content).to_bytes(4, "big") + kind + content + check
 
-    header = b"".join(side.to_bytes(4, "big") for side in size) + bytes([depth, colour, 0, 0, 0])
+    header = b"".join(side.to_bytes(4, "big") for side in size) + bytes([depth, color, 0, 0, 0])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 

@@ -214,7 +214,7 @@ def precision(bench: Bench) -> Iterator[Figure]:
 
 
 def overhead(bench: Bench) -> Iterator[Figure]:
-    """What is not the network: augmentation, task inputs, optimiser, bookkeeping."""
+    """What is not the network: augmentation, task inputs, optimizer, bookkeeping."""
     with bench.worker(variants.steps) as steps:
         step, passes = bench.times((steps, "fixed"), (steps, "passes"))
     yield ratio(

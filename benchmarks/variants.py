@@ -265,7 +265,7 @@ def _trunk(
         for images in batches:
             torch.autograd.grad(network.features(images).sum(), trunk)
 
-    # A step's passes: the clean images, the four rotations, the blurred and the grey ones.
+    # A step's passes: the clean images, the four rotations, the blurred and the gray ones.
     return {
         "mix": partial(passes, (one, four, one, one)),
         "one": partial(passes, (one,)),

@@ -35,7 +35,7 @@ from rsslcli.core.errors import (
 )
 from rsslcli.core.version import __version__
 
-#: The commands in the order of a first session.
+#: The commands in the order of a first session, by section of the help.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (prepare_data, visualize_tasks),
     "Training": (train_single, train_automl),
@@ -75,7 +75,7 @@ for panel, commands in COMMANDS.items():
 #: The exit code after Ctrl-C.
 _INTERRUPTED = 130
 
-# Typer exports this class only by way of its child.
+# Typer exports this class only by way of its child; a test says when it exports more.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 

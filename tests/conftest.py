@@ -45,7 +45,7 @@ def only_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    """Smooth random colour images, float64 (4, 3, 32, 32) in [0, 1]."""
+    """Smooth random color images, float64 (4, 3, 32, 32) in [0, 1]."""
     generator = torch.Generator().manual_seed(5)
     coarse = torch.rand(4, 3, 8, 8, generator=generator, dtype=torch.float64)
     return torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)

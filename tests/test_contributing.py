@@ -62,10 +62,8 @@ def test_a_task_is_added_as_described(package: Path) -> None:
 
 def test_a_corruption_is_added_as_described(package: Path) -> None:
     corruptions = package / "core" / "corruptions"
-    (corruptions / "quantize.py").write_text(block("add a corruption"), encoding="utf-8")
-    registry = corruptions / "registry.py"
-    insert(registry, "from torch import", "from rsslcli.core.corruptions.quantize import quantize")
-    insert(registry, "for function in (", "        quantize,")
+    with (corruptions / "digital.py").open("a", encoding="utf-8") as module:
+        module.write(block("add a corruption"))
     names = corruptions / "names.py"
     names.write_text(names.read_text(encoding="utf-8").replace("EXTRA = (", 'EXTRA = ("quantize", '))
     run_test(package, "quantize", block("test a corruption"))

@@ -1,4 +1,4 @@
-"""What the shell offers on <TAB> as the value of an option. Loads nothing heavy: a person is waiting."""
+"""The values that the shell offers on <TAB>. Imports nothing heavy: a person is waiting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
 
 
 def _more(incomplete: str, names: Iterable[str]) -> list[str]:
-    """Names separated by commas, with one more, none twice."""
+    """Names separated by commas, extended by one that is not there yet."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",")
     return [before + comma + name for name in _beginning(last, names) if name not in named]
@@ -41,21 +41,13 @@ def _more(incomplete: str, names: Iterable[str]) -> list[str]:
 def one_of(names: Iterable[str]) -> Completion:
     """Completion of an option that takes one of these names."""
     choices = tuple(names)
-
-    def complete(incomplete: str) -> list[str]:
-        return _beginning(incomplete, choices)
-
-    return complete
+    return lambda incomplete: _beginning(incomplete, choices)
 
 
 def some_of(names: Iterable[str]) -> Completion:
     """Completion of an option that takes some of these names, separated by commas."""
     choices = tuple(names)
-
-    def complete(incomplete: str) -> list[str]:
-        return _more(incomplete, choices)
-
-    return complete
+    return lambda incomplete: _more(incomplete, choices)
 
 
 presets = one_of(PRESETS)

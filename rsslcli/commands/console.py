@@ -1,4 +1,4 @@
-"""What the commands share: consoles, progress bars, options that several of them take."""
+"""Shared by the commands: consoles, progress bars, signals, parsing of options."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.progress import Progress as ProgressCallback
 
-#: Whether this process speaks: of those that `torchrun` starts, only the first one does.
+#: Whether this process prints; under `torchrun` only rank 0 does.
 IS_MAIN_RANK = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 
-#: Results go to stdout, all that accompanies them to stderr.
+#: Results go to stdout, everything else to stderr.
 out = TextConsole(quiet=not IS_MAIN_RANK)
 
 
@@ -35,7 +35,7 @@ err = TextConsole(stderr=True, quiet=not IS_MAIN_RANK)
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback]:
-    """A progress bar on stderr, and the callback that moves it. Shows nothing where stderr is no terminal."""
+    """A progress bar on stderr, and the callback that moves it. Shows nothing if stderr is not a terminal."""
     bar = Bar(err, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     task = bar.add_task("", total=None)
 
@@ -48,7 +48,7 @@ def progress_bar() -> Iterator[ProgressCallback]:
 
 @contextmanager
 def _gone_at_interrupt(bar: Bar) -> Iterator[None]:
-    """Within this context, Ctrl-C removes the bar at once, though it may take a while to stop the work."""
+    """Within this context, Ctrl-C removes the bar at once, even if stopping the work takes a while."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         Thread(target=bar.stop).start()  # this thread may hold a lock that the bar waits for
@@ -67,7 +67,7 @@ def _gone_at_interrupt(bar: Bar) -> Iterator[None]:
 
 @contextmanager
 def waiting(text: str = "loading PyTorch") -> Iterator[None]:
-    """A spinner on stderr with a few words, gone in the end. Shows nothing where stderr is no terminal."""
+    """A spinner with a few words on stderr, removed at the end. Shows nothing if stderr is not a terminal."""
     if not err.is_interactive:
         yield
         return
@@ -77,10 +77,10 @@ def waiting(text: str = "loading PyTorch") -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal(bar: Bar | None = None) -> Iterator[list[int]]:
-    """Within this context, the first SIGINT or SIGTERM is noted in the list; a second one acts at once.
+    """Within this context, the first SIGINT or SIGTERM goes into the list; a second one acts at once.
 
     Args:
-        bar: what the first one removes from the terminal.
+        bar: the bar that the first one removes from the terminal.
     """
     received: list[int] = []
     threads: list[Thread] = []
@@ -113,7 +113,7 @@ def split_names(value: str) -> list[str]:
 
 
 def parse_corruptions(text: str | None) -> list[str] | None:
-    """A comma-separated option of corruptions; None where it is not given."""
+    """A comma-separated option of corruptions; None if it is not given."""
     if text is None:
         return None
     names = split_names(text)
@@ -126,7 +126,7 @@ def parse_corruptions(text: str | None) -> list[str] | None:
 
 
 def parse_severities(text: str | None) -> tuple[int, ...]:
-    """A comma-separated option of severities; all of them where it is not given."""
+    """A comma-separated option of severities; all of them if it is not given."""
     try:
         chosen = SEVERITIES if text is None else tuple(int(part) for part in split_names(text))
     except ValueError:
@@ -137,12 +137,12 @@ def parse_severities(text: str | None) -> tuple[int, ...]:
 
 
 def percent(fraction: float | None) -> str:
-    """An accuracy for a table; a dash where there is none."""
+    """An accuracy for a table; a dash if there is none."""
     return "–" if fraction is None else f"{100 * fraction:.2f}"
 
 
 def check_dataset(name: str | None, data_dir: Path) -> None:
-    """Raise UserError where `name` is no prepared data set, before anything heavy is loaded."""
+    """Raise UserError unless `name` is a prepared data set, before anything heavy is loaded."""
     from rsslcli.core.data.store import EMBEDDED, check_prepared
 
     if name is not None and name != EMBEDDED:
@@ -150,25 +150,25 @@ def check_dataset(name: str | None, data_dir: Path) -> None:
 
 
 def check_checkpoints(*paths: Path | None) -> None:
-    """Raise UserError where one that is given is no checkpoint, before anything heavy is loaded."""
+    """Raise UserError unless all given paths are checkpoints, before anything heavy is loaded."""
     for path in paths:
         if path is not None:
             checkpoint_path(path)
 
 
 def note(text: str) -> None:
-    """Say, in a line, what a person should know beside the result."""
-    err.print(Text.assemble(("note:", "note"), " ", spell_options(text)), soft_wrap=True)
+    """Print a line that the user should know beside the result."""
+    err.print(Text.assemble(("note:", "note"), " ", spell_options(text)))
 
 
 def spell_options(text: str) -> str:
-    """A message of the engine in the words of the command line: `meta_lr` becomes --meta-lr."""
+    """Spell the parameters in a message of the engine as options: `meta_lr` becomes --meta-lr."""
     names = _option_names() if "`" in text else {}
     return re.sub(r"`([a-z_]+)`", lambda found: names.get(found[1], found[0]), text)
 
 
 def set_option_names(names: Callable[[], Mapping[str, str]]) -> None:
-    """Tell where the options of all commands are known, by the names of their parameters."""
+    """Set the function that returns the options of all commands by the names of their parameters."""
     global _option_names  # noqa: PLW0603
     _option_names = names
 
@@ -177,12 +177,9 @@ _option_names: Callable[[], Mapping[str, str]] = dict
 
 
 def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int = 1) -> str:
-    """A command that can be pasted into a shell.
+    """A command that can be pasted into a shell; it names `data_dir` only if that is not the default.
 
-    Args:
-        words: the arguments of `rssl`.
-        data_dir: where the data is, which the command has to be told unless it looks there by itself.
-        ranks: how many processes shall share the work.
+    With several `ranks`, it runs under torchrun.
     """
     command = ["rssl"] if ranks == 1 else ["torchrun", "--nproc-per-node", str(ranks), "-m", "rsslcli"]
     command += map(str, words)
@@ -192,6 +189,6 @@ def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int =
 
 
 def suggest_next(*words: str | Path, data_dir: Path | None = None) -> None:
-    """The last line of a command: what to type next. For the arguments see `shell_command`."""
+    """Print the last line of a command: what to type next. For the arguments see `shell_command`."""
     line = shell_command(*words, data_dir=data_dir)
-    err.print(Text.assemble(("next:", "next"), " ", line), soft_wrap=True)
+    err.print(Text.assemble(("next:", "next"), " ", line))

@@ -18,14 +18,14 @@ def export(
     checkpoint: Checkpoint,
     output: Annotated[
         Path,
-        typer.Option(help="The file to write: ONNX where it ends in .onnx, torch.export where in .pt2."),
+        typer.Option(help="The file to write: ONNX if it ends in .onnx, torch.export if in .pt2."),
     ],
     normalization: Normalization = None,
 ) -> None:
     """Write a classifier as a program that runs without rssl, checked against the checkpoint.
 
     rssl export runs/first --output model.onnx
-    # for torch.export.load, without any package more
+    # for torch.export.load, without another package
     rssl export runs/first --output model.pt2
     """
     if output.suffix not in (".onnx", ".pt2"):
@@ -53,10 +53,10 @@ def export(
         most = f"by at most {done.difference:.0e} of the largest" if done.difference else "in nothing"
         checked = f"; run and compared with the checkpoint: the scores differ {most}"
     shapes = f"images (N, 3, 32, 32) in [0, 1] → scores (N, {network.fc.out_features})"
-    out.print(f"written to {output}: {shapes}{checked}", soft_wrap=True)
+    out.print(f"written to {output}: {shapes}{checked}")
     place = json.dumps(str(output), ensure_ascii=False)
     loads = {
         ".onnx": f"onnxruntime.InferenceSession({place})",
         ".pt2": f"torch.export.load({place}).module()(images)",
     }
-    err.print(f"next, in Python: {loads[output.suffix]}", soft_wrap=True)
+    err.print(f"next, in Python: {loads[output.suffix]}")

@@ -1,4 +1,4 @@
-"""How the command line explains itself: help in sections, with examples, and the nearest command."""
+"""Help pages in sections, with examples, and suggestions for misspelled commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from rsslcli.commands.console import out
 from rsslcli.core.errors import unknown
 
-#: Names of options and commands up to this long have their explanation beside them, longer ones below.
+#: Explanations stand beside names of options and commands up to this length, below longer ones.
 _COLUMN = 26
 #: More options than these are shown in sections.
 _PAGE = 16
@@ -21,16 +21,7 @@ _PAGE = 16
 Rows = list[tuple[str, str]]
 
 
-class _Page:
-    """A help page in characters that stdout can show: typer writes UTF-8 whatever its encoding is."""
-
-    def get_help(self, ctx: Any) -> str:
-        """The help page."""
-        text: str = super().get_help(ctx)  # type: ignore[misc]
-        return out.as_shown(text)
-
-
-class Command(_Page, TyperCommand):
+class Command(TyperCommand):
     """A command whose help shows many options by their `rich_help_panel`, without the cost of rich.
 
     Lines of its docstring that begin with `rssl`, `torchrun` or `#` are its examples, and come last.
@@ -42,7 +33,7 @@ class Command(_Page, TyperCommand):
         _write_help(self.help or "", _option_sections(self.get_params(ctx), ctx), formatter)
 
 
-class Group(_Page, TyperGroup):
+class Group(TyperGroup):
     """The same for the program itself, whose commands are shown by their `rich_help_panel`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -57,7 +48,7 @@ class Group(_Page, TyperGroup):
         _write_help(self.help or "", sections | options, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first argument names; near misses are told."""
+        """The command that the first argument names; an unknown one is an error that suggests the nearest."""
         name = args[0]
         if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
             begun = [command for command in self.commands if command.startswith(name)]
@@ -66,42 +57,42 @@ class Group(_Page, TyperGroup):
 
 
 def _option_sections(parameters: Sequence[Any], ctx: Any) -> dict[str, Rows]:
-    """The rows of a help page by section: arguments first, options that belong nowhere else last."""
+    """The rows of a help page by section: arguments first, options without a section last."""
     sections: dict[str, Rows] = {"Arguments": []}
-    others: Rows = []
     for parameter in parameters:
         panel = getattr(parameter, "rich_help_panel", None) if len(parameters) > _PAGE else None
+        heading = "Arguments" if parameter.param_type_name == "argument" else panel or "Options"
         record = parameter.get_help_record(ctx)
-        if record is None:  # a hidden one
-            continue
-        if parameter.param_type_name == "argument":
-            sections["Arguments"].append(record)
-        elif panel is None:
-            others.append(record)
-        else:
-            sections.setdefault(panel, []).append(record)
-    return {heading: rows for heading, rows in (sections | {"Options": others}).items() if rows}
+        if record is not None:  # it is not hidden
+            sections.setdefault(heading, []).append(record)
+    sections["Options"] = sections.pop("Options", [])
+    return {heading: rows for heading, rows in sections.items() if rows}
 
 
 def _write_help(text: str, sections: dict[str, Rows], formatter: Any) -> None:
+    """Write a help page in characters that stdout can show: typer writes UTF-8 whatever its encoding is."""
+
+    def write(part: str) -> None:
+        formatter.write(out.as_shown(part))
+
     lines = text.splitlines()
     examples = [line for line in lines if line.startswith(("rssl ", "torchrun ", "# "))]
     rest = "\n".join(line for line in lines if line not in examples).strip()
     for paragraph in rest.split("\n\n"):
-        formatter.write(f"\n{_fold(paragraph, formatter.width, '  ')}\n")
+        write(f"\n{_fold(paragraph, formatter.width, '  ')}\n")
     # One column for all sections.
     width = min(_COLUMN, max(len(name) for rows in sections.values() for name, _ in rows))
     column = " " * (2 + width + 2)
     for heading, rows in sections.items():
-        formatter.write(_heading(heading))
+        write(_heading(heading))
         for name, explanation in rows:
             gap = column[2 + len(name) :] if len(name) <= width else "\n" + column
             explained = _fold(explanation, formatter.width, column).lstrip()
-            formatter.write(f"  {typer.style(name, fg='cyan')}{gap}{explained}\n")
+            write(f"  {typer.style(name, fg='cyan')}{gap}{explained}\n")
     if examples:
-        formatter.write(_heading("Examples"))
+        write(_heading("Examples"))
         for example in examples:
-            formatter.write(f"{_example(example, formatter.width)}\n")
+            write(f"{_example(example, formatter.width)}\n")
 
 
 def _heading(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a person should do next with this data on this machine: composes the lines that begin with `next:`."""
+"""The suggested next command for this data and machine: the lines that begin with `next:`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rsslcli.core.run_folder import CHECKPOINT, CONFIG
 if TYPE_CHECKING:
     from rsslcli.core.data.store import Dataset
 
-#: Fewer training images than these are few: they ask for a small network, small batches and many epochs.
+#: Fewer training images than this call for a small network, small batches and many epochs.
 _FEW = 3000
-#: How many runs beside a run are looked at.
+#: How many neighboring runs are considered.
 _BESIDE = 50
 
 
 def suggest_training(data: Dataset, data_dir: Path) -> None:
-    """After a look at a data set: train on it, with settings for its size and this machine."""
+    """After preparing or viewing a data set: train on it, with settings for its size and this machine."""
     from rsslcli.core.data.store import EMBEDDED
     from rsslcli.core.runtime import resolve_device
 
@@ -37,12 +37,13 @@ def suggest_training(data: Dataset, data_dir: Path) -> None:
 
 
 def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
-    """After a training: evaluate the run, on the same images as the AutoML runs beside it."""
+    """After training: evaluate the run, on the same images as the AutoML runs beside it."""
     from rsslcli.core.data.store import EMBEDDED, dataset_folder
 
     labels = dataset_folder(data_dir, config.dataset) / "corrupted" / "labels.npy"
     if config.dataset != EMBEDDED and not labels.is_file():
-        suggest_corruptions(config.dataset, data_dir)
+        missing = ("--dataset", config.dataset, "--corruptions", "generate")
+        suggest_next("prepare-data", *missing, data_dir=data_dir)
         return
     fair: list[str | Path] = []
     if not config.automl:
@@ -55,19 +56,14 @@ def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
     suggest_next("eval-c", run, *fair, data_dir=data_dir)
 
 
-def suggest_corruptions(dataset: str, data_dir: Path) -> None:
-    """After a step that leaves a data set without its corrupted test set: make it."""
-    suggest_next("prepare-data", "--dataset", dataset, "--corruptions", "generate", data_dir=data_dir)
-
-
 def suggest_report(run: Path) -> None:
-    """After an evaluation: a report on the run and on those beside it."""
+    """After an evaluation: report on the run and those beside it."""
     folder = run.parent
     suggest_next("report", run if folder == Path() else folder)
 
 
 def _tuned_beside(run: Path, dataset: str) -> dict[Path, tuple[int, int]]:
-    """The AutoML runs on `dataset` beside a run, latest first, and what the images that tune λ depend on."""
+    """The AutoML runs on `dataset` beside a run, latest first, with seeds and validation images."""
     found: dict[Path, tuple[int, int]] = {}
     with suppress(OSError):
         files = sorted(run.parent.glob(f"*/{CHECKPOINT}"), key=lambda file: -file.stat().st_mtime)

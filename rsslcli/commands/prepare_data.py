@@ -1,4 +1,4 @@
-"""`rssl prepare-data`: bring a data set into the form that the other commands read."""
+"""`rssl prepare-data`: write a data set in the form that the other commands read."""
 
 from __future__ import annotations
 
@@ -58,10 +58,7 @@ def prepare_data(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     resize: Annotated[
         bool,
-        typer.Option(
-            "--resize/--no-resize",
-            help="Resize images of other sizes to 32x32 pixels, or refuse them.",
-        ),
+        typer.Option("--resize/--no-resize", help="Resize images of other sizes to 32x32, or refuse them."),
     ] = True,
     skip_damaged: Annotated[
         bool,
@@ -90,8 +87,7 @@ def prepare_data(
         ),
     ] = None,
     keep_archive: Annotated[
-        bool,
-        typer.Option("--keep-archive", help="Keep the archive that was downloaded."),
+        bool, typer.Option("--keep-archive", help="Keep the downloaded archive.")
     ] = False,
 ) -> None:
     """Prepare a data set, and its corrupted test set.
@@ -116,13 +112,7 @@ def prepare_data(
     if usable:
         suggest_training(prepared.dataset, data_dir)
     else:
-        how = _ANOTHER_SET if _is_imported(prepared) else _GENERATE
-        suggest_next("prepare-data", "--dataset", dataset, *how, data_dir=data_dir)
-
-
-#: What makes a corrupted test set, or brings one again that is not ours.
-_GENERATE = ("--corruptions", "generate")
-_ANOTHER_SET = ("--source", "PATH")
+        suggest_next("prepare-data", "--dataset", dataset, *_again(prepared), data_dir=data_dir)
 
 
 def bring_in_place(
@@ -193,26 +183,23 @@ def bring_in_place(
 
 
 def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, generates: bool) -> None:
-    """Print what there is of the corrupted test set, if it was asked for or is of other test images."""
+    """Print the state of the corrupted test set, if it was asked for or no longer fits the test images."""
     if corrupted is not None:
         out.print(
             f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
             f"in {corrupted.folder}",
-            soft_wrap=True,
         )
     elif generates:
-        out.print("the corrupted images asked for are made; the rest of their files is still missing")
+        out.print("the images asked for are generated; no corruption has all its severities yet")
     elif prepared.stale_corruptions:
-        again = " ".join(_ANOTHER_SET if _is_imported(prepared) else _GENERATE)
         err.print(
             f"the corrupted images in {prepared.dataset.corrupted_folder} are of other test images: "
-            f"prepare them again with {again}",
-            soft_wrap=True,
+            f"prepare them again with {' '.join(_again(prepared))}",
         )
 
 
 def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
-    """Prepare both splits, and say what was done with them. For the options see the engine's `prepare`."""
+    """Prepare both splits and report what was done. For the options see `prepare` in core."""
     from rsslcli.core.data.decoding import ImageError
     from rsslcli.core.data.prepare import prepare
 
@@ -228,15 +215,15 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
     out.print(
         f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(train.labels)} training and "
         f"{len(test.labels)} test images of {len(train.classes)} classes",
-        soft_wrap=True,
     )
     for text in prepared.notes:
         note(text)
     return prepared
 
 
-def _is_imported(prepared: Prepared) -> bool:
-    """Whether the corrupted images that are of other test images come from elsewhere."""
+def _again(prepared: Prepared) -> tuple[str, str]:
+    """The option that makes the corrupted test set, or imports it again if it was imported."""
     from rsslcli.core.corruptions.record import GENERATED
 
-    return prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()
+    imported = prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()
+    return ("--source", "PATH") if imported else ("--corruptions", "generate")

@@ -1,4 +1,4 @@
-"""`rssl report`: the paper's table and figures beside one's own."""
+"""`rssl report`: the paper's table and figures beside yours."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            help="Run directories, or folders that contain them.",
-            autocompletion=completion.runs,
-        ),
+        typer.Argument(help="Run directories, or folders that contain them.", autocompletion=completion.runs),
     ],
     output: Annotated[
         Path | None,
@@ -46,8 +43,8 @@ def report(
             note(warning)
         out.print(_table(table_1(study), study.title))
     for entry in result.left_out:
-        err.print(f"left out: {entry.directory.name}: {entry.reason}", soft_wrap=True)
-    out.print(f"open {result.page}", soft_wrap=True)
+        err.print(f"left out: {entry.directory.name}: {entry.reason}")
+    out.print(f"open {result.page}")
 
 
 def _table(content: Content, title: str) -> Table:

@@ -1,4 +1,4 @@
-"""`rssl reproduce`: the paper's whole study, as a grid of runs that can be stopped and gone on with."""
+"""`rssl reproduce`: the paper's whole study, as a grid of runs that can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rsslcli.core.report.comparison import Study
     from rsslcli.core.study.estimate import Sizes
 
-#: What the options of the grid stand under in the help.
+#: The section of the help for options of the grid.
 STUDY = "Study"
 
 
@@ -75,7 +75,7 @@ _AddTask = Annotated[
 _DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="List the cells and what they will take; run nothing.", rich_help_panel=STUDY
+        "--dry-run", help="List the cells, their time and disk space; run nothing.", rich_help_panel=STUDY
     ),
 ]
 
@@ -98,7 +98,7 @@ def reproduce(
         ),
     ] = None,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Run the cells that failed once more.", rich_help_panel=STUDY)
+        bool, typer.Option("--retry", help="Rerun the cells that failed.", rich_help_panel=STUDY)
     ] = False,
     dry_run: _DryRun = False,
     add_task: _AddTask = None,
@@ -113,11 +113,11 @@ def reproduce(
 ) -> None:
     """Reproduce the paper's Table 1 and Figure 2: train and evaluate every cell, then write the report.
 
-    What is finished is not done again: the same command goes on with what is missing. Data that is not there
-    is prepared first.
+    Finished cells are skipped, so the same command resumes an interrupted study. Missing data is prepared
+    first.
 
     rssl reproduce --preset small --jobs 2
-    # what the cells will take; then the fourth alone, as in a cluster's job array
+    # time and disk space; then the fourth cell alone, as in a cluster's job array
     rssl reproduce --dry-run
     rssl reproduce --only 4
     """
@@ -148,15 +148,16 @@ def reproduce(
         return
     images = _prepare(preset, chosen[0].config.dataset, source, data_dir)
     save_plan(cells)
-    with _View() as view, stop_on_signal() as received:
+    view = _View()
+    with view._bar, stop_on_signal() as received:
         runner = Runner(jobs, gpus, images, options, view, lambda: bool(received))
         counts = runner.run(chosen, retry=retry)
-    out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number), soft_wrap=True)
+    out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
     _finish(cells, counts, received)
 
 
 def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> int:
-    """Bring the data set and its corrupted versions in place, unless they are; return its training images."""
+    """Prepare the data set and its corrupted versions if missing; return the number of training images."""
     from rsslcli.core.data.loading import load_corrupted
     from rsslcli.core.data.store import load_dataset
 
@@ -183,7 +184,7 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
 
 
 def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> None:
-    """Write the report on what there is, print its Table 1, and say how to go on."""
+    """Write the report on the finished cells, print its Table 1, and say how to continue."""
     from rsslcli.core.report.write import write_report
 
     finished = [cell.directory for cell in cells if cell.status() == "done"]
@@ -191,19 +192,17 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
     if finished:
         for found in write_report(finished, study / "report").studies:
             _print_table_1(found)
-        out.print(
-            f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}", soft_wrap=True
-        )
+        out.print(f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}")
     again = rssl_command(*sys.argv[1:])
     if received:
-        stopped = InterruptedTrainingError(f"stopped, all saved: the same command goes on: {again}")
+        stopped = InterruptedTrainingError(f"stopped, all saved; to continue: {again}")
         stopped.exit_code = 128 + received[0]
         raise stopped
     if counts["failed"]:
-        raise RsslError(f"{counts['failed']} cells failed, see above: once mended, {again} --retry")
+        raise RsslError(f"{counts['failed']} cells failed, see above; to rerun them: {again} --retry")
 
 
-#: Columns of Table 1 that its short form on the terminal leaves to the report.
+#: Columns of Table 1 that only the report shows.
 _REPORT_ONLY = ("seeds", "the usual 15", "clean")
 
 
@@ -229,7 +228,7 @@ def _print_table_1(study: Study) -> None:
     out.print(table)
 
 
-#: Of which a bar is made up.
+#: The steps of a full bar.
 _PARTS = 100_000
 
 
@@ -249,27 +248,20 @@ class _View:
             speed_estimate_period=300,
         )
 
-    def __enter__(self) -> _View:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def __call__(self, event: CellEvent) -> None:
-        """Show what the engine tells."""
+        """Show an event."""
         cell = event.cell
         if event.kind == "running":
             self._move(event)
             return
         self._remove(cell.name)
         line = f"cell {cell.number} {cell.name}: {event.kind}"
-        err.print(f"{line}: {event.text}" if event.text else line, soft_wrap=True)
+        err.print(f"{line}: {event.text}" if event.text else line)
 
     def _move(self, event: CellEvent) -> None:
-        """Move the bar of a cell. Its training and its evaluation have one each, with the time that is left.
+        """Move the bar of a cell; its training and its evaluation have separate bars.
 
-        A bar begins where the work does: what was done before says nothing about the time that is left.
+        A bar starts where this process does: earlier work says nothing about the time that is left.
         """
         name = event.cell.name
         done = int(_PARTS * event.progress)
@@ -289,7 +281,7 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
     """The table of `--dry-run`, and the commands of every cell that is not done."""
     from rsslcli.core.study.estimate import estimate
 
-    # What this command has taken until here is what the others take to begin.
+    # This process has taken as long to start as each command of a cell will.
     estimates = estimate(cells, sizes, threads=threads_each(jobs), startup=time.process_time())
     missing = [cell for cell in cells if cell.status() != "done"]
     table = Table(title="what each cell takes", title_justify="left")
@@ -304,7 +296,7 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
     out.print(table)
     for cell in missing:
         commands = " && ".join(rssl_command(*command) for command in cell.commands(options))
-        out.print(f"{cell.number}: {commands}", soft_wrap=True)
+        out.print(f"{cell.number}: {commands}")
     low = sum(estimates[cell.name].low for cell in missing)
     high = sum(estimates[cell.name].high for cell in missing)
     gigabytes = sum(estimates[cell.name].bytes for cell in missing) / 1e9
@@ -312,7 +304,6 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
     out.print(
         f"{len(missing)} of {len(cells)} cells are left: about {_duration(low / jobs, high / jobs)} on this "
         f"machine{at_once}, {gigabytes:.2f} GB (an estimate: operations counted, their speed measured)",
-        soft_wrap=True,
     )
     cores = os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -324,9 +315,9 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
 
 
 def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
-    """The numbers of images: as they are prepared, else as the study would prepare them.
+    """The numbers of images, as prepared, or else as the study would prepare them.
 
-    A data set that is not prepared is taken to be as large as CIFAR-10.
+    A data set that is not prepared is assumed to be as large as CIFAR-10.
     """
     from rsslcli.core.data.corrupted import open_corrupted
     from rsslcli.core.data.loading import EMBEDDED_LIMIT

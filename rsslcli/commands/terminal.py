@@ -1,4 +1,4 @@
-"""How text reaches a terminal, a file or a pipe, whatever it can show and however full it is."""
+"""Printing to terminals, files and pipes, whatever characters they support and even if they are full."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ _REPLACEMENTS = {
     "≤": "<=", "≥": ">=", "’": "'", "“": '"', "”": '"',
     "α": "alpha", "β": "beta", "λ": "lambda", "σ": "sigma", "τ": "tau",
 }  # fmt: skip
-_THEME = Theme(
-    {"table.header": "bold cyan", "error": "bold red", "note": "yellow", "next": "bold green"},
-)
-#: Columns that bars leave free at the right, for the ^C that a terminal shows.
+_THEME = Theme({"table.header": "bold cyan", "note": "yellow", "next": "bold green"})
+#: Columns that bars leave free at the right for the ^C that a terminal shows.
 _MARGIN = 3
 
 
@@ -53,10 +51,10 @@ def replace_unprintable(*streams: TextIO | None) -> None:
 
 
 class TextConsole(Console):
-    """A console that prints text as it is: brackets and colons in names of files are no markup.
+    """A console that prints text unchanged: brackets and colons in file names are not markup.
 
-    It shows no bars and folds nothing on the way to a file or another program. If it cannot be written, the
-    work goes on, so that nothing is lost but the text; `failure` then holds the first error.
+    It shows no bars and folds nothing in a file or a pipe. If it cannot be written, the work continues, so
+    that only the text is lost; `failure` then holds the first error.
     """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
@@ -79,10 +77,12 @@ class TextConsole(Console):
         self.failure: OSError | None = None
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does; tables are folded between words, never within one."""
-        for table in objects:
-            if isinstance(table, Table):
-                _keep_words_whole(table)
+        """Print as rich does, but fold no text, and tables only between words."""
+        tables = [each for each in objects if isinstance(each, Table)]
+        for column in (column for table in tables for column in table.columns):
+            words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
+            column.min_width = max(map(cell_len, words), default=None)
+        options.setdefault("soft_wrap", not tables)
         try:
             super().print(*objects, **options)
         except OSError as error:
@@ -94,14 +94,8 @@ class TextConsole(Console):
         return text.encode(self.encoding, _LOOK_ALIKES).decode(self.encoding)
 
 
-def _keep_words_whole(table: Table) -> None:
-    for column in table.columns:
-        words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
-        column.min_width = max(map(cell_len, words), default=None)
-
-
 class Bar(Progress):
-    """Progress bars on a console, which vanish in the end. Shows nothing where the console is no terminal."""
+    """Progress bars that disappear at the end. Shows nothing if the console is not a terminal."""
 
     def __init__(self, console: Console, *columns: Any) -> None:
         self._terminal = console  # rich asks for the bars before it has noted their console
@@ -109,7 +103,7 @@ class Bar(Progress):
 
     @property
     def room(self) -> int:
-        """The number of columns that it may fill."""
+        """The number of columns for the bars."""
         return max(self._terminal.width - _MARGIN, 1)
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -118,14 +112,14 @@ class Bar(Progress):
 
 
 def lost_output() -> OSError | None:
-    """Why stdout does not take what was printed, which is given up then; None if it does."""
+    """Flush stdout; return the error if it cannot be written, and discard its text; else None."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Else Python would try once more on its way out, and complain in its own words.
+        # Otherwise Python would try again at exit, and print its own message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None

@@ -1,4 +1,4 @@
-"""`rssl visualize-tasks`: Figure 1, what each task makes of an image, and what a network makes of that."""
+"""`rssl visualize-tasks`: Figure 1, the inputs that tasks make from images, and a network's answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def visualize_tasks(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="A trained run: add what its network makes of each input, on test images.",
+            help="A trained run: add its network's answer to each input, on test images.",
             metavar="<run>",
             autocompletion=completion.runs,
         ),
@@ -57,14 +57,14 @@ def visualize_tasks(
         ),
     ] = None,
     task_file: options.TaskFile = None,
-    images: Annotated[int, typer.Option(help="Rows.")] = 5,
+    images: Annotated[int, typer.Option(help="Number of rows.")] = 5,
     seed: Annotated[int, typer.Option(help="Which images, and the tasks' random choices.")] = 0,
     output: Annotated[
         Path | None,
         typer.Option(help="The PNG to write.  [default: figure1.png, or predictions.png of a checkpoint]"),
     ] = None,
 ) -> None:
-    """Render Figure 1: the inputs that the tasks make of some images, and what a network makes of them.
+    """Draw Figure 1: the inputs that the tasks make from some images, and a network's answers.
 
     # the inputs
     rssl visualize-tasks --dataset cifar10 --output figure1.png
@@ -94,7 +94,7 @@ def visualize_tasks(
     dataset = dataset or _choose_dataset(data_dir)
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
-    # A network's answers mean something on images that it has not been trained on.
+    # A network's answers are meaningful only on images that it was not trained on.
     split = data.test if trained else data.train
     picture = draw_tasks(
         split,
@@ -108,7 +108,7 @@ def visualize_tasks(
         note=note,
     )
     save_png(picture, output)
-    out.print(f"written to {output}", soft_wrap=True)
+    out.print(f"written to {output}")
     if checkpoint is not None and trained is not None:
         suggest_evaluation(checkpoint, trained.config, data_dir)
     else:

@@ -1,11 +1,12 @@
 """Atomic writes, and finding the checkpoint that a path names. Imports no torch."""
 
+import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rsslcli.core.errors import RsslError, UserError, nearest
 from rsslcli.core.run_folder import CHECKPOINT, CONFIG
@@ -35,6 +36,25 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # after success it no longer exists
             temporary.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file is missing, damaged or of another kind."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically.
+
+    Raises:
+        RsslError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def checkpoint_path(path: Path) -> Path:

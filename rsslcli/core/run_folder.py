@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,50 +28,18 @@ FINISHED = "finished"
 State = Literal["to do", "begun", "done", "failed"]
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """A run directory, which need not exist yet.
+    """A run directory, which need not exist yet, and the paths of its files."""
 
-    Attributes:
-        path: the directory.
-    """
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The settings."""
-        return self.path / CONFIG
-
-    @property
-    def metrics(self) -> Path:
-        """The records of steps and epochs."""
-        return self.path / METRICS
-
-    @property
-    def checkpoint(self) -> Path:
-        """The weights and the state of the training."""
-        return self.path / CHECKPOINT
-
-    @property
-    def log(self) -> Path:
-        """The log."""
-        return self.path / LOG
-
-    @property
-    def evaluation(self) -> Path:
-        """The whole evaluation."""
-        return self.path / EVALUATION
-
-    @property
-    def failure(self) -> Path:
-        """The reason why the run failed as a cell of a study."""
-        return self.path / FAILURE
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / TENSORBOARD
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / CONFIG
+        self.metrics = path / METRICS
+        self.checkpoint = path / CHECKPOINT
+        self.log = path / LOG
+        self.evaluation = path / EVALUATION
+        self.failure = path / FAILURE
+        self.tensorboard = path / TENSORBOARD
 
     def is_run(self) -> bool:
         """Whether the directory holds the settings of a run."""

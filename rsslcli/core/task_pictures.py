@@ -120,24 +120,17 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 @dataclass
 class _Column:
-    """The content of a column, with one row per image.
-
-    Attributes:
-        images: float (rows, 3, H, W).
-        picture: the network's answers as images of the same shape; None if they are not images.
-        truth: the target images, if they are not the originals.
-        likely: for classification, the probability of each answer: float (rows, answers).
-        right: the index of the right answer, int64 (rows,).
-        names: the names of the answers.
-    """
+    """The content of a column, with one row per image."""
 
     title: str
-    images: Tensor
+    images: Tensor  #: float (rows, 3, H, W)
+    #: the network's answers as images of the same shape; None if they are not images
     picture: Tensor | None = None
-    truth: Tensor | None = None
+    truth: Tensor | None = None  #: the target images, if they are not the originals
+    #: for classification, the probability of each answer: float (rows, answers)
     likely: Tensor | None = None
-    right: Tensor | None = None
-    names: Sequence[str] = ()
+    right: Tensor | None = None  #: the index of the right answer, int64 (rows,)
+    names: Sequence[str] = ()  #: the names of the answers
 
     def answer(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Store the outputs if they are scores of classes; ignore others."""

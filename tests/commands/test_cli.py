@@ -269,6 +269,14 @@ def test_mistakes_get_one_line_and_exit_code_2(
     assert not (odd_files / "pwned").exists()
 
 
+def test_typer_exports_no_class_of_usage_errors() -> None:
+    assert not hasattr(typer, "UsageError"), "app.py can use it now instead of BadParameter.__mro__"
+
+
+@pytest.mark.xfail(
+    tuple(map(int, typer.__version__.split(".")[:2])) >= (0, 29),
+    reason="this typer loads pydantic; once it no longer does, remove `<0.29` in pyproject.toml",
+)
 def test_help_completion_and_early_mistakes_load_nothing_heavy(odd_files: Path) -> None:
     code = (
         "import contextlib, io, json, os, sys\n"
@@ -450,7 +458,7 @@ def test_what_to_type_next_can_be_pasted(
 
 
 def test_plain_output(home: Path, run: Path) -> None:
-    """Through a pipe nothing is cut or coloured; NO_COLOR and a dumb terminal keep escapes off a terminal."""
+    """Through a pipe nothing is cut or colored; NO_COLOR and a dumb terminal keep escapes off a terminal."""
     code = (
         "import os, sys\n"
         "from rich.table import Table\n"

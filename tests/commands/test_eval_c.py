@@ -195,7 +195,7 @@ def test_a_public_checkpoint_by_robustbench_s_protocol(
     assert f"robust accuracy (corruptions) {terms['corruptions_acc']:.2f}%" in public.stdout
     assert "n = 38, not RobustBench's 10,000: 2 are left out because they tune λ" in public.stdout
 
-    # What a normalisation does to the scores is tested with the reader, in tests/core/test_state_dicts.py.
+    # What a normalization does to the scores is tested with the reader, in tests/core/weights/test_public.py.
     eval_c(
         home / "public.pt", "mine", home / "data", corruptions="fog", same_images_as=home / "ours",
         normalization="half", classes_by_position=True, output=home / "fog.json",

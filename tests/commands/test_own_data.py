@@ -72,15 +72,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `photos`: 60 images in each of three classes, of many sizes, formats, modes and names."""
     home = tmp_path_factory.mktemp("own")
     random = np.random.default_rng(0)
-    colours = {"cat": (200, 120, 40), "dog": (40, 90, 200), "horse": (60, 170, 70)}
+    colors = {"cat": (200, 120, 40), "dog": (40, 90, 200), "horse": (60, 170, 70)}
     sizes = [(500, 375), (640, 480), (375, 600), (800, 600), (512, 512)]
-    for label, (name, colour) in enumerate(colours.items()):
+    for label, (name, color) in enumerate(colors.items()):
         folder = home / "photos" / name
         folder.mkdir(parents=True)
         for index in range(60):
             noise = random.integers(0, 60, (12, 16, 3))
             size = (4032, 3024) if (label, index) == (1, 7) else sizes[index % 5]
-            image = Image.fromarray((noise + colour).clip(0, 255).astype(np.uint8)).resize(size)
+            image = Image.fromarray((noise + color).clip(0, 255).astype(np.uint8)).resize(size)
             match index % 6:
                 case 0:
                     image.convert("L").save(folder / f"grey scan {index}.png", compress_level=1)
@@ -136,11 +136,11 @@ def test_what_was_prepared(home: Path, followed: list[tuple[int, str, str]]) -> 
     for split, count in ((data.train, 48), (data.test, 12)):
         assert np.bincount(split.labels).tolist() == [count] * 3
     assert aligned(open_corrupted(data.corrupted_folder, "mine"), data.test)
-    # Each class has the colour of its photographs, but for the grey ones.
+    # Each class has the color of its photographs, but for the gray ones.
     means = data.train.images.reshape(144, -1, 3).mean(1)
-    coloured = np.ptp(means, axis=1) > 1
-    assert 96 < coloured.sum() < 144
-    assert (means[coloured].argmax(1) == np.array([0, 2, 1])[data.train.labels[coloured]]).all()
+    colored = np.ptp(means, axis=1) > 1
+    assert 96 < colored.sum() < 144
+    assert (means[colored].argmax(1) == np.array([0, 2, 1])[data.train.labels[colored]]).all()
 
 
 def test_other_sizes_are_refused_by_option(followed: list[tuple[int, str, str]]) -> None:

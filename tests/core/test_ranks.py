@@ -36,7 +36,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 class PerImageNorm(nn.GroupNorm):
-    """A normalisation that does not couple the images of a batch."""
+    """A normalization that does not couple the images of a batch."""
 
     updates_statistics = True
 

@@ -221,7 +221,7 @@ def shown(picture: Image.Image, row: int, column: int, line: int, lines: int = 2
 
 
 def verdict(picture: Image.Image, row: int, column: int) -> str:
-    """Whether a tick or a cross stands below an answer, by its colour and by its shape."""
+    """Whether a tick or a cross stands below an answer, by its color and by its shape."""
     left, top = place(row, column, 1)
     area = np.asarray(picture)[top + CELL : top + CELL + CAPTION_HEIGHT, left : left + 20]
     marks = {name: (area == ImageColor.getrgb(c)).all(2) for name, c in (("right", RIGHT), ("wrong", WRONG))}
@@ -236,7 +236,7 @@ def verdict(picture: Image.Image, row: int, column: int) -> str:
 
 
 def test_answers_of_every_kind(split: Split) -> None:
-    """A network that always says the same: 90°, the order GRB, one colour; and the class dog."""
+    """A network that always says the same: 90°, the order GRB, one color; and the class dog."""
     names = ("rotation", "rgb", "jigsaw", "color", "inpaint", "ir")
     bins = scores(32, 20) + scores(32, 10)
     says = {

@@ -7,7 +7,6 @@ number of workers and the images that follow.
 
 import hashlib
 import io
-import json
 import math
 import os
 import threading
@@ -22,16 +21,16 @@ import torch
 from numpy.typing import NDArray
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.corruptions.record import GENERATED, source_checksum
+from rsslcli.core.corruptions.record import GENERATED as RECORD
+from rsslcli.core.corruptions.record import source_checksum
 from rsslcli.core.corruptions.registry import FUNCTIONS
 from rsslcli.core.errors import UserError, unknown
-from rsslcli.core.files import quietly, replacing
+from rsslcli.core.files import quietly, read_json, replacing, write_json
 from rsslcli.core.progress import Progress, silent
 
 #: Increased whenever the same call would give other bytes, so that older files are regenerated.
 GENERATOR_VERSION = 1
 CHUNK = 250
-RECORD = GENERATED
 
 Images = NDArray[np.uint8]
 
@@ -165,18 +164,14 @@ class _CorruptionFiles:
         self.shape = (len(SEVERITIES) * len(images), *images.shape[1:])
         self.folder = folder
         self.lock = threading.Lock()
-        self.record = self._read_record()
-        self._remove_others()
-
-    def _remove_others(self) -> None:
-        """Remove what was made from other images: `labels.npy`, and so the folder, is of these now."""
-        source = self.identity["source"]
-        for name in [
-            name for name, entry in self.record.items() if entry["identity"].get("source") != source
-        ]:
-            for path in self._paths(name):
-                path.unlink(missing_ok=True)
-            del self.record[name]
+        self.record: dict[str, Any] = {}
+        for name, entry in read_json(folder / RECORD).items():
+            if name in CORRUPTIONS and _is_entry(entry):
+                if entry["identity"].get("source") == self.identity["source"]:
+                    self.record[name] = entry
+                else:  # made from other images: `labels.npy`, and so the folder, is of these now
+                    for path in self._paths(name):
+                        path.unlink(missing_ok=True)
 
     def missing(self, name: str, severities: Sequence[int]) -> list[int]:
         """Prepare the file of a corruption for writing; return the severities that it lacks."""
@@ -192,7 +187,7 @@ class _CorruptionFiles:
         if entry:
             complete.unlink(missing_ok=True)
         self.record[name] = {"identity": self.identity, "severities": []}
-        self._write_record()
+        write_json(self.folder / RECORD, self.record)
         partial.unlink(missing_ok=True)  # which may be a link to elsewhere
         np.lib.format.open_memmap(partial, "w+", np.uint8, self.shape)
         return list(severities)
@@ -215,7 +210,7 @@ class _CorruptionFiles:
         with self.lock:
             finished = sorted({*self.record[name]["severities"], severity})
             self.record[name]["severities"] = finished
-            self._write_record()
+            write_json(self.folder / RECORD, self.record)
             if len(finished) == len(SEVERITIES):
                 partial.replace(complete)
 
@@ -230,18 +225,6 @@ class _CorruptionFiles:
         except Exception:  # NumPy raises almost anything on damaged files
             return False
         return bool(stored.shape == self.shape and stored.dtype == np.uint8)
-
-    def _read_record(self) -> dict[str, Any]:
-        try:
-            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError, RecursionError):
-            return {}
-        entries = record.items() if isinstance(record, dict) else ()
-        return {name: entry for name, entry in entries if name in CORRUPTIONS and _is_entry(entry)}
-
-    def _write_record(self) -> None:
-        with replacing(self.folder / RECORD) as file:
-            file.write(json.dumps(self.record, indent=1).encode())
 
 
 def _is_entry(value: object) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.errors import RsslError, UserError
@@ -70,9 +70,9 @@ def is_tar(source: Path) -> bool:
         return False
 
 
-def open_tar(source: Path) -> tarfile.TarFile:
-    """Open a tar archive, plain or compressed, with a limit on the size of its headers."""
-    return tarfile.open(source, tarinfo=_Header)
+def open_tar(source: Path, mode: Literal["r:*", "r:"] = "r:*") -> tarfile.TarFile:
+    """Open a tar archive, plain or (unless `mode` is "r:") compressed, and limit the size of its headers."""
+    return tarfile.open(source, mode, tarinfo=_Header)
 
 
 def archive_members(source: Path) -> Iterator[Member]:
@@ -100,7 +100,7 @@ class _Header(tarfile.TarInfo):
         header = super().frombuf(buf, encoding, errors)
         extensions = (b"L", b"K", b"x", b"g", b"X")  # of GNU, of POSIX and of Solaris
         if header.type in extensions and header.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"header of {header.size} bytes")
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
 
 
@@ -120,7 +120,7 @@ def _tar_members(source: Path) -> Iterator[Member]:
             _check_extent(source, count, archive.offset)
             if archive.offset <= member.offset:  # a negative size, which would make it loop forever
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
-            opener = partial(_extract, archive, member)
+            opener: Any = partial(archive.extractfile, member)
             if member.isdir():
                 yield Member(member.name, "folder", opener)
             elif member.isreg():
@@ -130,18 +130,15 @@ def _tar_members(source: Path) -> Iterator[Member]:
                 yield Member(member.name, "symlink" if member.issym() else "hardlink", opener, target)
             else:
                 yield Member(member.name, "special", opener)
-        # At a damaged header, tarfile stops as if the archive ended there.
-        file = archive.fileobj
-        if file is not None:
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError("damaged header")
+        check_end(archive)
 
 
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = archive.extractfile(member)
-    assert file is not None  # it is a regular file
-    return file
+def check_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError unless a tar that was read ends there: tarfile takes a damaged header for the end."""
+    file: Any = archive.fileobj
+    file.seek(archive.offset)
+    if any(file.read(tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError(f"damaged header: no header at byte {archive.offset}")
 
 
 def _zip_members(source: Path) -> Iterator[Member]:
@@ -184,8 +181,5 @@ def one_line_errors(source: Path) -> Iterator[None]:
         ) from error
     except READ_ERRORS as error:
         raise UserError(f"cannot read {source} ({shown(str(error))}): it is damaged or incomplete") from error
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # zipfile: encryption, or an unknown compression method
+    except RuntimeError as error:  # zipfile: encryption, or an unknown compression method
         raise UserError(f"cannot read {source} ({shown(str(error))}): pack it in a plain archive") from error

@@ -1,20 +1,16 @@
 """Download the official CIFAR-10 and CIFAR-100, or read them from their archive or folder."""
 
-import hashlib
-import http.client
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 
 from rsslcli.core.data.archives import is_tar, one_line_errors, open_tar
-from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.digests import file_digest
+from rsslcli.core.data.fetching import Archive, fetch
 from rsslcli.core.data.store import Arrays
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress, silent
 
 #: The folder, the archive and the archive's md5 of each official data set.
@@ -61,11 +57,14 @@ def read_cifar(
         return _load_cifar(name, source)
     if source is None:
         archive = download_folder / archive_name
-        if not archive.is_file() or _md5(archive) != md5:
-            download(_SITE + archive_name, archive, md5, progress)
+        fetch(Archive(_SITE + archive_name, md5=md5), archive, progress)
     else:
         archive = source / archive_name if source.is_dir() else source
-        if _md5(archive) != md5:
+        try:
+            is_official = file_digest(archive, "md5") == md5
+        except OSError as error:
+            raise UserError(f"cannot read {archive}: {error.strerror}") from error
+        if not is_official:
             raise UserError(f"{archive} is not the official {archive_name}, or damaged: its md5 is not {md5}")
     try:
         download_folder.mkdir(parents=True, exist_ok=True)
@@ -95,36 +94,3 @@ def _load_cifar(name: str, root: Path) -> tuple[Arrays, Arrays]:
         Arrays(split.data, np.array(split.targets, np.int64), tuple(split.classes)) for split in splits
     )
     return train, test
-
-
-def download(url: str, path: Path, md5: str, progress: Progress) -> None:
-    """Download `url` to the file `path`, which appears only when complete and with the right `md5`.
-
-    Raises:
-        RsslError: the connection failed, the file is not the expected one, or the disk is full.
-    """
-    advice = "check the connection, or get it elsewhere and give it as `source`"
-    digest = hashlib.md5(usedforsecurity=False)
-    with replacing(path) as file:
-        try:
-            with urllib.request.urlopen(url, timeout=30) as response:
-                total = int(response.headers.get("Content-Length") or 0)
-                done = 0
-                while chunk := response.read(1 << 20):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    done += len(chunk)
-                    progress(f"downloading {path.name}", done, max(total, done))
-        except (OSError, http.client.HTTPException) as error:
-            raise RsslError(f"cannot download {url} ({shown(str(error))}): {advice}") from error
-        if digest.hexdigest() != md5:
-            raise RsslError(
-                f"{url} returned another file than the official one (md5 {digest.hexdigest()}): {advice}"
-            )
-
-
-def _md5(path: Path) -> str:
-    try:
-        return file_digest(path, "md5")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -1,13 +1,13 @@
 """Exact copies within a data set: of training images in the test, and of images of another class."""
 
-import hashlib
 from collections.abc import Sequence
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.data.decoding import shown
-from rsslcli.core.data.store import Arrays, Images
+from rsslcli.core.data.store import Arrays
 
 _EXAMPLES = 10  # of each kind
 
@@ -21,7 +21,11 @@ def find_copies(train: Arrays, test: Arrays) -> dict[str, tuple[int, list[str]]]
         split that are images of another class too.
     """
     names = [*_names(train, "training"), *_names(test, "test")]
-    content = _identify([train.images, test.images])
+    # A number for each image, the same for two images only if their pixels are.
+    numbers: dict[bytes, int] = {}
+    images = (image for part in (train, test) for image in np.ascontiguousarray(part.images))
+    digests = (sha256(image).digest() for image in images)
+    content = np.fromiter((numbers.setdefault(digest, len(numbers)) for digest in digests), np.int64)
     labels = np.concatenate([train.labels, test.labels])
     known = np.zeros(content.max() + 1, np.bool_)
     known[content[: len(train.labels)]] = True
@@ -45,13 +49,6 @@ def find_copies(train: Arrays, test: Arrays) -> dict[str, tuple[int, list[str]]]
         "contradicting": (len(contradicting), described(contradicting, contradict=True)),
     }
     return {kind: tally for kind, tally in found.items() if tally[0]}
-
-
-def _identify(parts: Sequence[Images]) -> npt.NDArray[np.int64]:
-    """A number for each image of all parts, the same for two images only if their pixels are."""
-    numbers: dict[bytes, int] = {}
-    digests = (hashlib.sha256(image).digest() for part in parts for image in np.ascontiguousarray(part))
-    return np.fromiter((numbers.setdefault(digest, len(numbers)) for digest in digests), np.int64)
 
 
 def _names(arrays: Arrays, split: str) -> Sequence[str]:

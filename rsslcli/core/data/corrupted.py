@@ -21,7 +21,7 @@ from rsslcli.core.corruptions.record import GENERATED, source_checksum
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.data.store import IMAGE_SHAPE, Dataset, Images, Labels, Split
 from rsslcli.core.errors import StaleCorruptionsError, UserError, rssl_command, sanitize
-from rsslcli.core.files import quietly, remove, replacing
+from rsslcli.core.files import quietly, read_json, remove, replacing, write_json
 
 #: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
 IMPORTED = "downloaded.json"
@@ -97,7 +97,7 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
     """
     folder, test = corrupted.folder, dataset.test
     mend: dict[str, object] = {"corruptions": "generate"}
-    if generated := read_record(folder, GENERATED):
+    if generated := read_json(folder / GENERATED):
         count = corrupted.images_per_cell
         source = source_checksum(test.images[:count], test.labels[:count])
         # An interruption may leave the labels of other images beside the files.
@@ -105,7 +105,7 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
             _source_in(generated.get(name)) == source for name in corrupted.names
         )
     else:
-        imported = read_record(folder)
+        imported = read_json(folder / IMPORTED)
         mend = _import_again(imported)
         fits = imported.get("test", test.checksum) == test.checksum
     if not fits:
@@ -117,11 +117,6 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
             f"the corrupted images in {folder} were made for other test images than those of "
             f"'{dataset.name}': prepare them again with `{command}`"
         )
-    check_label_range(corrupted, dataset)
-
-
-def check_label_range(corrupted: CorruptedSet, dataset: Dataset) -> None:
-    """Raise UserError where a label is no class of the data set."""
     if corrupted.labels.max() >= len(dataset.test.classes):
         raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
 
@@ -132,9 +127,9 @@ def record_test_images(folder: Path, checksum: str) -> None:
     Raises:
         RsslError: the record cannot be written.
     """
-    record = read_record(folder)
+    record = read_json(folder / IMPORTED)
     if not (folder / GENERATED).exists() and "test" not in record:
-        write_record(folder, record | {"test": checksum})
+        write_json(folder / IMPORTED, record | {"test": checksum})
 
 
 def _source_in(entry: object) -> object:
@@ -167,28 +162,9 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
             (staged.folder / f"{name}.npy").replace(folder / f"{name}.npy")
         else:
             remove(folder / f"{name}.npy")
-    write_record(folder, record)
+    write_json(folder / IMPORTED, record)
     (staged.folder / "labels.npy").replace(folder / "labels.npy")
     return open_corrupted(folder, folder.name)
-
-
-def read_record(folder: Path, name: str = IMPORTED) -> dict[str, Any]:
-    """A record of a corrupted set, by default that of an import; empty if it cannot be read."""
-    try:
-        record = json.loads((folder / name).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of an import into `folder`.
-
-    Raises:
-        RsslError: the file cannot be written.
-    """
-    with replacing(folder / IMPORTED) as file:
-        file.write(json.dumps(record, indent=1).encode())
 
 
 def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
@@ -224,6 +200,10 @@ def aligned(corrupted: CorruptedSet, test: Split) -> bool:
     return np.array_equal(corrupted.labels, test.labels[: corrupted.images_per_cell])
 
 
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}: prepare the corrupted test set again")
+
+
 def _read_labels(path: Path) -> Labels:
     try:
         with quietly(), path.open("rb") as file:
@@ -232,20 +212,14 @@ def _read_labels(path: Path) -> Labels:
         raise UserError(
             f"{path} is missing: the corrupted test set is incomplete, prepare it again"
         ) from None
-    except Exception as error:  # as above
-        raise UserError(
-            f"{path} is damaged or not an array of labels: prepare the corrupted test set again"
-        ) from error
+    except Exception as error:  # NumPy raises almost anything on damaged files
+        raise _damaged(path, "is damaged or not an array of labels") from error
     if stored.ndim != 1 or stored.dtype.kind not in "iu" or not len(stored) or len(stored) % len(SEVERITIES):
-        raise UserError(
-            f"{path} is not a list of integer labels, five times: prepare the corrupted test set again"
-        )
+        raise _damaged(path, "is not a list of integer labels, five times")
     labels: Labels
     labels, *others = stored.astype(np.int64).reshape(len(SEVERITIES), -1)
     if labels.min() < 0 or any((block != labels).any() for block in others):
-        raise UserError(
-            f"{path} does not hold the same labels five times: prepare the corrupted test set again"
-        )
+        raise _damaged(path, "does not hold the same labels five times")
     return labels
 
 
@@ -258,14 +232,10 @@ def _map_blocks(path: Path, images_per_cell: int) -> Images:
             array = np.lib.format.open_memmap(path, mode="r")
         complete = path.stat().st_size == array.offset + array.nbytes
     except Exception as error:  # as above
-        raise UserError(
-            f"{path} is damaged, truncated or not an array: prepare the corrupted test set again"
-        ) from error
+        raise _damaged(path, "is damaged, truncated or not an array") from error
     if array.dtype != np.uint8 or array.shape != expected:
         found = sanitize(f"{array.dtype} {array.shape}")
         raise UserError(f"{path} is {found}, not uint8 {expected}: prepare it again")
     if not complete:
-        raise UserError(
-            f"{path} has bytes after its array: it is damaged, prepare the corrupted test set again"
-        )
+        raise _damaged(path, "has bytes after its array")
     return array

@@ -4,9 +4,7 @@ The content is untrusted: only regular files with known names are read from an a
 decide where anything is written, and an array is accepted only if its header, its size and the labels agree.
 """
 
-import io
 import math
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data.archives import archive_members, is_archive, one_line_errors
+from rsslcli.core.data.archives import archive_members, check_end, is_archive, one_line_errors, open_tar
 from rsslcli.core.data.cifar import official_name
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.image_tree import is_image_tree
@@ -31,7 +29,6 @@ FILES = ("labels.npy", *(f"{name}.npy" for name in CORRUPTIONS))
 _EXPECTED = "the files of CIFAR-10-C, labels.npy and <corruption>.npy"
 _MAX_IMAGES = 1_000_000  # per corruption and severity
 _MAX_MEMBERS = 1000
-_MAX_HEADER = 2**20
 #: The first bytes of compressed tar archives and of zip archives.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"PK\3\4")
 
@@ -44,9 +41,9 @@ def is_corrupted_set(source: Path) -> bool:
     """
     if not source.is_dir():
         return _archive_has_files(source)
-    if any((source / name).is_file() for name in FILES):
+    if _holds_files(source):
         return True
-    within = any((path / name).is_file() for path in _folders(source) for name in FILES)
+    within = any(map(_holds_files, _folders(source)))
     return within and not official_name(source) and not is_image_tree(source)
 
 
@@ -259,15 +256,17 @@ def _read_files(archive: Path) -> Iterator[tuple[str, bytes]]:
                     yield name, piece
 
 
+def _holds_files(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
+
+
 def _folders(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def _set_folder(source: Path) -> Path:
     """The folder that holds the files: `source`, or the only folder in it that does."""
-    found = [
-        folder for folder in (source, *_folders(source)) if any((folder / name).is_file() for name in FILES)
-    ]
+    found = [folder for folder in (source, *_folders(source)) if _holds_files(folder)]
     if source in found or len(found) == 1:
         return found[0]
     if found:
@@ -303,7 +302,7 @@ def _tar_arrays(archive: Path) -> dict[str, _Array]:
     """
     arrays: dict[str, _Array] = {}
     try:
-        with _SmallReads(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_tar(archive, "r:") as tar:
             for count, member in enumerate(tar):
                 if count == _MAX_MEMBERS:
                     raise ValueError("too many members")
@@ -314,10 +313,7 @@ def _tar_arrays(archive: Path) -> dict[str, _Array]:
                 if stem in arrays:
                     raise ValueError(f"it holds {name} twice")
                 arrays[stem] = _Array.locate(archive, member.offset_data, member.size)
-            # tarfile treats a damaged header as the end; a real end is a block of zeros or nothing at all.
-            file.seek(tar.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):
-                raise ValueError(f"no header at byte {tar.offset}")
+            check_end(tar)
     # tarfile and NumPy's parser raise more for hostile bytes than they document, even a RecursionError.
     except Exception as error:
         raise UserError(
@@ -325,12 +321,3 @@ def _tar_arrays(archive: Path) -> dict[str, _Array]:
             f"({shown(str(error) or type(error).__name__)}): get it again, or give the folder it unpacks to"
         ) from error
     return arrays
-
-
-class _SmallReads(io.FileIO):
-    """A file that limits each read of tarfile to the size of a header, whatever the header claims."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= _MAX_HEADER:
-            raise ValueError(f"a header of {size} bytes")
-        return super().read(size)

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rsslcli.core.data.jpeg import with_end_marker
 from rsslcli.core.data.store import IMAGE_SHAPE, Images
 from rsslcli.core.errors import UserError
+from rsslcli.core.files import quietly
 
 MAX_FILE_BYTES = 64 * 2**20  # of an image file; an uncompressed 20-megapixel photo fits
 SIZE = IMAGE_SHAPE[:2]
@@ -59,7 +60,8 @@ def decode(
         reason = f"larger than {MAX_FILE_BYTES >> 20} MiB"
         raise ImageError(f"image {name} is {reason}: remove it, or save it smaller", reason)
     try:
-        with _warnings_of_bombs():
+        with quietly():  # warnings about odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 image, size = _pixels(data, resize, side)
             except OSError:
@@ -116,15 +118,6 @@ def _scaled(image: Image.Image, side: int) -> Image.Image:
         small.paste(strip.reduce(block), (0, start // block))
     box = (0, 0, length / block, length / block)
     return small.resize((side, side), Image.Resampling.LANCZOS, box=box)
-
-
-@contextmanager
-def _warnings_of_bombs() -> Iterator[None]:
-    """Turn warnings about decompression bombs into errors, and ignore those about odd metadata."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 @contextmanager

@@ -6,7 +6,6 @@ choice; it is checked only as every import is.
 
 import hashlib
 import http.client
-import json
 import re
 import time
 import urllib.error
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.digests import check_space, chunks, file_digest
-from rsslcli.core.data.importing import image_bytes
 from rsslcli.core.errors import RsslError
-from rsslcli.core.files import remove, replacing
+from rsslcli.core.files import read_json, remove, write_json
 from rsslcli.core.progress import Progress
 
 TIMEOUT = 30.0  #: seconds to connect, and to wait for more bytes
@@ -38,11 +35,11 @@ ELSEWHERE = "or get the archive elsewhere and give it as `source`"
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive, a plain tar."""
+    """An archive at an http or https address; its size in bytes and its md5, if they are published."""
 
     url: str
-    size: int
-    md5: str
+    size: int | None = None
+    md5: str | None = None
 
     @property
     def file_name(self) -> str:
@@ -51,11 +48,16 @@ class Archive:
 
 
 class _BrokenError(Exception):
-    """The transfer failed; `final` if a retry would fail too."""
+    """The transfer failed; `final` if a retry would fail too, `restart` if it can only begin anew."""
 
-    def __init__(self, reason: str, *, final: bool = False) -> None:
+    def __init__(self, reason: str, *, final: bool = False, restart: bool = False) -> None:
         super().__init__(reason)
         self.final = final
+        self.restart = restart
+
+
+def _cannot_continue() -> _BrokenError:
+    return _BrokenError("the server cannot continue the file", restart=True)
 
 
 @contextmanager
@@ -66,20 +68,13 @@ def _network() -> Iterator[None]:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise _RangeError from error
+            raise _cannot_continue() from error
         passing = error.code >= 500 or error.code in {408, 425, 429}
         raise _BrokenError(f"the server says {error.code} {error.reason}", final=not passing) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         # ValueErrors are certificates that do not verify, and invalid addresses.
         raise _BrokenError(str(cause) or type(cause).__name__, final=isinstance(cause, ValueError)) from error
-
-
-class _RangeError(_BrokenError):
-    """The server cannot continue the file: request it from the beginning."""
-
-    def __init__(self) -> None:
-        super().__init__("the server cannot continue the file")
 
 
 class _OnlyHTTP(urllib.request.HTTPRedirectHandler):
@@ -97,16 +92,15 @@ class _OnlyHTTP(urllib.request.HTTPRedirectHandler):
 class _Part:
     """The first part of a file, kept between attempts and runs, with its md5."""
 
-    def __init__(self, path: Path, url: str, published: Archive | None, progress: Progress) -> None:
+    def __init__(self, path: Path, archive: Archive, progress: Progress) -> None:
         self.path = path
-        self.url = url
-        self.published = published
+        self.archive = archive
         self.state = path.with_name(f"{path.name}.json")
         self.done = 0
         self.digest = hashlib.md5(usedforsecurity=False)
         #: The ETag or date of the whole file, if the same server gave one.
         self.validator = self._read_validator()
-        if path.is_file() and not (published and path.stat().st_size > published.size):
+        if path.is_file() and not (archive.size and path.stat().st_size > archive.size):
             for chunk in chunks(path, progress):
                 self.digest.update(chunk)
                 self.done += len(chunk)
@@ -115,7 +109,7 @@ class _Part:
     def continued(self) -> bool:
         """Whether to request only the rest of the file."""
         # Without a validator or md5, nothing would reveal that the pieces come from different files.
-        return self.done > 0 and bool(self.validator or self.published)
+        return self.done > 0 and bool(self.validator or self.archive.md5)
 
     def headers(self) -> dict[str, str]:
         """The headers of the next request."""
@@ -132,66 +126,57 @@ class _Part:
         self.done = 0
         self.digest = hashlib.md5(usedforsecurity=False)
         self.validator = validator
-        with replacing(self.state) as file:
-            file.write(json.dumps({"url": self.url, "validator": validator}).encode())
-
-    def remove(self) -> None:
-        """Delete it from the disk."""
-        remove(self.path)
-        remove(self.state)
+        write_json(self.state, {"url": self.archive.url, "validator": validator})
 
     def _read_validator(self) -> str | None:
-        try:
-            state = json.loads(self.state.read_bytes())
-            validator = state["validator"] if state["url"] == self.url else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
+        state = read_json(self.state)
+        validator = state.get("validator") if state.get("url") == self.archive.url else None
         # It goes into a request, where a line break would start another header.
         return validator if isinstance(validator, str) and re.fullmatch("[ -~]+", validator) else None
 
 
-def fetch(url: str, archive: Path, published: Archive | None, limit: int | None, progress: Progress) -> None:
-    """Download `url` to the path `archive`, where it appears only when complete and verified.
+def fetch(archive: Archive, path: Path, progress: Progress, *, unpacked: int | None = None) -> None:
+    """Download `archive` to the file `path`, which appears only when complete and verified.
 
     Args:
-        url: an http or https address.
-        archive: the file to write; if it exists and is verified, nothing is downloaded.
-        published: the size and md5 to expect, if known.
-        limit: how many images per corruption and severity will be unpacked, to check the free space.
+        archive: what to download.
+        path: the file to write; if it exists and has the published md5, nothing is downloaded.
         progress: called after every piece.
+        unpacked: how many bytes of its content will be written, to check the free space; all if None.
 
     Raises:
         RsslError: the download failed, the file is not the published one, or it cannot be written.
     """
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        if archive.is_file():
-            if published is None or file_digest(archive, "md5", progress) == published.md5:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            if archive.md5 is None or file_digest(path, "md5", progress) == archive.md5:
                 return
-            remove(archive)
-        part = _Part(archive.with_name(f"{archive.name}.part"), url, published, progress)
-        if published is None or part.done != published.size:
-            _transfer_all(part, limit, progress)
+            remove(path)
+        part = _Part(path.with_name(f"{path.name}.part"), archive, progress)
+        if archive.size is None or part.done != archive.size:
+            _transfer_all(part, unpacked, progress)
         md5 = part.digest.hexdigest()
-        if published and md5 != published.md5:
-            part.remove()
+        if archive.md5 not in (None, md5):
+            remove(part.path)
+            remove(part.state)
             raise RsslError(
-                f"{url} returned another file than the published one (md5 {md5}, not {published.md5}): "
+                f"{archive.url} returned another file than the published one (md5 {md5}, not {archive.md5}): "
                 f"it was deleted; download it again, {ELSEWHERE}"
             )
-        part.path.replace(archive)
+        part.path.replace(path)
         remove(part.state)
     except OSError as error:
-        raise RsslError(f"cannot write below {archive.parent}: {error.strerror or error}") from error
+        raise RsslError(f"cannot write below {path.parent}: {error.strerror or error}") from error
 
 
-def _transfer_all(part: _Part, limit: int | None, progress: Progress) -> None:
+def _transfer_all(part: _Part, unpacked: int | None, progress: Progress) -> None:
     """Retry until the file is complete, or until retries do not help."""
     failures = 0
     furthest = part.done
     while True:
         try:
-            _transfer(part, limit, progress)
+            _transfer(part, unpacked, progress)
             return
         except _BrokenError as error:
             # A server that sends a little more each time is a slow one, not a dead one.
@@ -200,36 +185,37 @@ def _transfer_all(part: _Part, limit: int | None, progress: Progress) -> None:
             if error.final or failures == ATTEMPTS:
                 kept = f"; the {part.done} bytes that arrived are kept" if part.done else ""
                 raise RsslError(
-                    f"cannot download {part.url} ({shown(str(error))}){kept}: "
+                    f"cannot download {part.archive.url} ({shown(str(error))}){kept}: "
                     f"check the connection and run it again, {ELSEWHERE}"
                 ) from error
-            if isinstance(error, _RangeError):
+            if error.restart:
                 part.restart()
             time.sleep(min(PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
 
 
-def _transfer(part: _Part, limit: int | None, progress: Progress) -> None:
+def _transfer(part: _Part, unpacked: int | None, progress: Progress) -> None:
     """Request the rest of a file once, and append what arrives to the part."""
-    published = part.published
+    url = part.archive.url
+    size = part.archive.size
     opener = urllib.request.build_opener(_OnlyHTTP)
     with _network():
         response: http.client.HTTPResponse = opener.open(
-            urllib.request.Request(part.url, headers=part.headers()), timeout=TIMEOUT
+            urllib.request.Request(url, headers=part.headers()), timeout=TIMEOUT
         )
     with response:
         total = _total(part, response)
-        if published and total not in {None, published.size}:
+        if size and total not in {None, size}:
             # Refuse before touching the part: this may be the page of a captive portal.
             raise RsslError(
-                f"{part.url} has {total} bytes, not the {published.size} of the published archive: "
+                f"{url} has {total} bytes, not the {size} of the published archive: "
                 f"check the address, {ELSEWHERE}"
             )
-        total = total or (published.size if published else None)
+        total = total or size
         if response.status != http.client.PARTIAL_CONTENT:
             part.restart(_validator(response.headers))
         if total is not None:
-            unpacked = total if limit is None else min(total, image_bytes(limit) * len(CORRUPTIONS))
-            check_space(part.path.parent, total - part.done + unpacked)
+            content = total if unpacked is None else min(total, unpacked)
+            check_space(part.path.parent, total - part.done + content)
 
         description = f"downloading {part.path.stem}"
         with part.path.open("ab") as file:
@@ -242,9 +228,7 @@ def _transfer(part: _Part, limit: int | None, progress: Progress) -> None:
                 part.digest.update(chunk)
                 part.done += len(chunk)
                 if part.done > (total or MAX_BYTES):
-                    raise RsslError(
-                        f"{part.url} sends more than {total or MAX_BYTES} bytes: check the address"
-                    )
+                    raise RsslError(f"{url} sends more than {total or MAX_BYTES} bytes: check the address")
                 progress(description, part.done, total or part.done)
     if total is not None and part.done < total:
         raise _BrokenError(f"the connection was cut after {part.done} of {total} bytes")
@@ -262,7 +246,7 @@ def _total(part: _Part, response: http.client.HTTPResponse) -> int | None:
     now = {response.headers.get("ETag"), response.headers.get("Last-Modified")} - {None}
     changed = part.validator and now and part.validator not in now
     if not span or not part.continued or int(span[1]) != part.done or changed:
-        raise _RangeError
+        raise _cannot_continue()
     return None if span[2] == "*" else int(span[2])
 
 

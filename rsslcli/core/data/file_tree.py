@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple
 
 from rsslcli.core.data.archives import MAX_MEMBERS, Member, Opener, Parts, archive_members, split_path
 from rsslcli.core.errors import UserError
@@ -58,30 +58,35 @@ class Tally:
         self.count += count
 
 
-class Tree(Protocol):
-    """The files below a folder or in an archive."""
+class Tree:
+    """The files below a folder on disk, whose places are paths."""
 
-    source: Path
-    top: Place
-    strays: Tally  #: members of an archive whose names point out of it
-    independent: bool  #: whether a damaged file leaves the others readable
+    independent = True  #: whether a damaged file leaves the others readable
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.top: Place = str(source)
+        self.strays = Tally()  #: members of an archive whose names point out of it
 
     def entries(self, place: Place) -> Iterator[Listed]:
         """List a folder in any order, with links resolved."""
-        ...
+        with os.scandir(place) as entries:
+            yield from map(_listed, entries)
 
     def identity(self, place: Place) -> Hashable:
         """A value that two places share only if they are the same folder."""
-        ...
+        status = Path(place).stat()
+        return status.st_dev, status.st_ino
 
     def contents(self, keys: Collection[Key]) -> Iterator[tuple[Key, Opener]]:
         """Iterate over the files with these keys; open each before requesting the next."""
-        ...
+        for key in keys:
+            yield key, partial(_open, str(key))
 
 
 def open_tree(source: Path) -> Tree:
     """The tree in the folder or archive `source`; `archives.one_line_errors` lists what it may raise."""
-    return FolderTree(source) if source.is_dir() else ArchiveTree(source)
+    return Tree(source) if source.is_dir() else ArchiveTree(source)
 
 
 def visible(tree: Tree, place: Place) -> list[Listed]:
@@ -125,33 +130,6 @@ def walk(tree: Tree, place: Place, parts: Parts = ()) -> Iterator[Entry]:
         pending += reversed(inner)
 
 
-class FolderTree:
-    """A folder on disk. Places are paths."""
-
-    independent = True
-
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self.top = str(source)
-        self.strays = Tally()
-
-    def entries(self, place: str) -> Iterator[Listed]:
-        """List a folder."""
-        with os.scandir(place) as entries:
-            for entry in entries:
-                yield _listed(entry)
-
-    def identity(self, place: str) -> Hashable:
-        """The device and inode of a folder."""
-        status = Path(place).stat()
-        return status.st_dev, status.st_ino
-
-    def contents(self, keys: Collection[Key]) -> Iterator[tuple[Key, Opener]]:
-        """Iterate over these files in the order given."""
-        for key in keys:
-            yield key, partial(_open, str(key))
-
-
 def _listed(entry: os.DirEntry[str]) -> Listed:
     try:
         if entry.is_file():
@@ -172,23 +150,21 @@ _Folder = dict[str, "int | _Folder | Parts | None"]
 _NOWHERE: Parts = ("..",) * (MAX_DEPTH + 2)  # a target outside of any archive
 
 
-class ArchiveTree:
+class ArchiveTree(Tree):
     """The tree that an archive would unpack to.
 
     A place is a tuple of nested folders, from the top down to the folder itself, so links can follow "..".
     """
 
     def __init__(self, source: Path) -> None:
-        self.source = source
+        super().__init__(source)
         self.independent = zipfile.is_zipfile(source)
-        self.strays = Tally()
         self._root: _Folder = {}
         self.top = (self._root,)
         for number, member in enumerate(archive_members(source)):
             self._add(number, member)
 
-    def entries(self, place: tuple[_Folder, ...]) -> Iterator[Listed]:
-        """List a folder."""
+    def entries(self, place: Place) -> Iterator[Listed]:
         for name, node in place[-1].items():
             found = self._follow(place, (name,))
             if isinstance(found, int):
@@ -198,12 +174,10 @@ class ArchiveTree:
             else:
                 yield Listed(name, reason=SPECIAL_FILES if node is None else LOST_LINKS)
 
-    def identity(self, place: tuple[_Folder, ...]) -> Hashable:
-        """The identity of a folder in memory."""
+    def identity(self, place: Place) -> Hashable:
         return id(place[-1])
 
     def contents(self, keys: Collection[Key]) -> Iterator[tuple[Key, Opener]]:
-        """Iterate over these files in stored order."""
         for number, member in enumerate(archive_members(self.source)):
             if number in keys:
                 yield number, member.open

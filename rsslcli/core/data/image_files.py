@@ -14,7 +14,7 @@ import numpy as np
 
 from rsslcli.core.data.archives import Parts, is_archive, one_line_errors
 from rsslcli.core.data.decoding import ImageError, shown
-from rsslcli.core.data.file_tree import FolderTree, Key, Tree, open_tree
+from rsslcli.core.data.file_tree import Key, Tree, open_tree
 from rsslcli.core.data.image_tree import changed_source, read_image, source_state
 from rsslcli.core.data.listing import MAX_IMAGES, is_image, list_files, told
 from rsslcli.core.data.store import Images
@@ -130,7 +130,7 @@ def find_images(paths: Sequence[Path]) -> ImageFiles:
 def _add_file(found: ImageFiles, path: Path) -> None:
     """Add an image that is named itself to the group of those named before it."""
     if not found.groups or found.groups[-1].tree.source != _LOOSE:
-        found.groups.append(_Group(FolderTree(_LOOSE), source_state(_LOOSE)))
+        found.groups.append(_Group(Tree(_LOOSE), source_state(_LOOSE)))
     found.groups[-1].images.setdefault(str(path), []).append(ImageFile(str(path)))
 
 

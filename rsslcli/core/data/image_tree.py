@@ -6,9 +6,7 @@ Archives are untrusted: their files are decoded in memory and never written to d
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Container
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from rsslcli.core.data.decoding import SIZE, ImageError, decode, shown
 from rsslcli.core.data.file_tree import Key, Tally, Tree, open_tree, walk
 from rsslcli.core.data.layout import SPLITS, Layout, TreeImage, find_layout
 from rsslcli.core.data.listing import is_image, list_files
-from rsslcli.core.data.store import IMAGE_SHAPE, Arrays, Images, Labels, class_balanced_subset
+from rsslcli.core.data.store import IMAGE_SHAPE, Arrays, Images, class_balanced_subset
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -26,12 +24,8 @@ TREE_VERSION = 2
 _LISTED = 10  # damaged images listed in an error
 
 
-class _Wanted(NamedTuple):
-    """A split to be read: its images, their labels, and the array to fill."""
-
-    members: list[TreeImage]
-    labels: Labels
-    images: Images
+#: A split to be read: its images in the tree, and the arrays to fill.
+_Wanted = tuple[list[TreeImage], Arrays]
 
 
 def read_image_tree(
@@ -76,24 +70,19 @@ def read_image_tree(
         failed = _read(tree, wanted, resize, progress, note)
         if source_state(source) != before:
             raise changed_source(source)
+    train, test = (arrays for _, arrays in wanted)
     if failed:
         if damaged is None:
-            raise _refusal(failed, sum(len(split.members) for split in wanted))
+            raise _refusal(failed, len(train.labels) + len(test.labels))
         damaged += _described(failed)
-        wanted = [_without(split, failed) for split in wanted]
-        for split, part in zip(SPLITS, wanted, strict=True):
+        train, test = (
+            arrays.take(np.flatnonzero([image.parts not in failed for image in members]))
+            for members, arrays in wanted
+        )
+        for split, part in zip(SPLITS, (train, test), strict=True):
             for label in sorted(set(range(len(layout.classes))) - set(part.labels.tolist())):
                 name = shown(layout.classes[label])
                 raise UserError(f"all {split} images of class {name} in {source} are damaged: replace them")
-    train, test = (
-        Arrays(
-            split.images,
-            split.labels,
-            layout.classes,
-            tuple("/".join(image.parts) for image in split.members),
-        )
-        for split in wanted
-    )
     return train, test
 
 
@@ -158,20 +147,20 @@ def _choose(layout: Layout, split: str, limit: int | None) -> _Wanted:
         chosen = class_balanced_subset(labels, limit, seed=0)
         labels = labels[chosen]
         members = [members[index] for index in chosen]
-    return _Wanted(members, labels, np.empty((len(members), *IMAGE_SHAPE), np.uint8))
+    images = np.empty((len(members), *IMAGE_SHAPE), np.uint8)
+    return members, Arrays(images, labels, layout.classes, tuple("/".join(image.parts) for image in members))
 
 
 def _read(
     tree: Tree, wanted: list[_Wanted], resize: bool, progress: Progress, note: Note
 ) -> dict[Parts, ImageError]:
     """Read the images into their arrays; return the errors of unusable images, by path."""
-    places: dict[Key, list[tuple[Parts, Images]]] = defaultdict(
-        list
-    )  # several if links lead to the same file
-    for split in wanted:
-        for image, pixels in zip(split.members, split.images, strict=True):
+    # A file has several places if links lead to it.
+    places: dict[Key, list[tuple[Parts, Images]]] = defaultdict(list)
+    for members, arrays in wanted:
+        for image, pixels in zip(members, arrays.images, strict=True):
             places[image.key].append((image.parts, pixels))
-    total = sum(len(split.members) for split in wanted)
+    total = sum(len(members) for members, _ in wanted)
     sizes: Counter[tuple[int, int]] = Counter()
     one_color = Tally()
     failed: dict[Parts, ImageError] = {}
@@ -249,10 +238,3 @@ def _refusal(failed: dict[Parts, ImageError], total: int) -> ImageError:
         "replace or remove them",
         "damaged",
     )
-
-
-def _without(split: _Wanted, failed: Container[Parts]) -> _Wanted:
-    """A split without its unusable images."""
-    kept = np.array([image.parts not in failed for image in split.members])
-    members = [image for image in split.members if image.parts not in failed]
-    return _Wanted(members, split.labels[kept], split.images[kept])

@@ -11,19 +11,18 @@ import numpy as np
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
+    IMPORTED,
     CorruptedSet,
     open_corrupted,
-    read_record,
     replace_files,
     write_blocks,
-    write_record,
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
 from rsslcli.core.data.digests import check_space, file_digest
 from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
 from rsslcli.core.data.store import IMAGE_SHAPE, Split
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.files import replacing
+from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
 #: The subfolder of the set for unfinished downloads and imports.
@@ -79,13 +78,18 @@ def import_corrupted(
             record["files"] = _stage(found, count, scratch, progress)
         corrupted = present or open_corrupted(scratch, folder.name)
         _check(corrupted, test, source, note)
-        _note_size(found, count, test, limit, note)
+        if found.one_label_each:
+            note(f"labels.npy in {source} has one label per image, used for all five severities")
+        if limit is None and count != len(test.labels):
+            note(f"{source} has {count} images at each severity, the test set has {len(test.labels)} images")
         if present is None:
             record["identity"] = corrupted.identity
             return replace_files(folder, corrupted, record), True
-        known = read_record(folder)
+        known = read_json(folder / IMPORTED)
         if known.get("test") != test.checksum and not (folder / GENERATED).exists():
-            write_record(folder, record | known | {"test": test.checksum, "files": _checksums(present)})
+            write_json(
+                folder / IMPORTED, record | known | {"test": test.checksum, "files": _checksums(present)}
+            )
         return present, False
     except OSError as error:
         raise RsslError(f"cannot import {source} into {folder}: {error.strerror or error}") from error
@@ -109,7 +113,7 @@ def find_imported(
     Raises:
         UserError: its labels disagree with `test`.
     """
-    record = read_record(folder)
+    record = read_json(folder / IMPORTED)
     if record.get("origin") != origin or (folder / GENERATED).exists():
         return None
     try:
@@ -127,16 +131,13 @@ def find_imported(
         return None
     _check(present, test, folder, note)
     if record.get("test") != test.checksum:
-        write_record(folder, record | {"test": test.checksum})
+        write_json(folder / IMPORTED, record | {"test": test.checksum})
     return present
 
 
 def image_bytes(images: int) -> int:
     """The size in bytes of one corruption with `images` images at each severity."""
     return math.prod(IMAGE_SHAPE) * len(SEVERITIES) * images
-
-
-# --- checking and copying -------------------------------------------------------------------------
 
 
 def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> None:
@@ -150,16 +151,6 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> No
     note(f"labels of {source}: {describe_classes(test.classes)}; {verdict}")
     for text in note_on_cells(corrupted, test, source):
         note(text)
-
-
-def _note_size(found: CorruptedSource, count: int, test: Split, limit: int | None, note: Note) -> None:
-    """Note labels that are stored once, not five times, and a number of images unlike the test set's."""
-    if found.one_label_each:
-        note(f"labels.npy in {found.source} has one label per image, used for all five severities")
-    if limit is None and count != len(test.labels):
-        note(
-            f"{found.source} has {count} images at each severity, the test set has {len(test.labels)} images"
-        )
 
 
 def _open_if_same(

@@ -139,10 +139,8 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
         )
     (branch,) = branches
     classes = _classes(branch, listing)
-    if {name.lower() for name in classes} <= {
-        *SPLIT_NAMES,
-        *VALIDATION,
-    }:  # split folders without class folders
+    # Split folders without class folders would be taken for classes.
+    if {name.lower() for name in classes} <= {*SPLIT_NAMES, *VALIDATION}:
         names = ", ".join(map(shown, sorted(classes)))
         raise UserError(f"the images of {tree.source} lie in {names} without a class: expected {LAYOUT}")
     if not lone:
@@ -217,15 +215,13 @@ def _hold_out(tree: Tree, listing: Listing, branch: Parts, classes: Classes) -> 
             raise UserError(
                 f"{count} of class {shown(name)} in {tree.source}{instead}: add some, or remove the folder"
             )
-        ranked = sorted(images, key=lambda image: (_hash(image), image))
+        names = ("/".join(image.name).encode(errors="surrogatepass") for image in images)
+        hashes = (hashlib.sha256(name).digest() for name in names)
+        ranked = [image for _, image in sorted(zip(hashes, images, strict=True))]
         held = max(1, round(len(images) / HOLD_OUT))
         files["test"][name] = ranked[:held]
         files["train"][name] = ranked[held:]
     return files
-
-
-def _hash(image: TreeImage) -> bytes:
-    return hashlib.sha256("/".join(image.name).encode(errors="surrogatepass")).digest()
 
 
 def _check_labels(tree: Tree, listing: Listing, files: dict[str, Classes], beside: list[Folder]) -> None:
@@ -283,16 +279,11 @@ def _notes(
         for name in sorted(name for name, count in forms.items() if count > 1):
             yield f"class {shown(name)} has {forms[name]} folders: their names differ only in Unicode form"
     images = [image for classes in files.values() for members in classes.values() for image in members]
-    inner = Tally()
-    for image in sorted(image for image in images if len(image.name) > 2):
-        inner.add("/".join(image.parts))
-    if inner.count:
-        yield told("images in subfolders of their class folders", inner)
-    outer = Tally()
-    for parts in sorted(listing.images.keys() - {image.parts for image in images}):
-        outer.add("/".join(parts))
-    if outer.count:
-        yield told("not used: images outside the class folders", outer)
+    if inner := sorted(image for image in images if len(image.name) > 2):
+        first = "/".join(inner[0].parts)
+        yield told("images in subfolders of their class folders", Tally(len(inner), first))
+    if outer := listing.images.keys() - {image.parts for image in images}:
+        yield told("not used: images outside the class folders", Tally(len(outer), "/".join(min(outer))))
     if tree.strays.count:
         yield told("not used: members whose names lead out of the archive", tree.strays)
     yield from listing.notes(branches)

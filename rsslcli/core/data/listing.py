@@ -13,19 +13,8 @@ MAX_IMAGES = 1_000_000  # 3 GB in memory
 _SOME = 5  # names in a message
 #: Extensions of images that Pillow cannot read by itself.
 _CONVERTIBLE = {
-    ".heic",
-    ".heif",
-    ".hif",
-    ".jxl",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".raf",
-    ".orf",
-    ".rw2",
-}
+    ".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+}  # fmt: skip
 
 #: A folder in a tree: its path, and the tree's reference to it.
 Folder = tuple[Parts, Place]

@@ -1,6 +1,5 @@
 """Prepare a data set from any source for `store` to load."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
 from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, rssl_command, sanitize
-from rsslcli.core.files import remove, replacing
+from rsslcli.core.files import read_json, remove, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
 _RECORD = "prepared.json"
@@ -124,12 +123,11 @@ def prepare(
         for split, arrays in (("train", train), ("test", test))
     ]
     dataset = Dataset(name, folder, *splits)
-    with replacing(folder / _RECORD) as file:
-        place = str(source.resolve()) if source else None
-        done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place}
-        for counted, (count, examples) in tallies.items():
-            done |= {counted: count, f"{counted}_examples": examples}
-        file.write(json.dumps(done, indent=1).encode())
+    place = str(source.resolve()) if source else None
+    done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place}
+    for counted, (count, examples) in tallies.items():
+        done |= {counted: count, f"{counted}_examples": examples}
+    write_json(folder / _RECORD, done)
     notes += _notes(done)
     return Prepared(folder, dataset, origin.kind, True, _is_stale(dataset), notes=tuple(notes))
 
@@ -217,12 +215,7 @@ def _load_or_none(data_dir: Path, name: str) -> Dataset | None:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / _RECORD).read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(record, dict):
-        return {}
+    record = read_json(folder / _RECORD)
     kind = record.get("kind")  # it is printed
     return record if isinstance(kind, str) and kind.isprintable() else {}
 

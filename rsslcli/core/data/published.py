@@ -3,17 +3,20 @@
 import hashlib
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.corruptions.record import GENERATED
-from rsslcli.core.data.corrupted import CorruptedSet, read_record
+from rsslcli.core.data.corrupted import IMPORTED, CorruptedSet
 from rsslcli.core.data.digests import file_digest
 from rsslcli.core.data.fetching import Archive, fetch
-from rsslcli.core.data.importing import UNFINISHED, find_imported, import_corrupted
+from rsslcli.core.data.importing import UNFINISHED, find_imported, image_bytes, import_corrupted
 from rsslcli.core.data.store import Split
 from rsslcli.core.errors import UserError
-from rsslcli.core.files import remove
+from rsslcli.core.files import read_json, remove
 from rsslcli.core.progress import Note, Progress, silent
 
 #: Hendrycks and Dietterich 2019.
@@ -67,50 +70,41 @@ def download_corrupted(
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} images: give a positive number")
-    published = PUBLISHED.get(name)
+    options: dict[str, Any] = {"test": test, "limit": limit, "progress": progress, "note": note}
+    archive = PUBLISHED.get(name)
     if source is not None:
         url = _checked_url(str(source))
         if url is None:
-            path = Path(source)
-            origin = published.md5 if published and _is_archive(path, published, progress) else None
-            return import_corrupted(
-                path, folder, test=test, limit=limit, origin=origin, progress=progress, note=note
-            )[0]
-    elif published is not None:
-        url = published.url
-    else:
+            origin = archive.md5 if archive and _is_archive(Path(source), archive, progress) else None
+            return import_corrupted(Path(source), folder, origin=origin, **options)[0]
+        archive = replace(archive, url=url) if archive else Archive(url)
+    if archive is None:
         raise UserError(
             f"no corrupted images of {name!r} are published: use `corruptions` generate, "
             "or give your archive as `source`"
         )
 
-    origin = published.md5 if published else hashlib.sha256(url.encode()).hexdigest()
-    if present := find_imported(folder, origin, limit, test=test, progress=progress, note=note):
+    origin = archive.md5 or hashlib.sha256(archive.url.encode()).hexdigest()
+    if present := find_imported(folder, origin, **options):
         return present
-    archive = folder / UNFINISHED / (published.file_name if published else f"{name}-{origin[:12]}.tar")
+    file = PUBLISHED[name].file_name if archive.md5 else f"{name}-{origin[:12]}.tar"
+    path = folder / UNFINISHED / file
     try:
-        fetch(url, archive, published, limit, progress)
+        unpacked = None if limit is None else image_bytes(limit) * len(CORRUPTIONS)
+        fetch(archive, path, progress, unpacked=unpacked)
         try:
-            result, _ = import_corrupted(
-                archive,
-                folder,
-                test=test,
-                limit=limit,
-                complete=published is not None,
-                origin=origin,
-                progress=progress,
-                note=note,
-            )
+            complete = archive.md5 is not None
+            result, _ = import_corrupted(path, folder, complete=complete, origin=origin, **options)
         except UserError:
-            if published is None:  # it is useless, and the next run must not reuse it
-                remove(archive)
+            if archive.md5 is None:  # it is useless, and the next run must not reuse it
+                remove(path)
             raise
         if not keep_archive:
-            remove(archive)
+            remove(path)
         return result
     finally:
         with suppress(OSError):
-            archive.parent.rmdir()  # unless it is not empty
+            path.parent.rmdir()  # unless it is not empty
 
 
 def corrupted_origin(corrupted: CorruptedSet) -> str:
@@ -121,11 +115,11 @@ def corrupted_origin(corrupted: CorruptedSet) -> str:
         "generated": rssl generated all of its files.
         "imported": anything else; whether it equals a published set is unknown.
     """
-    imported = read_record(corrupted.folder)
+    imported = read_json(corrupted.folder / IMPORTED)
     published = [archive.md5 for archive in PUBLISHED.values()]
     if imported.get("origin") in published and imported.get("identity") == corrupted.identity:
         return "published"
-    generated = read_record(corrupted.folder, GENERATED)
+    generated = read_json(corrupted.folder / GENERATED)
     return "generated" if generated.keys() >= {*corrupted.names} else "imported"
 
 
@@ -137,8 +131,7 @@ def _is_archive(path: Path, published: Archive, progress: Progress) -> bool:
 
 def _checked_url(source: str) -> str | None:
     """The source if it is a valid http or https address; None if it is a path."""
-    scheme, separator, _ = source.partition("://")
-    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
         return None
     try:
         parts = urlsplit(source)

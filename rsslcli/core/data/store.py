@@ -63,7 +63,10 @@ class Arrays(NamedTuple):
         """A seeded, class-balanced subset of `limit` images; all images if there are no more."""
         if limit is None or limit >= len(self.labels):
             return self
-        chosen = class_balanced_subset(self.labels, limit, seed=0)
+        return self.take(class_balanced_subset(self.labels, limit, seed=0))
+
+    def take(self, chosen: npt.NDArray[np.integer[Any]]) -> "Arrays":
+        """The images with these indices."""
         files = tuple(self.files[index] for index in chosen) if self.files else ()
         return Arrays(self.images[chosen], self.labels[chosen], self.classes, files)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
-from rsslcli.core.data.corrupted import CorruptedSet, check_label_range
+from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Dataset
 from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import derive_seed
@@ -17,17 +17,11 @@ from rsslcli.core.runtime import derive_seed
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The corrupted images that tune λ (section 4): the same random source images in every cell.
+    """The corrupted images that tune λ (section 4): the same random source images in every cell."""
 
-    Attributes:
-        images: uint8 (V, H, W, 3), V = corruptions · severities · source images.
-        labels: int64 (V,).
-        source: sorted indices of the source images.
-    """
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    source: tuple[int, ...]
+    images: npt.NDArray[np.uint8]  #: uint8 (V, H, W, 3), V = corruptions · severities · source images
+    labels: npt.NDArray[np.int64]  #: int64 (V,)
+    source: tuple[int, ...]  #: sorted indices of the source images
 
 
 def validation_source(config: Config, available: int) -> tuple[int, ...]:
@@ -59,7 +53,6 @@ def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSe
         )
     if corrupted is None:
         raise UserError(f"AutoML tunes λ on a corrupted test set, but none is prepared for '{dataset.name}'")
-    check_label_range(corrupted, dataset)
     source = validation_source(config, corrupted.images_per_cell)
     names = [n for n in corrupted.names if config.validation_corruptions == "all" or n in EXTRA]
     if not names:

@@ -58,15 +58,10 @@ _OF_AUTOML = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired differences between two rows, one for each seed that both have.
+    """The paired differences between two rows, one for each seed that both have."""
 
-    Attributes:
-        differences: of the mean corrupted accuracies, fractions of 1.
-        unlike: how the evaluations of pairs differ, such as "images"; empty if they do not.
-    """
-
-    differences: tuple[float, ...]
-    unlike: str = ""
+    differences: tuple[float, ...]  #: of the mean corrupted accuracies, fractions of 1
+    unlike: str = ""  #: how the evaluations of pairs differ, such as "images"; empty if they do not
 
     @property
     def mean(self) -> float:
@@ -95,17 +90,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one method, which differ only in the seed.
+    """The runs of one method, which differ only in the seed."""
 
-    Attributes:
-        label: the method as tables show it; ends in * if the runs were evaluated differently.
-        runs: by seed.
-        paper: the paper's accuracy in percent, if it gives one.
-    """
-
-    label: str
-    runs: Mapping[int, Run]
-    paper: float | None
+    label: str  #: the method as tables show it; ends in * if the runs were evaluated differently
+    runs: Mapping[int, Run]  #: by seed
+    paper: float | None  #: the paper's accuracy in percent, if it gives one
 
     @property
     def config(self) -> Config:
@@ -136,19 +125,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that can be compared: they agree in every setting that affects all of them.
+    """Runs that can be compared: they agree in every setting that affects all of them."""
 
-    Attributes:
-        settings: the settings that they share, by name.
-        corruptions: the corruptions that they were evaluated on.
-        rows: the baseline first, then in the order of the paper's Table 1, then the rest.
-        warnings: what limits the comparison, one sentence each.
-    """
-
-    settings: Mapping[str, Any]
-    corruptions: tuple[str, ...]
-    rows: tuple[Row, ...]
-    warnings: tuple[str, ...]
+    settings: Mapping[str, Any]  #: the settings that they share, by name
+    corruptions: tuple[str, ...]  #: the corruptions that they were evaluated on
+    rows: tuple[Row, ...]  #: the baseline first, then in the order of the paper's Table 1, then the rest
+    warnings: tuple[str, ...]  #: what limits the comparison, one sentence each
 
     @property
     def baseline(self) -> Row | None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.files import quietly
 from rsslcli.core.report.comparison import FOUR, Row, Study
 from rsslcli.core.report.page import Figure
 from rsslcli.core.report.runs import Floats, has_effect, paper_method
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 #: The palette of Okabe and Ito 2008, without black (the baseline's) and yellow (too faint on white).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -54,34 +52,25 @@ _POINTS = 300
 
 @dataclass(frozen=True)
 class _Size:
-    """The layout of a picture. Its text is 9 points, 12 pixels on a screen, in any layout.
+    """The layout of a picture. Its text is 9 points, 12 pixels on a screen, in any layout."""
 
-    Attributes:
-        width: in inches of 96 pixels.
-        side_by_side: panels per row.
-        legend: columns of the legend.
-        label: characters per line of a label.
-        cells: columns of numbers side by side.
-    """
-
-    width: float
-    side_by_side: int
-    legend: int
-    label: int
-    cells: int
+    width: float  #: in inches of 96 pixels
+    narrow: bool  #: whether panels and the entries of the legend are stacked
+    label: int  #: characters per line of a label
+    cells: int  #: columns of numbers side by side
 
     @property
-    def narrow(self) -> bool:
-        """Whether panels are stacked vertically."""
-        return self.side_by_side == 1
+    def legend(self) -> int:
+        """Columns of the legend."""
+        return 1 if self.narrow else 3
 
 
-_WIDE = _Size(width=7.2, side_by_side=2, legend=3, label=34, cells=MAX_ROWS)
+_WIDE = _Size(width=7.2, narrow=False, label=34, cells=MAX_ROWS)
 #: For a phone: 375 pixels minus the margins.
-_NARROW = _Size(width=3.45, side_by_side=1, legend=1, label=20, cells=5)
+_NARROW = _Size(width=3.45, narrow=True, label=20, cells=5)
 
 #: A figure, its caption, and the rest of its alternative text; None if the runs lack the numbers for it.
-_Drawn = tuple["Canvas", str, str] | None
+_Drawn = tuple[Canvas, str, str] | None
 
 
 def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
@@ -91,9 +80,6 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
         The figures among "difference", "figure-2a", "figure-2b", "corruptions", "severities" and "training",
         by name. The names of their PNG files begin with `prefix`.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it reports caches and fonts
-    import matplotlib as mpl
-
     rows = study.rows[:MAX_ROWS]
     figures = {}
     more = f" The first {MAX_ROWS} of {len(study.rows)} rows." if len(rows) < len(study.rows) else ""
@@ -105,28 +91,19 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
             narrow = plot(study, rows, _NARROW)
             if drawn is not None and narrow is not None:
                 canvas, caption, words = drawn
-                svg = _svg(canvas)
-                narrow_svg = _svg(narrow[0])
-                png = io.BytesIO()
+                pair = (canvas, narrow[0])
+                svg, narrow_svg = (_saved(each, "svg", metadata={"Date": None}) for each in pair)
                 canvas.set_layout_engine("none")  # the layout is done, and slow
-                canvas.savefig(png, format="png")
+                png = _saved(canvas, "png")
                 alt = f"{caption} {words}"
-                figures[name] = Figure(
-                    f"{prefix}{name}.png", caption + more, alt, svg, narrow_svg, png.getvalue()
-                )
+                figures[name] = Figure(f"{prefix}{name}.png", caption + more, alt, svg, narrow_svg, png)
     return figures
 
 
-def _svg(canvas: Canvas) -> bytes:
+def _saved(canvas: Canvas, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    canvas.savefig(file, format="svg", metadata={"Date": None})
+    canvas.savefig(file, format=kind, **options)
     return file.getvalue()
-
-
-def _canvas(width: float, height: float) -> Canvas:
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(width, height))
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -155,9 +132,9 @@ def _wrap(label: str, width: int = 30) -> str:
 def _panels(rows: Sequence[Row], count: int, size: _Size) -> tuple[Canvas, list[Axes]]:
     """A canvas with `count` panels, and space below for a legend of the rows."""
     lines = 1 + max(_wrap(row.label).count("\n") for row in rows)
-    across = min(count, size.side_by_side)
+    across = 1 if size.narrow else min(count, 2)
     down = math.ceil(count / across)
-    canvas = _canvas(size.width, 2.9 * down + 0.18 * lines * math.ceil(len(rows) / size.legend))
+    canvas = Canvas(figsize=(size.width, 2.9 * down + 0.18 * lines * math.ceil(len(rows) / size.legend)))
     return canvas, canvas.subplots(down, across, squeeze=False).ravel().tolist()
 
 
@@ -186,7 +163,7 @@ def _difference(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     base, shown = found
     labels = [_wrap(_against(row, base), size.label) for row in shown]
     lines = max(2, 1 + max(label.count("\n") for label in labels))
-    canvas = _canvas(size.width, 1.2 + 0.18 * (lines * len(shown) + 3 / size.legend))
+    canvas = Canvas(figsize=(size.width, 1.2 + 0.18 * (lines * len(shown) + 3 / size.legend)))
     axes = canvas.subplots()
     axes.axvline(0, color="black", linewidth=0.8)
     ours = [row.minus(base) for row in shown]
@@ -232,7 +209,7 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     if not shown:
         return None
     width = size.width if size.narrow else max(4.2, 1.1 + 1.25 * len(shown))
-    canvas = _canvas(width, 4.4 if size.narrow else 3.4)
+    canvas = Canvas(figsize=(width, 4.4 if size.narrow else 3.4))
     axes = canvas.subplots()
     words = []
     paper = [(x, 100 - row.paper) for x, row in enumerate(shown) if row.paper]
@@ -268,7 +245,7 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     tuned = [row for row in rows if row.config.automl and has_effect(row.config)][:4]
     if not tuned:
         return None
-    canvas = _canvas(size.width, (3.6 if size.narrow else 3.0) * len(tuned))
+    canvas = Canvas(figsize=(size.width, (3.6 if size.narrow else 3.0) * len(tuned)))
     words = []
     for axes, row in zip(canvas.subplots(len(tuned), squeeze=False)[:, 0], tuned, strict=True):
         grid = np.linspace(0, row.config.epochs, _POINTS)
@@ -310,7 +287,7 @@ def _corruptions(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     limit = max(float(np.abs(values).max()), 0.1)
     parts = np.array_split(np.arange(len(shown)), math.ceil(len(shown) / size.cells))
     width = size.width if size.narrow else max(4.0, 1.9 + 0.62 * len(shown))
-    canvas = _canvas(width, (2.1 + 0.235 * len(values)) * len(parts))
+    canvas = Canvas(figsize=(width, (2.1 + 0.235 * len(values)) * len(parts)))
     panels = canvas.subplots(len(parts), squeeze=False)[:, 0]
     for axes, part in zip(panels, parts, strict=True):
         picture = axes.imshow(values[:, part], cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")

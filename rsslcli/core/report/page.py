@@ -37,18 +37,14 @@ class Notes:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows.
-
-    Attributes:
-        words: the columns that hold words, not numbers.
-        stacked: on a narrow screen each row becomes a block with one line per cell; other tables scroll
-            behind a fixed first column.
-    """
+    """A table whose first column names the rows."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()  #: the columns that hold words, not numbers
+    #: on a narrow screen each row becomes a block with one line per cell; other tables scroll behind a
+    #: fixed first column
     stacked: bool = False
 
 
@@ -109,7 +105,8 @@ def _html(block: Block) -> str:
     for first, *others in block.rows:
         cells = zip(block.columns[1:], others, strict=True)
         row = "".join(
-            f"<td{_side(block, name)}{_name(name)}>{html.escape(cell)}</td>" for name, cell in cells
+            f'<td{_side(block, name)} data-column="{html.escape(name)}">{html.escape(cell)}</td>'
+            for name, cell in cells
         )
         body += f'<tr><th scope="row">{html.escape(first)}</th>{row}</tr>\n'
     caption = html.escape(block.caption)
@@ -122,11 +119,6 @@ def _html(block: Block) -> str:
 
 def _side(table: Table, column: str) -> str:
     return ' class="words"' if column in table.words else ""
-
-
-def _name(column: str) -> str:
-    """The attribute that gives each cell its column's name, for the style sheet."""
-    return f' data-column="{html.escape(column)}"'
 
 
 def _data_url(svg: bytes) -> str:
@@ -142,12 +134,10 @@ def _markdown(block: Block) -> str:
         return "\n".join([f"**{_escape(block.title)}**", "", *(f"- {_escape(item)}" for item in block.items)])
     if isinstance(block, Figure):
         return f"![{_escape(block.alt)}]({block.name})\n\n*{_escape(block.caption)}*"
-    sides = ["--:" if name not in block.words else ":--" for name in block.columns[1:]]
-    lines = [
-        f"| {' | '.join(row)} |" for row in ([":--", *sides], *(map(_escape, row) for row in block.rows))
-    ]
-    head = f"| {' | '.join(map(_escape, block.columns))} |"
-    return "\n".join([f"**{_escape(block.caption)}**", "", head, *lines])
+    sides = [":--", *(":--" if name in block.words else "--:" for name in block.columns[1:])]
+    head, *rows = ([*map(_escape, row)] for row in (block.columns, *block.rows))
+    lines = [f"| {' | '.join(row)} |" for row in (head, sides, *rows)]
+    return "\n".join([f"**{_escape(block.caption)}**", "", *lines])
 
 
 def _escape(text: str) -> str:

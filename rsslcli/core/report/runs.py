@@ -36,59 +36,35 @@ _LIMIT = 1e12
 
 @dataclass(frozen=True)
 class History:
-    """The course of a training.
+    """The course of a training."""
 
-    Attributes:
-        epochs: (E,), counted from 1.
-        clean_accuracy: (E,), fractions of 1, after each epoch; NaN if unknown.
-        loss: (E,), the main task's loss, averaged over the steps of the epoch; NaN if unknown.
-        lambdas: by task, (P, 2): the time in epochs, from 0, and λ.
-        steps: the number of steps.
-        seconds: the duration of all steps. An interrupted epoch counts as a whole one at the speed of its
-            resumed part; NaN if the speed of any epoch is unknown.
-    """
-
-    epochs: Floats
-    clean_accuracy: Floats
-    loss: Floats
-    lambdas: Mapping[str, Floats]
-    steps: int
+    epochs: Floats  #: (E,), counted from 1
+    clean_accuracy: Floats  #: (E,), fractions of 1, after each epoch; NaN if unknown
+    loss: Floats  #: (E,), the main task's loss, averaged over the steps of the epoch; NaN if unknown
+    lambdas: Mapping[str, Floats]  #: by task, (P, 2): the time in epochs, from 0, and λ
+    steps: int  #: the number of steps
+    #: the duration of all steps. An interrupted epoch counts as a whole one at the speed of its resumed
+    #: part; NaN if the speed of any epoch is unknown
     seconds: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished and evaluated run.
+    """A finished and evaluated run."""
 
-    Attributes:
-        directory: the run directory.
-        config: its settings.
-        history: the course of its training.
-        accuracy: by corruption, (5,), fractions of 1, at severity 1 to 5.
-        clean_accuracy: accuracy on the clean test set, a fraction of 1.
-        images: source images evaluated in each cell of `accuracy`.
-        clean_images: how many images `clean_accuracy` covers.
-        excluded: the indices of the source images that were left out.
-        test_data: fingerprint of the clean test set.
-        corrupted_data: fingerprint of its corrupted versions.
-        origin: where the corrupted set came from, a key of `ORIGINS`; None if not recorded.
-        dataset: the data set it was evaluated on.
-        precision: the precision of the evaluation.
-    """
-
-    directory: Path
-    config: Config
-    history: History
-    accuracy: Mapping[str, Floats]
-    clean_accuracy: float
-    images: int
-    clean_images: int
-    excluded: frozenset[int]
-    test_data: str
-    corrupted_data: str
-    origin: str | None
-    dataset: str
-    precision: str
+    directory: Path  #: the run directory
+    config: Config  #: its settings
+    history: History  #: the course of its training
+    accuracy: Mapping[str, Floats]  #: by corruption, (5,), fractions of 1, at severity 1 to 5
+    clean_accuracy: float  #: accuracy on the clean test set, a fraction of 1
+    images: int  #: source images evaluated in each cell of `accuracy`
+    clean_images: int  #: how many images `clean_accuracy` covers
+    excluded: frozenset[int]  #: the indices of the source images that were left out
+    test_data: str  #: fingerprint of the clean test set
+    corrupted_data: str  #: fingerprint of its corrupted versions
+    origin: str | None  #: where the corrupted set came from, a key of `ORIGINS`; None if not recorded
+    dataset: str  #: the data set it was evaluated on
+    precision: str  #: the precision of the evaluation
 
     @property
     def name(self) -> str:

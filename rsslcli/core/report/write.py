@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +21,13 @@ from rsslcli.core.version import __version__
 
 @dataclass(frozen=True)
 class Report:
-    """A written report.
+    """A written report."""
 
-    Attributes:
-        page: the path of report.html.
-        markdown: the path of report.md.
-        figures: the paths of the PNGs.
-        studies: the studies that it shows, the largest first.
-        left_out: the folders that it could not use, with the reasons.
-    """
-
-    page: Path
-    markdown: Path
-    figures: tuple[Path, ...]
-    studies: tuple[Study, ...]
-    left_out: tuple[LeftOut, ...]
+    page: Path  #: the path of report.html
+    markdown: Path  #: the path of report.md
+    figures: tuple[Path, ...]  #: the paths of the PNGs
+    studies: tuple[Study, ...]  #: the studies that it shows, the largest first
+    left_out: tuple[LeftOut, ...]  #: the folders that it could not use, with the reasons
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Report:
@@ -48,6 +41,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
         UserError: a folder does not exist, no run is finished and evaluated, or `output` is a file.
         RsslError: a file cannot be written.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it reports caches and fonts
     from rsslcli.core.report.figures import draw
 
     if output.exists() and not output.is_dir():
@@ -58,7 +52,10 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     if not studies:
         reasons = "; ".join(f"{entry.directory}: {entry.reason}" for entry in left_out[:1])
         raise UserError(f"nothing to report: no run is finished and evaluated ({reasons})")
-    blocks: list[Block] = [Heading("Robustness report", 1), Text(_introduction(studies, left_out))]
+    count = len(read) - len(repeated)
+    more = f"; {len(left_out)} left out, with the reasons at the end" if left_out else ""
+    about = f"{count} finished and evaluated run{'s' * (count > 1)}{more}. Written by rssl {__version__}."
+    blocks: list[Block] = [Heading("Robustness report", 1), Text(about)]
     for number, study in enumerate(studies, 1):
         several = len(studies) > 1
         figures = draw(study, f"study-{number}-" if several else "")
@@ -130,12 +127,6 @@ def _signed(value: float) -> str:
     return f"{round(value, 2) + 0:+.2f}".replace("-", "−")
 
 
-def _introduction(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> str:
-    count = sum(len(row.runs) for study in studies for row in study.rows)
-    more = f"; {len(left_out)} left out, with the reasons at the end" if left_out else ""
-    return f"{count} finished and evaluated run{'s' * (count > 1)}{more}. Written by rssl {__version__}."
-
-
 def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator[Block]:
     yield Heading(f"{prefix}{study.title}")
     notes = list(study.warnings)
@@ -153,7 +144,12 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
     if "difference" in figures:
         yield figures["difference"]
     yield from _other_comparisons(study)
-    yield from _settings(study)
+    yield Heading("Settings", 3)
+    if rows := departures(study):
+        caption = "Settings that differ from the preset paper's or between rows"
+        yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, _WORDS, stacked=True)
+    else:
+        yield Text("All settings are those of the preset paper.")
     for name, title in (("figure-2a", "Test error"), ("figure-2b", "The weights λ")):
         if name in figures:
             yield from (Heading(title, 3), figures[name])
@@ -183,16 +179,6 @@ def _against_the_paper(study: Study) -> str:
         "CIFAR-10-C: with other settings or images, compare the differences to the baseline rather than the "
         "accuracies."
     )
-
-
-def _settings(study: Study) -> Iterator[Block]:
-    yield Heading("Settings", 3)
-    rows = departures(study)
-    if not rows:
-        yield Text("All settings are those of the preset paper.")
-        return
-    caption = "Settings that differ from the preset paper's or between rows"
-    yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, _WORDS, stacked=True)
 
 
 def _other_comparisons(study: Study) -> Iterator[Table]:

@@ -28,31 +28,20 @@ _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to resume, and that evaluation needs to be fair.
+    """Everything that a run needs to resume, and that evaluation needs to be fair."""
 
-    Attributes:
-        config: the configuration.
-        classes: class names, in the order of the scores.
-        step: number of steps done.
-        classifier: state dict of the WideResNet, with the names of the public WRN checkpoints.
-        heads: state dict of the tasks' heads.
-        optimizer: state dict of the optimizer.
-        lambdas: float (k,), in the order of `config.weighted`.
-        excluded: indices of the source images that tuned λ; no evaluation may use them.
-        train_data, validation_data: checksums of the data on which the run trained and tuned λ.
-        average: state dict of the moving average of the WideResNet; empty without `config.ema`.
-    """
-
-    config: Config
-    classes: tuple[str, ...]
-    step: int
+    config: Config  #: the configuration
+    classes: tuple[str, ...]  #: class names, in the order of the scores
+    step: int  #: number of steps done
+    #: state dict of the WideResNet, with the names of the public WRN checkpoints
     classifier: dict[str, Tensor]
-    heads: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    lambdas: Tensor
-    excluded: tuple[int, ...]
-    train_data: str
-    validation_data: str
+    heads: dict[str, Tensor]  #: state dict of the tasks' heads
+    optimizer: dict[str, Any]  #: state dict of the optimizer
+    lambdas: Tensor  #: float (k,), in the order of `config.weighted`
+    excluded: tuple[int, ...]  #: indices of the source images that tuned λ; no evaluation may use them
+    train_data: str  #: checksum of the data on which the run trained
+    validation_data: str  #: checksum of the data on which it tuned λ
+    #: state dict of the moving average of the WideResNet; empty without `config.ema`
     average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def network(self) -> WideResNet:

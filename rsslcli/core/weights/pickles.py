@@ -122,8 +122,7 @@ class _Machine:
     def on_proto(self, _: int) -> None:
         pass
 
-    def on_stop(self, _: None) -> None:
-        pass
+    on_stop = on_proto
 
     # The memo.
 

@@ -25,16 +25,11 @@ _MAX_NAMED = 12  # items listed in one note
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """The weights of a WideResNet in a file.
+    """The weights of a WideResNet in a file."""
 
-    Attributes:
-        state: tensors by the names of `WideResNet`.
-        normalization: the normalization of the input in the file; None if there is none.
-        notes: what the user should know: which of several networks was chosen, and what is not used.
-    """
-
-    state: dict[str, Any]
-    normalization: Normalization | None
+    state: dict[str, Any]  #: tensors by the names of `WideResNet`
+    normalization: Normalization | None  #: the normalization of the input in the file; None if there is none
+    #: what the user should know: which of several networks was chosen, and what is not used
     notes: tuple[str, ...]
 
 
@@ -108,7 +103,7 @@ class _Network:
     keys: tuple[Any, ...]
     part: dict[Any, Any]
     prefix: str
-    #: The dictionaries on the path to `part`, one per key.
+    #: The dictionaries on the path to `part`, one per key
     around: tuple[dict[Any, Any], ...]
 
     @property

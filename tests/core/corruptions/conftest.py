@@ -9,7 +9,7 @@ from rsslcli.core.corruptions import generate
 
 @pytest.fixture(scope="session")
 def images() -> NDArray[np.uint8]:
-    """Coloured patches with some texture (40, 32, 32, 3); the first three are black, white and grey."""
+    """Colored patches with some texture (40, 32, 32, 3); the first three are black, white and gray."""
     random = np.random.default_rng(0)
     patches = random.integers(0, 256, (40, 8, 8, 3)).repeat(4, 1).repeat(4, 2)
     textured = np.clip(patches + random.normal(0, 12, patches.shape), 0, 255).astype(np.uint8)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions import generate as module
 from rsslcli.core.corruptions.generate import corrupt, generate_corrupted
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.errors import UserError
 
@@ -54,8 +54,8 @@ class TestCorrupt:
         assert np.array_equal(corrupt(images[:7], name, 3), corrupt(images, name, 3)[:7])
 
     def test_every_chunk_draws_its_own_numbers(self) -> None:
-        grey = np.full((module.CHUNK + 2, 32, 32, 3), 128, np.uint8)
-        result = corrupt(grey, "gaussian_noise", 1)
+        gray = np.full((module.CHUNK + 2, 32, 32, 3), 128, np.uint8)
+        result = corrupt(gray, "gaussian_noise", 1)
         assert not np.array_equal(result[module.CHUNK :], result[:2])
 
     def test_seed_and_severity_change_the_numbers(self, images: Images) -> None:

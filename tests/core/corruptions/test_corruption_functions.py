@@ -12,8 +12,9 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, filters
 
-from rsslcli.core.corruptions import CORRUPTIONS, SEVERITIES, blur, digital, noise, operators, weather
+from rsslcli.core.corruptions import blur, digital, noise, operators, weather
 from rsslcli.core.corruptions.generate import corrupt
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.registry import FUNCTIONS
 
 Images = NDArray[np.uint8]
@@ -24,7 +25,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def difference(ours: Images, reference: NDArray[np.float64]) -> float:
-    """Mean absolute difference in grey levels from a reference in [0, 1], cut off as the original does."""
+    """Mean absolute difference in gray levels from a reference in [0, 1], cut off as the original does."""
     return float(np.abs(ours - np.floor(reference.clip(0, 1) * 255 + 1e-3)).mean())
 
 
@@ -52,11 +53,11 @@ def test_images_of_one_level_stay_finite(name: str, level: float) -> None:
         assert FUNCTIONS[name](torch.full((2, 3, 32, 32), level), severity, generator()).isfinite().all()
 
 
-# Saturate takes colour away at severities 1 and 2 and adds it from 3 on; elastic_transform goes from large
+# Saturate takes color away at severities 1 and 2 and adds it from 3 on; elastic_transform goes from large
 # shifts to fine ones.
 @pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"saturate", "elastic_transform"}))
 def test_a_higher_severity_changes_more(name: str, images: Images) -> None:
-    clean = images[3:].astype(int)  # black, white and grey are exceptions for some
+    clean = images[3:].astype(int)  # black, white and gray are exceptions for some
     changes = [np.abs(corrupt(images, name, severity)[3:] - clean).mean() for severity in SEVERITIES]
     assert 0 < changes[0] < changes[4]
     # Others mix two parameters, depend on the images' own structure or on a few random draws.
@@ -77,7 +78,7 @@ class TestAgainstReference:
         assert kernel.sum() == pytest.approx(1)
         assert np.array_equal(kernel, kernel.T)
         reference = ndimage.correlate(images / 255, kernel[None, :, :, None], mode="mirror")
-        # Sums of fifths and ninths are often whole grey levels, which rounding errors push either way.
+        # Sums of fifths and ninths are often whole gray levels, which rounding errors push either way.
         assert difference(corrupt(images, "defocus_blur", severity), reference) < 0.15
 
     def test_zoom_blur(self, images: Images, severity: int) -> None:
@@ -123,18 +124,18 @@ class TestAgainstReference:
             assert np.array_equal(result, np.asarray(Image.open(file)))
 
     def test_noise_has_the_stated_strength(self, severity: int) -> None:
-        grey = torch.full((20, 3, 32, 32), 0.5)
+        gray = torch.full((20, 3, 32, 32), 0.5)
         index = severity - 1
-        assert noise.gaussian_noise(grey, severity, generator()).std().item() == pytest.approx(
+        assert noise.gaussian_noise(gray, severity, generator()).std().item() == pytest.approx(
             noise.GAUSSIAN_SIGMA[index], rel=0.02
         )
-        assert noise.speckle_noise(grey, severity, generator()).std().item() == pytest.approx(
+        assert noise.speckle_noise(gray, severity, generator()).std().item() == pytest.approx(
             0.5 * noise.SPECKLE_SIGMA[index], rel=0.02
         )
-        assert noise.shot_noise(grey, severity, generator()).var().item() == pytest.approx(
+        assert noise.shot_noise(gray, severity, generator()).var().item() == pytest.approx(
             0.5 / noise.PHOTONS_AT_WHITE[index], rel=0.03
         )
-        hit = noise.impulse_noise(grey, severity, generator())
+        hit = noise.impulse_noise(gray, severity, generator())
         assert (hit != 0.5).float().mean().item() == pytest.approx(noise.IMPULSE_SHARE[index], rel=0.1)
         assert (hit == 1).float().sum() / (hit != 0.5).sum() == pytest.approx(0.5, abs=0.05)
 
@@ -223,7 +224,7 @@ def test_snow_and_frost_and_water_brighten(images: Images) -> None:
         assert corrupt(dark, name, severity).mean() > dark.mean()
 
 
-def test_ice_differs_between_images_and_has_five_colours() -> None:
+def test_ice_differs_between_images_and_has_five_colors() -> None:
     textures = weather.ice(200, 32, 32, generator())
     assert textures.min() >= 0
     assert textures.max() <= 1

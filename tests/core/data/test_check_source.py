@@ -10,15 +10,15 @@ import pytest
 from rsslcli.core.corruptions.generate import generate_corrupted
 from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
+    IMPORTED,
     CorruptedSet,
     check_source,
     open_corrupted,
-    read_record,
     record_test_images,
-    write_record,
 )
 from rsslcli.core.data.store import Dataset, make_split
 from rsslcli.core.errors import StaleCorruptionsError, UserError
+from rsslcli.core.files import read_json, write_json
 
 COUNT = 6
 
@@ -86,7 +86,7 @@ def test_an_import_that_does_not_say_what_it_is_for_learns_it(
 
 def test_a_generated_set_gets_no_record_of_an_import(dataset: Dataset, corrupted: CorruptedSet) -> None:
     record_test_images(corrupted.folder, dataset.test.checksum)
-    assert read_record(corrupted.folder) == {}
+    assert read_json(corrupted.folder / IMPORTED) == {}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_command_that_imports_a_set_again(
     dataset: Dataset, corrupted: CorruptedSet, record: dict[str, object], mends: str
 ) -> None:
     (corrupted.folder / GENERATED).unlink()
-    write_record(corrupted.folder, record | {"test": "0" * 64})
+    write_json(corrupted.folder / IMPORTED, record | {"test": "0" * 64})
     with pytest.raises(StaleCorruptionsError) as caught:
         check_source(corrupted, dataset)
     end = f"with `rssl prepare-data --dataset mine {mends} --data-dir {dataset.folder.parent}`"

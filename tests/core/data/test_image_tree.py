@@ -390,11 +390,11 @@ def test_a_class_without_images_says_what_it_holds(tmp_path: Path, suffix: str) 
 
 def test_images_of_one_color_are_counted(tmp_path: Path) -> None:
     root = write(tmp_path / "tree", *classes())
-    grey = np.random.default_rng(0).integers(0, 256, (40, 40))
-    Image.fromarray(grey.astype(np.uint16)).save(root / "ant/0.png")  # as black as 16 bits make it
+    gray = np.random.default_rng(0).integers(0, 256, (40, 40))
+    Image.fromarray(gray.astype(np.uint16)).save(root / "ant/0.png")  # as black as 16 bits make it
     Image.new("RGBA", (32, 32), (200, 10, 10, 0)).save(root / "bee/0.png")
     os.link(root / "bee/0.png", root / "bee/again.png")
-    Image.fromarray((grey * 257).astype(np.uint16)).save(root / "bee/1.png")
+    Image.fromarray((gray * 257).astype(np.uint16)).save(root / "bee/1.png")
     assert told(root)[-1] == (
         "3 of 11 images have a single color, e.g. 'ant/0.png': perhaps they are fully transparent, "
         "or 16-bit with values below 256, which become black"

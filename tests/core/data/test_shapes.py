@@ -34,7 +34,7 @@ def test_seed_and_split_give_other_pictures() -> None:
             assert not (images[:, None] == other).all((2, 3, 4)).any()
 
 
-def test_pictures_have_an_upright_orientation_and_colours_with_meaning() -> None:
+def test_pictures_have_an_upright_orientation_and_colors_with_meaning() -> None:
     images, _, _ = draw_shapes(500, 0, "train")
     top, bottom = images[:, :6].mean((1, 2)), images[:, -6:].mean((1, 2))
     lighter = top.mean(1) > bottom.mean(1)

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rsslcli.core.data import archives, cifar, decoding, listing
-from rsslcli.core.data.cifar import download, official_name, read_cifar
+from rsslcli.core.data.cifar import official_name, read_cifar
+from rsslcli.core.data.fetching import Archive, fetch
 from rsslcli.core.data.image_tree import is_image_tree, read_image_tree
 from rsslcli.core.data.store import Arrays
 from rsslcli.core.errors import RsslError, UserError
@@ -382,7 +383,7 @@ def gradient() -> np.ndarray:
         (lambda: Image.new("RGBA", (32, 32), (9, 9, 9, 0)), np.full((32, 32, 3), 255)),
         (lambda: Image.new("LA", (32, 32), (0, 0)), np.full((32, 32, 3), 255)),
     ],
-    ids=["grey", "16 bit", "1 bit", "palette", "opaque", "transparent", "grey and transparent"],
+    ids=["gray", "16 bit", "1 bit", "palette", "opaque", "transparent", "gray and transparent"],
 )
 def test_image_modes(tmp_path: Path, image: Callable[[], Image.Image], expected: np.ndarray) -> None:
     files = tree() | {"test/ant/000.png": encoded(image())}
@@ -391,7 +392,7 @@ def test_image_modes(tmp_path: Path, image: Callable[[], Image.Image], expected:
 
 
 def test_other_formats_frames_and_orientation(tmp_path: Path) -> None:
-    red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    red, blue = (Image.new("RGB", (32, 32), color) for color in ("red", "blue"))
     half = Image.fromarray(np.repeat(np.uint8([255, 0]), 16)[:, None, None].repeat(32, 1).repeat(3, 2))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -428,7 +429,7 @@ def test_32_bit_pixels_beyond_16_bits_are_refused_not_clipped(size: int, value: 
 
 
 def photo(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
-    """Sky above ground, with a red disc a quarter as wide as the centre square, in its middle."""
+    """Sky above ground, with a red disk a quarter as wide as the center square, in its middle."""
     width, height = size
     y, x = np.mgrid[:height, :width]
     radius = min(size) / 8
@@ -441,7 +442,7 @@ def photo(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 
 PHOTOS: dict[str, bytes] = {
-    "grey.png": encoded(photo((70, 50), "L")),
+    "gray.png": encoded(photo((70, 50), "L")),
     "large.jpg": encoded(photo((1600, 1200)), "JPEG", quality=95),
     "cmyk.jpg": encoded(photo((300, 400), "CMYK"), "JPEG", quality=95),
     "palette.gif": encoded(photo((500, 300), "P"), "GIF"),
@@ -461,8 +462,8 @@ def test_every_mode_is_resized_to_the_same_picture(tmp_path: Path, name: str) ->
     files = tree() | {f"test/ant/{name}": PHOTOS[name]}
     _, test = read_image_tree(as_folder(tmp_path / "t", files), note=notes.append)
     (image,) = (each for each in test.images if not any(np.array_equal(each, picture(s)) for s in range(4)))
-    grey = any(word in name for word in ("grey", "bit"))
-    expected = np.asarray(photo((960, 960), "L" if grey else "RGB").convert("RGB").reduce(30)).astype(int)
+    gray = any(word in name for word in ("gray", "bit"))
+    expected = np.asarray(photo((960, 960), "L" if gray else "RGB").convert("RGB").reduce(30)).astype(int)
     if "1 bit" in name:
         expected = (expected > 110) * 255
     difference = np.abs(image - expected)
@@ -470,7 +471,7 @@ def test_every_mode_is_resized_to_the_same_picture(tmp_path: Path, name: str) ->
     edges = (np.abs(np.hypot(x, y) - 4) < 2) | (np.abs(y) < 2)  # which resampling softens
     assert difference[~edges].max() < 12
     assert difference.mean() < 4
-    assert np.array_equal(image[..., 0], image[..., 2]) == grey
+    assert np.array_equal(image[..., 0], image[..., 2]) == gray
     with Image.open(io.BytesIO(PHOTOS[name])) as opened:
         size = f"{opened.width}x{opened.height}"
     assert notes == [f"1 of 11 images resized to 32x32, the center square of each: they had {size} pixels"]
@@ -506,12 +507,12 @@ def test_transparency_is_white_and_orientation_kept_in_large_images(tmp_path: Pa
 )
 def test_any_size_keeps_the_mean_of_the_centre_square(width: int, height: int, mode: str) -> None:
     """No strip is lost or counted twice, and extreme shapes do not fail."""
-    grey = np.random.default_rng(width * height).integers(0, 256, (height, width), dtype=np.uint8)
-    grey[: height // 2] //= 2
+    gray = np.random.default_rng(width * height).integers(0, 256, (height, width), dtype=np.uint8)
+    gray[: height // 2] //= 2
     if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) << 8)
+        image = Image.fromarray(gray.astype(np.uint16) << 8)
     else:
-        image = Image.fromarray((grey > 99) * np.uint8(255) if mode == "1" else grey).convert(mode)
+        image = Image.fromarray((gray > 99) * np.uint8(255) if mode == "1" else gray).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
     buffer.seek(0)
@@ -519,7 +520,7 @@ def test_any_size_keeps_the_mean_of_the_centre_square(width: int, height: int, m
     assert (result.shape, result.dtype, size) == ((32, 32, 3), np.uint8, (width, height))
     side = min(width, height)
     top, left = (height - side) // 2, (width - side) // 2
-    square = np.asarray(image.convert("RGB") if mode == "P" else Image.fromarray(grey))
+    square = np.asarray(image.convert("RGB") if mode == "P" else Image.fromarray(gray))
     square = square[top : top + side, left : left + side].astype(float)
     if mode == "1":
         square = (square > 99) * 255.0
@@ -740,7 +741,9 @@ def test_nothing_is_unpickled_before_its_md5_is_checked(official: Path, tmp_path
 
 
 class Response(io.BytesIO):
-    """What urlopen returns."""
+    """A server's answer."""
+
+    status = 200
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -750,11 +753,11 @@ class Response(io.BytesIO):
 def test_download(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def urlopen(url: str, timeout: float) -> Response:
-        calls.append(url)
+    def answer(opener: object, request: urllib.request.Request, timeout: float) -> Response:
+        calls.append(request.full_url)
         return Response(official.read_bytes())
 
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", answer)
     for _ in range(2):
         train, _test = read_cifar("cifar10", None, tmp_path / "download")
         assert len(train.labels) == 50
@@ -762,15 +765,17 @@ def test_download(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_failed_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_connection(url: str, timeout: float) -> Response:
+    def no_connection(opener: object, request: object, timeout: float) -> Response:
         raise urllib.error.URLError("no\nroute")
 
-    monkeypatch.setattr("urllib.request.urlopen", no_connection)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", no_connection)
+    monkeypatch.setattr("rsslcli.core.data.fetching.PAUSE", 0.0)
     with pytest.raises(RsslError, match=r"cannot download https://.*`source`") as caught:
         read_cifar("cifar10", None, tmp_path)
     assert caught.value.exit_code == 1
     assert str(caught.value).isprintable()
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"login page"))
+    page = Response(b"login page")
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", lambda *_, timeout: page)
     with pytest.raises(RsslError, match="returned another file"):
-        download("https://example.org/x", tmp_path / "x", "0" * 32, silent)
+        fetch(Archive("https://example.org/x", md5="0" * 32), tmp_path / "x", silent)
     assert list(tmp_path.iterdir()) == []

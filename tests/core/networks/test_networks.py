@@ -71,8 +71,8 @@ def written_out(state: Mapping[str, Tensor], images: Tensor, *, batch_statistics
     return torch.cat([features, features @ state["fc.weight"].T + state["fc.bias"]], dim=1)
 
 
-def randomised(depth: int, width: int, classes: int = 10) -> WideResNet:
-    """A network in float64 whose normalisation and biases are not at their start values."""
+def randomized(depth: int, width: int, classes: int = 10) -> WideResNet:
+    """A network in float64 whose normalization and biases are not at their start values."""
     torch.manual_seed(2)
     network = WideResNet(depth, width, classes).double()
     for name, value in network.state_dict().items():
@@ -108,7 +108,7 @@ def test_names_and_shapes_of_other_sizes(depth: int, width: int, classes: int) -
 
 @pytest.mark.parametrize(("depth", "width"), [(10, 1), (16, 2), (40, 2)])
 def test_forward_equals_the_arithmetic_written_out(depth: int, width: int, images: Tensor) -> None:
-    network = randomised(depth, width)
+    network = randomized(depth, width)
     for batch_statistics in (False, True):
         expected = written_out(network.state_dict(), images, batch_statistics=batch_statistics)
         network.train(batch_statistics)
@@ -207,7 +207,7 @@ def test_from_state_dict_refuses(spoil: Callable[[dict[str, Any]], dict[str, Any
 
 
 def test_running_statistics_are_kept_and_the_outputs_are_the_same() -> None:
-    network, reference = randomised(10, 1).float().train(), randomised(10, 1).float().train()
+    network, reference = randomized(10, 1).float().train(), randomized(10, 1).float().train()
     before = {name: value.clone() for name, value in network.named_buffers()}
     images = torch.rand(6, 3, 16, 16)
     with keep_running_statistics(network):
@@ -240,7 +240,7 @@ def test_running_statistics_update_again_after_an_exception_and_nesting() -> Non
 
 
 def test_evaluation_uses_running_statistics_even_where_they_are_kept() -> None:
-    network = randomised(10, 1).eval()
+    network = randomized(10, 1).eval()
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with keep_running_statistics(network):
         kept = network(images)
@@ -316,7 +316,7 @@ def test_head_options(name: str) -> None:
         assert describe(head) == HEADS[name][:-1]
 
 
-def test_a_transposed_convolution_has_a_bias_only_where_no_normalisation_follows() -> None:
+def test_a_transposed_convolution_has_a_bias_only_where_no_normalization_follows() -> None:
     head = build_tasks(["color"])["color"].head(128)
     convolutions = [module for module in head.modules() if isinstance(module, nn.ConvTranspose2d)]
     assert [module.bias is not None for module in convolutions] == [False, False, False, True]

@@ -74,9 +74,9 @@ def test_color_gives_grey_inputs_and_the_bins_of_a_and_b(images: Tensor) -> None
     inputs, targets = task("color").transform(images, BatchRandom())
     assert (targets.dtype, targets.shape) == (torch.int64, (4, 2, 32, 32))
     for i, image in enumerate(pictures(images)):
-        grey = image @ np.array([0.2989, 0.5870, 0.1140])
+        gray = image @ np.array([0.2989, 0.5870, 0.1140])
         for channel in range(3):
-            np.testing.assert_allclose(inputs[i, channel].numpy(), grey, rtol=1e-12)
+            np.testing.assert_allclose(inputs[i, channel].numpy(), gray, rtol=1e-12)
         lab = rgb2lab(image)
         for channel in (0, 1):
             position = (lab[..., channel + 1] + 128) / 8
@@ -84,7 +84,7 @@ def test_color_gives_grey_inputs_and_the_bins_of_a_and_b(images: Tensor) -> None
             inside = np.abs(position - np.round(position)) > 1e-6
             assert inside.mean() > 0.99
             assert np.array_equal(targets[i, channel].numpy()[inside], np.floor(position)[inside])
-    assert len(targets.unique()) > 5, "the comparison needs colours of several bins"
+    assert len(targets.unique()) > 5, "the comparison needs colors of several bins"
 
 
 def test_reconstruction_takes_the_images_as_they_are(images: Tensor) -> None:
@@ -173,7 +173,7 @@ def test_all_classes_are_equally_likely(
 
 # --- CIELAB ---------------------------------------------------------------------------------------------
 
-colours = hnp.arrays(
+colors = hnp.arrays(
     np.float32,
     st.tuples(st.integers(1, 30), st.just(3)),
     elements=st.one_of(
@@ -188,7 +188,7 @@ corners = np.array(
 
 
 @settings(max_examples=80, deadline=None)
-@given(colours)
+@given(colors)
 @example(corners)
 def test_lab_and_its_bins(rgb: Array) -> None:
     images = torch.from_numpy(rgb.T.copy())[None, :, None]  # (1, 3, 1, n)
@@ -266,10 +266,10 @@ def test_pixel_losses(name: str, generator: torch.Generator) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(hnp.arrays(np.float64, (2, 3, 3, 4), elements=st.floats(-60, 110)))
-def test_lab_to_rgb_as_scikit_image_does_also_where_srgb_has_no_such_colour(lab: Array) -> None:
+def test_lab_to_rgb_as_scikit_image_does_also_where_srgb_has_no_such_color(lab: Array) -> None:
     lab[:, 0] = np.abs(lab[:, 0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of colours with a negative Z
+        warnings.simplefilter("ignore")  # of colors with a negative Z
         expected = lab2rgb(lab, channel_axis=1)
     found = lab_to_rgb(torch.from_numpy(lab)).numpy()
     inside = ((expected > 0) & (expected < 1)).all(1, keepdims=True)
@@ -314,7 +314,7 @@ def test_what_the_answers_mean(images: Tensor) -> None:
             )
 
 
-def test_the_right_colours_give_nearly_the_original(images: Tensor) -> None:
+def test_the_right_colors_give_nearly_the_original(images: Tensor) -> None:
     built = task("color")
     inputs, targets = built.transform(images, BatchRandom())
     outputs = F.one_hot(targets, 32).permute(0, 1, 4, 2, 3).flatten(1, 2).double()
@@ -331,8 +331,8 @@ def test_pictures_of_the_others(images: Tensor) -> None:
     hole = task("inpaint")
     inputs, targets = hole.transform(images, BatchRandom())
     assert torch.equal(hole.picture(inputs, targets), images)  # type: ignore[arg-type]
-    grey = torch.full_like(targets, 0.5)
-    shown = hole.picture(inputs, grey)
+    gray = torch.full_like(targets, 0.5)
+    shown = hole.picture(inputs, gray)
     assert shown is not None
     assert (shown[..., 12:20, 12:20] == 0.5).all()
     assert float((shown != images).float().mean()) <= (8 / 32) ** 2

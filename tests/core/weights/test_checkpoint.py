@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import Called, Filled, Poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -737,26 +738,6 @@ def test_harmless_code_that_fills_the_memory(
     assert "cannot be read as a checkpoint" in both_refuse(path)
 
 
-class Called:
-    """A call with any arguments, once it is read."""
-
-    def __init__(self, function: Callable[..., object], *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
-
-
-class Filled:
-    """An OrderedDict, once it is read, with attributes and keys that no OrderedDict could be given here."""
-
-    def __init__(self, state: Any, *keys: Any) -> None:
-        self.state, self.keys = state, keys
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return OrderedDict, (), self.state, None, iter([(key, 1) for key in self.keys])
-
-
 def tuples(levels: int) -> tuple[Any, ...]:
     """Tuples that take 2 ** levels steps to hash."""
     value: tuple[Any, ...] = ()
@@ -807,16 +788,6 @@ def test_calls_that_make_much_of_little_never_reach_torch(
     torch.save({"a": value}, path, _use_new_zipfile_serialization=not legacy)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
     assert "cannot be read as a checkpoint" in both_refuse(path)
-
-
-class Poisoned:
-    """An OrderedDict, once it is read, with a number in place of a method."""
-
-    def __init__(self, method: str) -> None:
-        self.method = method
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return OrderedDict, (), {self.method: 5}
 
 
 @pytest.mark.parametrize("method", ["get", "items", "keys", "values", "__getitem__"])

@@ -21,7 +21,7 @@ CLASSES = ["cat", "Ölpfütze", '"'] + [str(i) for i in range(7)]
 
 @pytest.fixture(scope="module")
 def network() -> WideResNet:
-    """A network whose statistics and normalisation are not the initial ones."""
+    """A network whose statistics and normalization are not the initial ones."""
     torch.manual_seed(0)
     network = WideResNet(10, 1)
     network.set_normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

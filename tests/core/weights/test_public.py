@@ -70,7 +70,7 @@ FILES: dict[str, tuple[Any, str, bool]] = {
         prefixed(OLD | prefixed(HEAD, "x_trans_head.") | prefixed(HEAD, "rot_head."), "module."),
         LOST + "'x_trans_head', 'rot_head'", False,
     ),
-    # RobustBench: the normalisation in buffers, an unused block
+    # RobustBench: the normalization in buffers, an unused block
     "RobustBench": (STATE | buffers("mu", "sigma"), "", True),
     "TRADES": ({"state_dict": prefixed(STATE | SUB_BLOCK, "module.")}, LOST + "'sub_block1'", False),
     "normalize layer": (
@@ -263,7 +263,7 @@ def test_a_file_of_many_dictionaries_takes_no_minutes() -> None:
         assert time.perf_counter() - began < 10
 
 
-def test_the_normalisation_moves_with_the_network() -> None:
+def test_the_normalization_moves_with_the_network() -> None:
     network = WideResNet(10, 1)
     assert not {"mu", "sigma"} & set(network.state_dict())
     network.set_normalization(*CIFAR)
