@@ -17,23 +17,14 @@ from rsslcli.core.tasks.registry import check_task_names
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run and its evaluation.
+    """One training run and its evaluation."""
 
-    Attributes:
-        number: counts from 1, in the order in which cells are run.
-        method: the row of the study that it belongs to.
-        config: the settings of the training.
-        directory: the run directory, named after the cell, such as "automl-s0".
-        train: the arguments of the `rssl` command that trains it.
-        task_files: the files that define custom tasks.
-    """
-
-    number: int
-    method: str
-    config: Config
-    directory: Path
-    train: tuple[str, ...]
-    task_files: tuple[Path, ...] = ()
+    number: int  #: counts from 1, in the order in which cells are run
+    method: str  #: the row of the study that it belongs to
+    config: Config  #: the settings of the training
+    directory: Path  #: the run directory, named after the cell, such as "automl-s0"
+    train: tuple[str, ...]  #: the arguments of the `rssl` command that trains it
+    task_files: tuple[Path, ...] = ()  #: the files that define custom tasks
 
     @property
     def name(self) -> str:

@@ -28,34 +28,21 @@ _MARGIN = 1.15
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a cell.
+    """The cost of a cell."""
 
-    Attributes:
-        low: seconds of training and evaluation on its share of the machine if nothing else runs.
-        high: seconds if the machine stays as busy as it was during the measurement.
-        bytes: disk space.
-    """
-
-    low: float
-    high: float
-    bytes: int
+    low: float  #: seconds of training and evaluation on its share of the machine if nothing else runs
+    high: float  #: seconds if the machine stays as busy as it was during the measurement
+    bytes: int  #: disk space
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The size of a study's data set.
+    """The size of a study's data set."""
 
-    Attributes:
-        train: training images.
-        test: clean test images.
-        corrupted: source images per corruption and severity.
-        classes: how many classes there are.
-    """
-
-    train: int
-    test: int
-    corrupted: int
-    classes: int = 10
+    train: int  #: training images
+    test: int  #: clean test images
+    corrupted: int  #: source images per corruption and severity
+    classes: int = 10  #: how many classes there are
 
 
 @dataclass(frozen=True)
