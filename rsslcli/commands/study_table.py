@@ -1,0 +1,57 @@
+"""A study on the terminal: its answer and its Table 1, as `report` and `reproduce` print them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from rsslcli.commands.console import note, out
+
+if TYPE_CHECKING:
+    from rsslcli.core.report.comparison import Study
+    from rsslcli.core.report.page import Table as Content
+
+#: Columns of Table 1 that a terminal shows only if it is wide enough.
+_WIDE_ONLY = ("seeds", "the usual 15", "clean")
+
+
+def print_study(study: Study) -> None:
+    """The warnings, the answer, and Table 1: in a short form if the whole one does not fit the terminal."""
+    from rsslcli.core.report.answer import answer
+    from rsslcli.core.report.write import table_1
+
+    for warning in study.warnings:
+        note(warning)
+    out.print(answer(study))
+    content = table_1(study)
+    title = f"{study.title}\n{content.caption}"
+    whole = _table(title, [*zip(content.columns, *content.rows, strict=True)], content.words)
+    fits = out.measure(whole).maximum <= out.width
+    out.print(whole if fits else _table(title, _without_details(content), content.words))
+
+
+def _without_details(content: Content) -> list[Sequence[str]]:
+    """The columns of the short form: accuracies, and their differences to the baseline."""
+    kept: list[Sequence[str]] = []
+    for column in zip(content.columns, *content.rows, strict=True):
+        if column[0].startswith("paper"):  # without its own differences to its baseline
+            kept.append([cell.partition(" (")[0] for cell in column])
+        elif column[0] not in _WIDE_ONLY:
+            kept.append(column)
+    return kept
+
+
+def _table(title: str, columns: Sequence[Sequence[str]], words: frozenset[str]) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    verdict = next(index for index, (name, *_) in enumerate(columns) if name.startswith("exceeds"))
+    for index, (name, *_) in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if name in words else "right"
+        # Only the words of the verdicts may take a second line.
+        table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=index != verdict)
+    for row in zip(*(cells for _, *cells in columns), strict=True):
+        table.add_row(*map(Text, row))
+    return table
