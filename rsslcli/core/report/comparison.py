@@ -387,9 +387,13 @@ def _key(value: object) -> str:
 def describe(settings: Mapping[str, Any]) -> str:
     """Settings on one line: "batch_norm joint, lr 0.2"."""
 
-    def words(value: object) -> object:
+    def words(name: str, value: object) -> str:
+        if (name, value) == ("validation_corruptions", "extra"):
+            return "λ tuned on the extra four"
         if isinstance(value, Mapping):
-            return _key(value).replace('"', "")
-        return " and ".join(map(str, value)) if isinstance(value, tuple) else value
+            value = _key(value).replace('"', "")
+        elif isinstance(value, tuple):
+            value = " and ".join(map(str, value))
+        return f"{name} {sanitize(value)}"
 
-    return ", ".join(f"{name} {sanitize(words(value))}" for name, value in settings.items())
+    return ", ".join(words(name, value) for name, value in settings.items())

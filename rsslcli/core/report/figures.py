@@ -39,7 +39,7 @@ _OF_LINES = ("severities", "training")
 _POINTS = 300
 
 
-_WIDE = Size(width=7.2, narrow=False, label=34, cells=14)
+_WIDE = Size(width=7.2, narrow=False, label=42, cells=14)
 #: For a phone: 375 pixels minus the margins.
 _NARROW = Size(width=3.45, narrow=True, label=20, cells=5)
 
@@ -184,9 +184,10 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
 
 
 def _figure_2b(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
-    tuned = [row for row in rows if row.config.automl and has_effect(row.config)][:4]
-    if not tuned:
+    every = [row for row in rows if row.config.automl and has_effect(row.config)]
+    if not every:
         return None
+    tuned = _most_seeds(every, 4)
     canvas = Canvas(figsize=(size.width, (3.6 if size.narrow else 3.0) * len(tuned)))
     words = []
     for axes, row in zip(canvas.subplots(len(tuned), squeeze=False)[:, 0], tuned, strict=True):
@@ -217,6 +218,8 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
         "As the paper's Figure 2b: the tasks' weights λ. Thin lines are seeds, thick ones their mean; "
         "during the warm-up (shaded) λ is fixed."
     )
+    if len(tuned) < len(every):
+        caption += f" Of {len(every)} rows that tune λ, the {len(tuned)} with the most seeds."
     return canvas, caption, " ".join(words)
 
 
@@ -228,7 +231,7 @@ def _corruptions(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     values = np.array([[_gain(row, base, name).mean() for row in shown] for name in study.corruptions])
     limit = max(float(np.abs(values).max()), 0.1)
     parts = np.array_split(np.arange(len(shown)), math.ceil(len(shown) / size.cells))
-    width = size.width if size.narrow else max(4.0, 1.9 + 0.62 * len(shown))
+    width = size.width if size.narrow else max(4.0, 1.9 + 0.62 * len(parts[0]))
     canvas = Canvas(figsize=(width, (2.1 + 0.235 * len(values)) * len(parts)))
     panels = canvas.subplots(len(parts), squeeze=False)[:, 0]
     for axes, part in zip(panels, parts, strict=True):

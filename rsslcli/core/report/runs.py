@@ -301,4 +301,6 @@ def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:
     """The tasks, and whether λ is tuned, if the paper has such a method; else None."""
     beyond = config.uses_augmix or config.ema or config.automl_variants
     beyond = beyond or config.weighting not in ("fixed", "automl")
+    beyond = beyond or (config.automl and config.validation_corruptions != "all")
+    beyond = beyond or (bool(config.tasks) and config.task_share < 1)
     return None if beyond else (frozenset(config.tasks), config.automl)
