@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from helpers import RSSL, on_a_terminal, refuse, rssl
+from helpers import refuse, rssl
 from synthetic import make_run
 
 
@@ -25,8 +25,5 @@ def test_report(tmp_path: Path) -> None:
     assert cells[:5] == ["Rotation", "76.37 (+2.30)", "2", "51.00 ± 0.00", "+1.00 [+1.00, +1.00]"]
     assert result.stdout.splitlines()[-1] == "open runs/report/report.html"
     assert (tmp_path / "runs" / "report" / "report.html").stat().st_size > 100_000
-
-    short = on_a_terminal([str(RSSL), "report", "runs"], {"COLUMNS": "80"}, cwd=tmp_path)[1]
-    assert re.search(r" Rotation +76.37 +51.00 ± 0.00 +\+1.00 \[", short), "as much as fits 80 columns"
 
     refuse("report runs/nowhere", tmp_path, "runs/nowhere: expected a run directory or a folder of them")

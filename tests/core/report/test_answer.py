@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from synthetic import FOUR, make_run
 
+from rsslcli.core.report import figures
 from rsslcli.core.report.answer import answer, beside_baseline, other_rows
 from rsslcli.core.report.comparison import Study, make_studies
-from rsslcli.core.report.page import Answer, to_html, to_markdown
+from rsslcli.core.report.page import Answer, Heading, to_html, to_markdown
 from rsslcli.core.report.provenance import cost, provenance
 from rsslcli.core.report.runs import read_runs
 from rsslcli.core.report.write import write_report
@@ -87,7 +88,8 @@ def test_what_cannot_be_said(tmp_path: Path) -> None:
     assert answer(study) == "Nothing can be judged: no row has a seed in common with the baseline."
 
 
-def test_the_answer_leads_the_page_and_the_markdown(tmp_path: Path) -> None:
+def test_the_answer_leads_the_page_and_the_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_PLOTS", {"training": figures._PLOTS["training"]})
     study = make(tmp_path / "runs", "baseline", "rotation")
     report = write_report([tmp_path / "runs"], tmp_path / "out")
     text = answer(study)
@@ -99,13 +101,9 @@ def test_the_answer_leads_the_page_and_the_markdown(tmp_path: Path) -> None:
     page = write_report([tmp_path / "runs"], tmp_path / "out").page.read_text()
     assert f'<p class="answer">Study 1: {text}</p>' in page
     assert '<p class="answer">Study 2: Only the baseline is here' in page
-    assert "<b>" not in to_html([*report_heading(), Answer("<b>")]) + to_markdown([Answer("<b>")])
-
-
-def report_heading() -> list:
-    from rsslcli.core.report.page import Heading
-
-    return [Heading("x", 1)]
+    blocks = [Heading("x", 1), Answer("<b>")]
+    assert "<b>" not in to_html(blocks)
+    assert to_markdown(blocks).endswith("**\\<b\\>**\n")
 
 
 def test_the_baseline_beside_a_run_is_compared_with_it(tmp_path: Path) -> None:
