@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _WIDE_ONLY = ("seeds", "the usual 15", "clean")
 
 
+#: Wider than any table.
+_ANY_WIDTH = 10_000
+
+
 def print_study(study: Study) -> None:
     """The warnings, the answer, and Table 1: in a short form if the whole one does not fit the terminal."""
     from rsslcli.core.report.answer import answer
@@ -30,7 +34,7 @@ def print_study(study: Study) -> None:
     content = table_1(study)
     title = f"{study.title}\n{content.caption}"
     whole = _table(title, [*zip(content.columns, *content.rows, strict=True)], content.words)
-    fits = out.measure(whole).maximum <= out.width
+    fits = out.measure(whole, options=out.options.update(width=_ANY_WIDTH)).maximum <= out.width
     out.print(whole if fits else _table(title, _without_details(content), content.words))
 
 
@@ -47,11 +51,10 @@ def _without_details(content: Content) -> list[Sequence[str]]:
 
 def _table(title: str, columns: Sequence[Sequence[str]], words: frozenset[str]) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    verdict = next(index for index, (name, *_) in enumerate(columns) if name.startswith("exceeds"))
-    for index, (name, *_) in enumerate(columns):
+    for name, *_ in columns:
         justify: Literal["left", "right"] = "left" if name in words else "right"
-        # Only the words of the verdicts may take a second line.
-        table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=index != verdict)
+        # Only words may take a second line: a number that is cut would be another number.
+        table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=name not in words)
     for row in zip(*(cells for _, *cells in columns), strict=True):
         table.add_row(*map(Text, row))
     return table

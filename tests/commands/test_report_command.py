@@ -18,7 +18,7 @@ def test_report(tmp_path: Path) -> None:
     assert (result.returncode, "Traceback" in result.stderr) == (0, False)
     assert result.stderr == "left out: [bold]new: not evaluated: it has no eval-c.json\n"
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("Rotation is +1.00 [+1.00, +1.00] points over the baseline in mean accuracy")
+    assert lines[0].startswith("Rotation is better than the baseline by +1.00 [+1.00, +1.00] points in mean")
     (line,) = (line for line in lines if line.startswith(" Rotation"))
     cells = re.split(r" {2,}", line.strip())
     assert "the published corrupted set; 990 images in each cell" in " ".join(result.stdout.split())

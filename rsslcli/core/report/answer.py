@@ -41,11 +41,17 @@ def answer(study: Study) -> str:
         return _cannot_be_judged(study, found)
     best, difference = judged[0]
     if difference.verdict != "yes, better":
+        which = "the best one" if len(judged) == len(found) else "the best one with two seeds or more"
         return (
-            f"No method is better than the baseline beyond the noise: the best one, {best.label}, is "
-            f"{_over(study, difference)}."
+            f"No method is better than the baseline beyond the noise: {which}, {best.label}, differs from it "
+            f"by {_by(study, difference)}."
         )
-    return " ".join([f"{best.label} is {_over(study, difference)}.", *_beyond_augmix(study, best)])
+    return " ".join(
+        [
+            f"{best.label} is better than the baseline by {_by(study, difference)}.",
+            *_beyond_augmix(study, best),
+        ]
+    )
 
 
 def other_rows(study: Study) -> str:
@@ -57,9 +63,9 @@ def other_rows(study: Study) -> str:
         if rows:
             named = [f"{row.label} ({signed(100 * each.mean)})" for row, each in rows]
             sentences.append(f"{words[0].upper()}{words[1:]}: {_names(named)}.")
-    few = [row.label for row, each in study.against_baseline if not each.is_judged]
+    few = [(row, each) for row, each in study.against_baseline if not each.is_judged]
     if few and judged:
-        sentences.append(f"Not judged: {_names(few)}.")
+        sentences.append(f"Not judged: {_names([_why_not(row, each) for row, each in few])}.")
     return " ".join(sentences)
 
 
@@ -143,10 +149,19 @@ def _beyond_augmix(study: Study, best: Row) -> list[str]:
     return []
 
 
-def _over(study: Study, found: Comparison) -> str:
+def _why_not(row: Row, found: Comparison) -> str:
+    """A row that is not judged, and why."""
+    if found.unlike:
+        return f"{row.label} (evaluated on different {found.unlike})"
+    if not found.differences:
+        return f"{row.label} (no common seed)"
+    return f"{row.label} ({signed(100 * found.mean)}, one seed)"
+
+
+def _by(study: Study, found: Comparison) -> str:
     return (
-        f"{interval(found)} points over the baseline in mean accuracy over {study.over} "
-        f"({_seeds(len(found.differences))}, 95 % interval)"
+        f"{interval(found)} points in mean accuracy over {study.over} ({_seeds(len(found.differences))}, "
+        "95 % interval)"
     )
 
 

@@ -64,6 +64,10 @@ def test_nothing_that_exceeds_the_noise(tmp_path: Path) -> None:
         "points over the baseline in mean accuracy over the 19 corruptions (3 seeds, 95 % interval)."
     )
     assert other_rows(study) == "Worse than the baseline: IR (−2.00)."
+    make_run(tmp_path / "augmix-s0", augment="augmix", mean=0.59)
+    (study,), _ = make_studies(read_runs([tmp_path])[0])
+    assert "the best one with two seeds or more, BIR, differs from it by +0.07" in answer(study)
+    assert other_rows(study).endswith(" Not judged: AugMix (+9.00, one seed).")
 
 
 def test_what_cannot_be_said(tmp_path: Path) -> None:
@@ -156,8 +160,8 @@ def test_times_that_say_little_are_called_so(tmp_path: Path) -> None:
     (study,), _ = make_studies(read_runs([tmp_path])[0])
     _, text = cost(study)
     assert getattr(text, "text", "") == (
-        "These times say little: the slowest training with Rotation took 3.0 times as long as the fastest "
-        "one, and only the seed differed."
+        "These times say little: the slowest training of the row Rotation took 3.0 times as long as the "
+        "fastest one, and only the seed differed."
     )
 
 
