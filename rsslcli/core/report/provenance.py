@@ -77,8 +77,8 @@ def cost(study: Study) -> Iterator[Block]:
     label, spread = max(((row.label, _spread(row)) for row in study.rows), key=lambda item: item[1])
     if spread > _UNEVEN:
         yield Text(
-            f"These times say little: the slowest training of the row {label} took {spread:.1f} times as long as "
-            "the fastest one, and only the seed differed."
+            f"These times say little: the slowest training of the row {label} took {spread:.1f} times as "
+            "long as the fastest one, and only the seed differed."
         )
 
 

@@ -47,8 +47,8 @@ def make(folder: Path, *methods: str, seeds: int = 3, **more: object) -> Study:
 def test_the_best_method_that_exceeds_the_noise(tmp_path: Path) -> None:
     study = make(tmp_path, *MEANS)
     assert answer(study) == (
-        "AugMix + four tasks, AutoML is +10.10 [+9.85, +10.35] points over the baseline in mean accuracy "
-        "over the 19 corruptions (3 seeds, 95 % interval). Its difference to AugMix alone is +1.10 "
+        "AugMix + four tasks, AutoML is better than the baseline by +10.10 [+9.85, +10.35] points in mean "
+        "accuracy over the 19 corruptions (3 seeds, 95 % interval). Its difference to AugMix alone is +1.10 "
         "[+0.60, +1.60]: beyond the noise."
     )
     assert other_rows(study) == (
@@ -60,8 +60,8 @@ def test_the_best_method_that_exceeds_the_noise(tmp_path: Path) -> None:
 def test_nothing_that_exceeds_the_noise(tmp_path: Path) -> None:
     study = make(tmp_path, "baseline", "bir", "ir")
     assert answer(study) == (
-        "No method is better than the baseline beyond the noise: the best one, BIR, is +0.07 [−1.59, +1.72] "
-        "points over the baseline in mean accuracy over the 19 corruptions (3 seeds, 95 % interval)."
+        "No method is better than the baseline beyond the noise: the best one, BIR, differs from it by +0.07 "
+        "[−1.59, +1.72] points in mean accuracy over the 19 corruptions (3 seeds, 95 % interval)."
     )
     assert other_rows(study) == "Worse than the baseline: IR (−2.00)."
     make_run(tmp_path / "augmix-s0", augment="augmix", mean=0.59)
