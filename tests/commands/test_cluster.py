@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +82,9 @@ def test_tasks_at_the_same_time_share_a_study(home: Path) -> None:
     real = f'#!/bin/sh\nexec {RSSL} "$@"\n'
     result = submit(home, "--array=1,2,2", str(SCRIPT), *options, rssl=real)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("1 done") == 2
-    assert "another process is running it" in result.stderr or "done before" in result.stderr
+    counts = re.findall(r"^1 (\w+)", result.stdout, re.MULTILINE)
+    assert sorted(counts) in (["busy", "done", "done"], ["done", "done", "skipped"])
+    assert re.search("another process is running it|done before", result.stderr)
     states = {cell.name: cell.status() for cell in plan("quick", home / "study", config=home / "study.yaml")}
     assert {name for name, state in states.items() if state == "done"} == {"baseline-s0", "rotation-s0"}
     assert not list((home / "study").rglob("*.part"))
