@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.report import figures
 from rsslcli.core.report.answer import answer, other_rows
 from rsslcli.core.report.comparison import Study, make_studies
@@ -18,7 +19,7 @@ from rsslcli.core.report.page import Answer, Block, Text, to_markdown
 from rsslcli.core.report.provenance import cost
 from rsslcli.core.report.runs import read_runs
 from rsslcli.core.report.write import other_comparisons, table_1
-from rsslcli.core.run_folder import CONFIG, EVALUATION, LOG, METRICS, RunFolder
+from rsslcli.core.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "results" / "small"
@@ -50,28 +51,31 @@ def shown() -> str:
 
 
 def collect(study: Path) -> None:
-    """Copy settings, evaluation, machine and records per epoch of the finished cells of a study."""
+    """Copy settings, evaluation, machine and records per epoch of new finished cells."""
     for directory in sorted(path for path in study.iterdir() if path.is_dir()):
         run = RunFolder(directory)
         if run.is_run() and run.state() == "done":
-            kept = SMALL / directory.name
-            kept.mkdir(exist_ok=True)
-            for name in (CONFIG, EVALUATION):
-                (kept / name).write_bytes((directory / name).read_bytes())
+            kept = RunFolder(SMALL / directory.name)
+            is_new = not kept.path.exists()
+            kept.path.mkdir(exist_ok=True)
             with run.log.open() as log:
-                (kept / LOG).write_text(log.readline())
-            lines = per_epoch(run.metrics.read_text().splitlines())
-            (kept / METRICS).write_text("".join(f"{line}\n" for line in lines))
+                kept.log.write_text(log.readline())
+            if is_new:
+                kept.config.write_bytes(run.config.read_bytes())
+                kept.evaluation.write_bytes(run.evaluation.read_bytes())
+                tuned = Config(**read_config_file(run.config)).automl
+                lines = per_epoch(run.metrics.read_text().splitlines(), tuned)
+                kept.metrics.write_text("".join(f"{line}\n" for line in lines))
 
 
-def per_epoch(lines: list[str]) -> list[str]:
-    """The records of epochs and, before each, λ at its last step."""
+def per_epoch(lines: list[str], tuned: bool) -> list[str]:
+    """The records of epochs and, if it is tuned, λ at the last step of each."""
     kept = []
     weights: dict[str, float] = {}
     for line in lines:
         record = json.loads(line)
         if "clean_accuracy" in record:
-            kept += [json.dumps(weights)] * (len(weights) > 2) + [line]
+            kept += [json.dumps(weights), line] if tuned else [line]
         else:
             weights = {
                 key: value

@@ -5,13 +5,14 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsslcli.core.report.comparison import Comparison, corrected
 from rsslcli.core.report.statistics import holm, margin_of_mean, t_probability
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.floats(-30, 30))
 def test_probabilities_of_t(degrees: int, t: float) -> None:
     stats = pytest.importorskip("scipy.stats", reason="compares with scipy")
@@ -19,6 +20,7 @@ def test_probabilities_of_t(degrees: int, t: float) -> None:
     assert t_probability(t, degrees) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-99, 99), min_size=2, max_size=9).filter(lambda values: len(set(values)) > 1))
 def test_the_p_value_is_that_of_a_paired_t_test(per_mille: list[int]) -> None:
     stats = pytest.importorskip("scipy.stats", reason="compares with scipy")
@@ -32,6 +34,7 @@ def test_the_margin_of_a_mean() -> None:
     assert margin_of_mean([60, 61, 65]) == pytest.approx(4.302652730 * 2.645751311 / 3**0.5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_closed_testing_with_bonferroni(p_values: list[float]) -> None:
     """A hypothesis falls if every set that contains it falls; its p-value is the largest of theirs."""
