@@ -120,7 +120,7 @@ def test_table_1_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert max(map(len, lines)) <= 80
     assert "…" not in text.getvalue()
     for row in study.rows:
-        (line,) = (line for line in lines if line.strip().startswith(f"{row.label} "))
+        (line,) = (line for line in lines if line.startswith(f" {row.label} "))
         assert f"{row.paper:.2f}" in line
         assert f"{100 * row.means.mean():.2f} ± " in line
         assert ("[" in line) == ("]" in line), "an interval is on one line"
