@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _WIDE_ONLY = ("seeds", "the usual 15", "clean")
 
 
+#: The length of names that stay on one line.
+_SHORT = 24
 #: Wider than any table.
 _ANY_WIDTH = 10_000
 
@@ -51,10 +53,12 @@ def _without_details(content: Content) -> list[Sequence[str]]:
 
 def _table(title: str, columns: Sequence[Sequence[str]], words: frozenset[str]) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for name, *_ in columns:
-        justify: Literal["left", "right"] = "left" if name in words else "right"
-        # Only words may take a second line: a number that is cut would be another number.
-        table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=name not in words)
+    for name, *cells in columns:
+        is_word = name in words
+        # Only words may take a second line, short names last: a number that is cut would be another number.
+        whole = not is_word or (name == "trained with" and max(map(len, cells)) <= _SHORT)
+        justify: Literal["left", "right"] = "left" if is_word else "right"
+        table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=whole)
     for row in zip(*(cells for _, *cells in columns), strict=True):
         table.add_row(*map(Text, row))
     return table
