@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from rsslcli.commands import options
 from rsslcli.commands.console import (
     check_checkpoints,
     check_dataset,
     note,
-    out,
     parse_corruptions,
     parse_severities,
-    percent,
     progress_bar,
     waiting,
 )
+from rsslcli.commands.evaluation_tables import print_result
 from rsslcli.commands.hints import suggest_evaluation, suggest_report
 from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
@@ -126,7 +123,7 @@ def eval_c(
         return
     result = _in_terms_of(protocol, result)
     saved, remarks = _save(result, path, beside=output is None and part is None)
-    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
+    print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
     for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
         note(text)
     if saved and trained and output is None:
@@ -253,20 +250,6 @@ def _in_terms_of(protocol: str, result: Evaluation) -> Evaluation:
     return with_robustbench(result) if protocol == "robustbench" else result
 
 
-def _print(result: Evaluation, title: str, saved: Path | None) -> None:
-    if result.adapted is None:
-        out.print(_table(result, title))
-        out.print(_summary(result), soft_wrap=True)
-    else:
-        out.print(_adapted_table(result, title))
-        out.print(f"unadapted: {_summary(result)}", soft_wrap=True)
-        out.print(f"adapted: {_adapted_summary(result.adapted)}", soft_wrap=True)
-    if "robustbench" in result.about:
-        out.print(_robustbench_summary(result), soft_wrap=True)
-    if saved is not None:
-        out.print(f"written to {saved}", soft_wrap=True)
-
-
 def _cautions(result: Evaluation, corrupted: CorruptedSet, trained: Trained | None) -> list[str]:
     """What to say beside a result in RobustBench's terms; nothing beside others."""
     cautions: list[str] = []
@@ -279,80 +262,3 @@ def _cautions(result: Evaluation, corrupted: CorruptedSet, trained: Trained | No
             f"{corrupted.folder} was generated here: it is close to the published set, not the same"
         )
     return cautions
-
-
-def _table(result: Evaluation, title: str) -> Table:
-    """The table: clean and a row per corruption, a column per severity, means and drops from clean."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("corruption")
-    for severity in SEVERITIES:
-        table.add_column(str(severity), justify="right")
-    table.add_column("mean", justify="right", style="bold")
-    table.add_column("drop", justify="right")
-    (clean, *rows, mean) = result.rows()
-    for group in ([clean], rows, [mean]):
-        for name, values in group:
-            table.add_row(name, *map(percent, values))
-        table.add_section()
-    return table
-
-
-def _adapted_table(result: Evaluation, title: str) -> Table:
-    """The table of an adapted evaluation: the accuracies without and with it, and the gains in points.
-
-    The gains at severities 1, 3 and 5 show whether mild corruptions lose where severe ones gain.
-    """
-    table = Table(title=title, title_justify="left")
-    table.add_column("corruption")
-    for heading in ("unadapted", "adapted", "gain", "at 1", "at 3", "at 5"):
-        style = "bold" if heading == "gain" else None
-        table.add_column(heading, justify="right", style=style)
-    (clean, *rows, mean) = result.rows_adapted()
-    for group in ([clean], rows, [mean]):
-        for name, (before, after, gain, *gains) in group:
-            shown = [_signed(value) for value in (gain, *gains[::2])]
-            table.add_row(name, percent(before), percent(after), *shown)
-        table.add_section()
-    return table
-
-
-def _signed(gain: float | None) -> str:
-    """A gain for a table, in points."""
-    return "–" if gain is None else f"{100 * gain:+.2f}".replace("-", "−")
-
-
-def _adapted_summary(adapted: Evaluation) -> str:
-    from rsslcli.core.evaluation.result import describe
-
-    means = adapted.means().items()
-    parts = [f"{name} {percent(mean)}%" for name, mean in means if mean is not None]
-    return f"{' · '.join(parts)}  ({describe(adapted.about)})"
-
-
-def _summary(result: Evaluation) -> str:
-    means = result.means().items()
-    parts = [
-        f"no {name}: not every severity was evaluated" if mean is None else f"{name} {percent(mean)}%"
-        for name, mean in means
-    ]
-    clean = f", {result.clean_images} clean ones" if result.clean_images != result.images else ""
-    left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
-    precision = result.about["precision"]
-    computed = "" if precision == "float32" else f", computed in {precision}"
-    return f"{' · '.join(parts)}  ({result.images} images per cell{clean}{left_out}{computed})"
-
-
-def _robustbench_summary(result: Evaluation) -> str:
-    """What RobustBench's corruption leaderboard would say, and what would be different there."""
-    from rsslcli.core.evaluation.result import ROBUSTBENCH_IMAGES
-
-    terms = result.about["robustbench"]
-    differs = ""
-    if result.images != ROBUSTBENCH_IMAGES:
-        left_out = f": {len(result.excluded)} are left out because they tune λ" if result.excluded else ""
-        differs = f", not RobustBench's {ROBUSTBENCH_IMAGES:,}{left_out}"
-    return (
-        f"RobustBench's terms: clean accuracy {terms['clean_acc']:.2f}%, robust accuracy (corruptions) "
-        f"{terms['corruptions_acc']:.2f}%, unnormalized mCE {terms['corruptions_mce']:.2f}%  "
-        f"(n = {result.images:,}{differs})"
-    )

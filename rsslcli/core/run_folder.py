@@ -62,7 +62,7 @@ class RunFolder:
 
 
 def partial_evaluation(evaluation: Path) -> Path:
-    """Where an unfinished evaluation keeps the counts of its finished cells: beside its result."""
+    """Where an unfinished evaluation keeps its finished cells: beside its result."""
     return evaluation.with_name(f"{evaluation.name}.partial")
 
 

@@ -14,12 +14,14 @@ from helpers import Here, refuse, rssl, succeed
 from rich.console import Console
 
 from rsslcli.commands.console import spell_options
-from rsslcli.commands.eval_c import _adapted_table, _summary, _table, eval_c
+from rsslcli.commands.eval_c import eval_c
+from rsslcli.commands.evaluation_tables import _adapted_table, _summary, _table
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.validation import draw_validation_set
+from rsslcli.core.evaluation.confidence import Confidence
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.tasks.registry import build_tasks
@@ -144,11 +146,29 @@ def test_a_summary_says_what_its_numbers_do_not_cover() -> None:
     assert f"- mean of 17 of 19 ({missing}): –\n" in part.to_markdown()
 
 
+def certain_to(**intervals: tuple[float, float]) -> Confidence:
+    """What says only how sure the accuracies are."""
+    unknown: dict[str, list[float | None]] = {"clean": [None]}
+    return Confidence(unknown, unknown, unknown, (), {}, intervals, {})
+
+
+def test_the_summary_has_the_intervals() -> None:
+    sure = certain_to(clean_accuracy=(0.8812, 0.9151), mean_accuracy_15=(0.25, 0.35))
+    cells: dict[str, list[float | None]] = {name: [0.5, 0.4, 0.3, 0.2, 0.1] for name in CORRUPTIONS}
+    result = Evaluation(0.9, 30, cells, 30, (), {"precision": "float32"}, confidence=sure)
+    assert _summary(result) == (
+        "clean 90.00% (88.12–91.51) · mean of 19 30.00% · mean of the usual 15 30.00% (25.00–35.00)  "
+        "(30 images per cell)"
+    )
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_a_terminal(width: int) -> None:
     cells: dict[str, list[float | None]] = {name: [0.5, 0.4, 0.3, 0.2, 0.1] for name in CORRUPTIONS}
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(_table(Evaluation(0.9, 10, cells, 10, (), {"precision": "float32"}), "a run"))
+    sure = certain_to(mean_accuracy_evaluated=(0.283, 0.318))
+    result = Evaluation(0.9, 10, cells, 10, (), {"precision": "float32"}, confidence=sure)
+    console.print(_table(result, "a run"))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines if "…" in line]
@@ -156,7 +176,8 @@ def test_the_table_fits_a_terminal(width: int) -> None:
     assert ["clean", *"–––––", "90.00", "–"] in rows
     assert ["fog", "50.00", "40.00", "30.00", "20.00", "10.00", "30.00", "60.00"] in rows
     assert [row[:3] for row in rows if row[:1] == ["mean"]] == [["mean", "of", "19"]]
-    assert len(lines) == 28
+    assert ["±", "(95", "%)", "1.75"] in rows
+    assert len(lines) == 29
 
 
 def test_a_public_checkpoint_by_robustbench_s_protocol(

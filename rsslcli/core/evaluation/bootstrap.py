@@ -61,7 +61,8 @@ def _right_cells(correct: Bools) -> npt.NDArray[np.int64]:
     """In how many cells each image is right: int64 (images,)."""
     if correct.ndim not in (1, 2) or not correct.size:
         raise ValueError(f"expected cells and images, got the shape {correct.shape}")
-    return np.atleast_2d(correct).sum(0, dtype=np.int64)
+    right: npt.NDArray[np.int64] = np.atleast_2d(correct).sum(0, dtype=np.int64)
+    return right
 
 
 def _percentiles(

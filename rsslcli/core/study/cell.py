@@ -70,7 +70,7 @@ class Cell:
         steps = min(config.train_size or images, images) // config.batch_size * config.epochs
         try:
             found = json.loads(partial_evaluation(self.folder.evaluation).read_bytes())
-            evaluated = len(found["correct"]) / CELLS_OF_AN_EVALUATION
+            evaluated = len(found["cells"]) / CELLS_OF_AN_EVALUATION
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             evaluated = 0.0
         return min(step / steps, 1.0) if steps else 0.0, min(evaluated, 1.0)
