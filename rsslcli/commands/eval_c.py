@@ -23,6 +23,7 @@ from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.files import evaluation_path, save_whole
+from rsslcli.core.evaluation.relative import read_reference
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
 from rsslcli.core.run_folder import EVALUATION, partial_evaluation
@@ -45,6 +46,7 @@ def eval_c(
     classes_by_position: options.ClassesByPosition = False,
     same_images_as: options.SameImagesAs = None,
     leave_out_validation: options.LeaveOutValidation = False,
+    relative_to: options.RelativeTo = None,
     adapt: options.Adapt = None,
     prior: options.Prior = None,
     adapt_batch: options.AdaptBatch = None,
@@ -66,6 +68,8 @@ def eval_c(
     rssl eval-c runs/baseline --leave-out-validation
     # what the network gains by adapting to the corrupted images, without labels
     rssl eval-c runs/first --adapt bn
+    # corruption errors in the terms of the benchmark's authors, divided by those of a baseline
+    rssl eval-c runs/first --relative-to runs/baseline
     # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
@@ -74,6 +78,7 @@ def eval_c(
     precision = precision or "float32"
     _check_options(protocol, precision, normalization, limit, output)
     adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol)
+    reference = None if relative_to is None else read_reference(relative_to)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
 
@@ -115,7 +120,7 @@ def eval_c(
         result = evaluate(
             network, data.test, corrupted,
             device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
-            severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier,
+            severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier, reference=reference,
             partial=partial_evaluation(path) if path else None, precision=precision, about=about,
             notes=notes, foreign=not trained, progress=progress, world=world,
         )  # fmt: skip

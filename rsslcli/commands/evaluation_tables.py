@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rsslcli.commands.console import out, percent
 from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.evaluation.relative import describe_relative
 
 if TYPE_CHECKING:
     from rsslcli.core.evaluation.result import Evaluation
@@ -26,6 +27,8 @@ def print_result(result: Evaluation, title: str, saved: Path | None) -> None:
     measured = result.adapted or result
     if measured.confidence and (words := measured.confidence.describe()):
         out.print(f"{'adapted: ' if result.adapted else ''}{words}", soft_wrap=True)
+    if "relative_to" in result.about:
+        out.print(describe_relative(result.about["relative_to"]), soft_wrap=True)
     if "robustbench" in result.about:
         out.print(_robustbench_summary(result), soft_wrap=True)
     if saved is not None:

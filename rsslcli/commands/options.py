@@ -340,6 +340,15 @@ EvaluationFile = Annotated[
 
 
 _ADAPTATION = "Adaptation"
+RelativeTo = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also print mCE and relative mCE, the errors divided by those of that run on the same images.",
+        metavar="<run>",
+        autocompletion=completion.runs,
+        rich_help_panel=_EVALUATION,
+    ),
+]
 Adapt = Annotated[
     str | None,
     typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +345,27 @@ def test_the_adapted_table_fits_a_terminal(width: int) -> None:
     rows = [line.replace("│", " ").split() for line in lines]
     assert ["clean", "90.00", "80.00", "−10.00", "–", "–", "–"] in rows
     assert ["fog", "30.00", "35.00", "+5.00", "−5.00", "+5.00", "+15.00"] in rows
+
+
+def test_errors_relative_to_a_run_on_the_same_images(home: Path, here: Here) -> None:
+    for name in ("mine", "theirs"):
+        save_run(home / f"relative-{name}", CONFIG)
+    part = "--corruptions fog,snow"
+    theirs = here.succeed(f"eval-c relative-theirs {part} --output theirs.json")
+    assert "corruption errors" not in theirs
+    assert re.search(r"│ ± \(95 %\) .* \d+\.\d\d │", theirs)
+    assert re.search(
+        r"^NLL \S+ \(clean \S+\) · Brier score \S+ \(clean \S+\) · ECE \S+%", theirs, re.MULTILINE
+    )
+    out = here.succeed(f"eval-c relative-mine {part} --relative-to theirs.json --output mine.json")
+    found = json.loads((home / "mine.json").read_text())["relative_to"]
+    assert f"corruption errors relative to theirs.json: mCE {found['mce']:.2f}%, relative mCE" in out
+    rival = json.loads((home / "theirs.json").read_text())["accuracy"]
+    mine = json.loads((home / "mine.json").read_text())["accuracy"]
+    ratios = [(5 - sum(mine[name])) / (5 - sum(rival[name])) for name in ("fog", "snow")]
+    assert found["mce"] == pytest.approx(50 * sum(ratios))
+    command = f"eval-c relative-mine {part} --relative-to theirs.json"
+    refuse(f"{command} --limit 9", cwd=home, match="it was evaluated with another number of images")
+    refuse(f"{command} --leave-out-validation", cwd=home, match="another number of images")
+    match = "no evaluation to compare with at relative-theirs/eval-c.json"
+    refuse("eval-c relative-mine --relative-to relative-theirs", cwd=home, match=match)

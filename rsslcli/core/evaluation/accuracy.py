@@ -27,6 +27,7 @@ from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.cells import CLEAN, Cell, FinishedCells, Group, adapted_groups, measure_groups
 from rsslcli.core.evaluation.files import outcomes_in
 from rsslcli.core.evaluation.outcome import Outcome
+from rsslcli.core.evaluation.relative import Reference
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
 from rsslcli.core.evaluation.selection import Selection
 from rsslcli.core.progress import Progress, silent
@@ -210,6 +211,7 @@ def evaluate(
     adaptation: Adaptation | None = None,
     tasks: TrainedTasks | None = None,
     earlier: Path | None = None,
+    reference: Reference | None = None,
     partial: Path | None = None,
     precision: str = "float32",
     about: Mapping[str, Any] | None = None,
@@ -235,6 +237,8 @@ def evaluate(
         tasks: the tasks of the classifier's run, for an adaptation by tasks.
         earlier: a file of an evaluation. If it is of the same weights, images and precision, its unadapted
             numbers are not measured again. It needs the entry "weights" in `about`.
+        reference: an evaluation on the same images; the result's entry `relative_to` has the errors relative
+            to it, see `Reference.compare`.
         partial: a file for the outcomes of finished cells. If an interrupted run of the same evaluation wrote
             it, its cells are not evaluated again. It is removed in the end.
         precision: as for `count_correct`.
@@ -246,8 +250,9 @@ def evaluate(
             `partial`.
 
     Raises:
-        UserError: no image is left to evaluate, a corruption is not in the set, the classifier returns no
-            scores or cannot adapt, or `precision` is "bfloat16" and it is not a float32 model.
+        UserError: no image is left to evaluate, `reference` is of other ones, a corruption is not in the set,
+            the classifier returns no scores or cannot adapt, or `precision` is "bfloat16" and it is not a
+            float32 model.
         DivergedError: scores are NaN or infinite.
     """
     images = Selection(test, corrupted, score_of, excluded, limit, corruptions)
@@ -269,6 +274,8 @@ def evaluate(
             return measure_adapted(adaptive, arrays, *where)
         return [measure(classifier, arrays[0], *where)]
 
+    if reference is not None:
+        reference.check(about | images.conditions, images.names, severities)
     world = world or World()
     partial = partial if world.is_main else None
     setting = test.checksum + corrupted.identity + computed_in
@@ -288,6 +295,9 @@ def evaluate(
     result = images.result(
         finished.known, about, notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder))
     )
+    if reference is not None:
+        relative = reference.compare(result.clean_accuracy, result.accuracy)
+        result = dataclasses.replace(result, about={**about, "relative_to": relative})
     if adaptation is not None:
         adapted = images.result(finished.known, adaptation.to_dict(), adapted=True)
         result = dataclasses.replace(result, adapted=adapted)

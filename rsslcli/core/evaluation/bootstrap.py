@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 
 #: The share of resamples that an interval covers.
 LEVEL = 0.95
-RESAMPLES = 10_000
+RESAMPLES = 2_000
 
 
 def interval(correct: Bools, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

@@ -16,6 +16,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, co
 from rsslcli.core.data.store import Split
 from rsslcli.core.evaluation.bootstrap import Interval
 from rsslcli.core.evaluation.confidence import Confidence
+from rsslcli.core.evaluation.relative import describe_relative
 from rsslcli.core.files import replacing
 
 #: A row of the table: its name, and accuracies in [0, 1].
@@ -188,6 +189,8 @@ class Evaluation:
         )
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
+        if "relative_to" in self.about:
+            lines.append(f"- {describe_relative(self.about['relative_to'])}")
         lines += [f"- note: {note}" for note in self.notes]
         if self.adapted is not None:
             head = "corruption | unadapted | adapted | gain | at 1 | at 2 | at 3 | at 4 | at 5"

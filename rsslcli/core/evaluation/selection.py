@@ -56,6 +56,12 @@ class Selection:
         self._scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
         self.indices = (clean, chosen, self._scores)
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """How many images are evaluated, and which are left out, as a result says it."""
+        clean, chosen, _ = self.indices
+        return {"images": len(chosen), "clean_images": len(clean), "excluded": self.left_out.tolist()}
+
     def of(self, cell: Cell) -> Images:
         """All images of a cell."""
         return self._test.images if cell.is_clean else self._corrupted.cell(cell.name, cell.severity)

@@ -386,9 +386,11 @@ def test_a_cell_waits_for_the_device_once(
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
 
-        def waiting(*arguments: object, _original: Callable[..., object] = original) -> object:
+        def waiting(
+            *arguments: object, _original: Callable[..., object] = original, **options: object
+        ) -> object:
             waits.append(1)
-            return _original(*arguments)
+            return _original(*arguments, **options)
 
         monkeypatch.setattr(torch.Tensor, name, waiting)
     correct, undecided = evaluation.count_correct(network, test_split.images, test_split.labels, CPU)
