@@ -29,7 +29,11 @@ from rsslcli.core.networks.normalization import parse_normalization
 from rsslcli.core.run_folder import EVALUATION, partial_evaluation
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from rsslcli.core.data.corrupted import CorruptedSet
+    from rsslcli.core.data.store import Split
+    from rsslcli.core.evaluation.calibration import Calibration
     from rsslcli.core.evaluation.result import Evaluation
     from rsslcli.core.weights.checkpoint import Checkpoint as Trained
 
@@ -47,6 +51,7 @@ def eval_c(
     same_images_as: options.SameImagesAs = None,
     leave_out_validation: options.LeaveOutValidation = False,
     relative_to: options.RelativeTo = None,
+    calibrate: options.Calibrate = False,
     adapt: options.Adapt = None,
     prior: options.Prior = None,
     adapt_batch: options.AdaptBatch = None,
@@ -70,6 +75,8 @@ def eval_c(
     rssl eval-c runs/first --adapt bn
     # corruption errors in the terms of the benchmark's authors, divided by those of a baseline
     rssl eval-c runs/first --relative-to runs/baseline
+    # probabilities that fit, also for `rssl predict`
+    rssl eval-c runs/first --calibrate
     # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
@@ -77,7 +84,7 @@ def eval_c(
     names = _names(protocol, corruptions, severity, limit)
     precision = precision or "float32"
     _check_options(protocol, precision, normalization, limit, output)
-    adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol)
+    adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol, calibrate=calibrate)
     reference = None if relative_to is None else read_reference(relative_to)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
@@ -111,16 +118,27 @@ def eval_c(
         excluded = images_to_leave_out(
             trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=notes.append
         )
+        weights = fingerprint_weights(network)
+        calibration, left_out = _calibrate(
+            calibrate, network, data.test, corrupted, excluded,
+            device=target, score_of=score_of, weights=weights, precision=precision,
+        )  # fmt: skip
+        notes += _on_calibration(calibration)
         for text in notes:
             note(text)
-        part = _part(adaptation, None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol])
+        part = _part(
+            adaptation,
+            None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol],
+            calibrated=left_out != excluded,
+        )
         path = output or _default_path(checkpoint, trained, name, part)
         earlier = None if adaptation is None else _default_path(checkpoint, trained, name, None)
-        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
+        about = _about(checkpoint, name, trained, classes_by_position, weights)
         result = evaluate(
             network, data.test, corrupted,
-            device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
+            device=target, score_of=score_of, excluded=left_out, limit=limit, corruptions=names,
             severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier, reference=reference,
+            temperature=None if calibration is None else calibration.temperature,
             partial=partial_evaluation(path) if path else None, precision=precision, about=about,
             notes=notes, foreign=not trained, progress=progress, world=world,
         )  # fmt: skip
@@ -128,6 +146,7 @@ def eval_c(
         return
     result = _in_terms_of(protocol, result)
     saved, remarks = _save(result, path, beside=output is None and part is None)
+    remarks += _save_calibration(calibration, checkpoint)
     print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
     for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
         note(text)
@@ -145,9 +164,17 @@ def _about(
 
 
 def _adaptation(
-    method: str | None, prior: float | None, batch_size: int | None, stream: str | None, protocol: str
+    method: str | None,
+    prior: float | None,
+    batch_size: int | None,
+    stream: str | None,
+    protocol: str,
+    *,
+    calibrate: bool,
 ) -> Adaptation | None:
     """How the classifier shall adapt; None unless the user asks for it."""
+    if calibrate and (method is not None or protocol == "robustbench"):
+        raise UserError("--calibrate is for the paper's protocol without adaptation: leave the others out")
     given = {"--prior": prior, "--adapt-batch": batch_size, "--stream": stream}
     if method is None:
         for option, value in given.items():
@@ -168,9 +195,36 @@ _PARTS = {"paper": "partial", "robustbench": "robustbench"}
 PROTOCOLS = tuple(_PARTS)
 
 
-def _part(adaptation: Adaptation | None, part: str | None) -> str | None:
+def _calibrate(
+    is_wanted: bool, network: nn.Module, test: Split, corrupted: CorruptedSet, excluded: list[int], **how: Any
+) -> tuple[Calibration | None, list[int]]:
+    """Fit the temperature if it is wanted; also say which images the evaluation must leave out."""
+    if not is_wanted:
+        return None, excluded
+    from rsslcli.core.evaluation.calibration import calibrate
+
+    return calibrate(network, test, corrupted, excluded, **how)
+
+
+def _on_calibration(calibration: Calibration | None) -> list[str]:
+    """A note on what was fitted, and on which images."""
+    if calibration is None:
+        return []
+    fitted = f"temperature {calibration.temperature:.4g}, fitted on {calibration.images} clean images"
+    return [f"{fitted} {calibration.chosen}"]
+
+
+def _save_calibration(calibration: Calibration | None, checkpoint: Path) -> list[str]:
+    """Write the calibration beside the checkpoint; return a note on who reads it."""
+    if calibration is None:
+        return []
+    return [f"`rssl predict` uses {calibration.save(checkpoint_path(checkpoint))}"]
+
+
+def _part(adaptation: Adaptation | None, part: str | None, *, calibrated: bool) -> str | None:
     """What the file name of a result adds to that of the whole unadapted evaluation; None for that one."""
     words = [f"adapted-{adaptation.method}"] if adaptation else []
+    words += ["calibrated"] if calibrated else []
     return "-".join([*words, *([part] if part else [])]) or None
 
 
@@ -208,7 +262,9 @@ def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path 
 
 def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
     """Say what to do next with a run whose evaluation is saved beside it."""
-    if part and part.startswith("adapted"):
+    if part and part.startswith("calibrated"):
+        note(f"reports read {EVALUATION}, an evaluation of all images")
+    elif part and part.startswith("adapted"):
         note(f"adapted accuracies stay out of reports, which read {EVALUATION}")
     elif part:
         note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rsslcli.commands.console import out, percent
 from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.evaluation.confidence import describe_means
 from rsslcli.core.evaluation.relative import describe_relative
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ def print_result(result: Evaluation, title: str, saved: Path | None) -> None:
     measured = result.adapted or result
     if measured.confidence and (words := measured.confidence.describe()):
         out.print(f"{'adapted: ' if result.adapted else ''}{words}", soft_wrap=True)
+    if "calibrated" in result.about:
+        found = result.about["calibrated"]
+        words = describe_means(found["clean"], found.get("mean", {}))
+        out.print(f"calibrated by temperature {found['temperature']:.4g}: {words}", soft_wrap=True)
     if "relative_to" in result.about:
         out.print(describe_relative(result.about["relative_to"]), soft_wrap=True)
     if "robustbench" in result.about:
@@ -102,7 +107,7 @@ def _summary(result: Evaluation) -> str:
         for name, mean in result.means().items()
     ]
     clean = f", {result.clean_images} clean ones" if result.clean_images != result.images else ""
-    left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
+    left_out = f", {result.left_out_in_words}" if result.excluded else ""
     precision = result.about["precision"]
     computed = "" if precision == "float32" else f", computed in {precision}"
     return f"{' · '.join(parts)}  ({result.images} images per cell{clean}{left_out}{computed})"

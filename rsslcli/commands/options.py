@@ -349,6 +349,15 @@ RelativeTo = Annotated[
         rich_help_panel=_EVALUATION,
     ),
 ]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="Fit a temperature that makes the probabilities fit, on images that are not tested: those that "
+        "tuned λ, else a fifth of the images, which are then left out. `rssl predict` uses it.",
+        rich_help_panel=_EVALUATION,
+    ),
+]
 Adapt = Annotated[
     str | None,
     typer.Option(

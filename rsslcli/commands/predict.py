@@ -24,7 +24,7 @@ from rsslcli.commands.console import (
 from rsslcli.commands.prediction_tables import Summary, images_in_words, print_summary
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.errors import RsslError, UserError, sanitize, unknown
-from rsslcli.core.files import replacing
+from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.normalization import parse_normalization
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def predict(
     found = find_images(files)
     with waiting():
         from rsslcli.core.evaluation import predictions as engine
+        from rsslcli.core.evaluation.accuracy import fingerprint_weights
+        from rsslcli.core.evaluation.calibration import read_temperature
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
         from rsslcli.core.weights.checkpoint import load_classifier
 
@@ -87,6 +89,9 @@ def predict(
     keep_freed_memory()
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
+    temperature = read_temperature(checkpoint_path(checkpoint), fingerprint_weights(network))
+    if temperature is not None:
+        notes.append(f"the probabilities are calibrated: the scores are divided by {temperature:.4g}")
     classes = engine.class_names(network, network.fc.out_features)
     labeled = _are_labeled(found, classes, evaluation, notes.append)
     for text in (*notes, *found.notes):
@@ -107,7 +112,8 @@ def predict(
             write(engine.csv_header(top, labeled=labeled))
         for prediction in engine.predict(
             network, found, classes,
-            device=target, top=top, precision=precision, skip=skip, progress=progress,
+            device=target, top=top, precision=precision, temperature=temperature or 1.0, skip=skip,
+            progress=progress,
         ):  # fmt: skip
             write(line(prediction))
             summary.add(prediction)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Here, refuse, rssl, succeed
+from PIL import Image
 from rich.console import Console
 
 from rsslcli.commands.console import spell_options
@@ -369,3 +370,45 @@ def test_errors_relative_to_a_run_on_the_same_images(home: Path, here: Here) -> 
     refuse(f"{command} --leave-out-validation", cwd=home, match="another number of images")
     match = "no evaluation to compare with at relative-theirs/eval-c.json"
     refuse("eval-c relative-mine --relative-to relative-theirs", cwd=home, match=match)
+
+
+def test_a_calibrated_run_predicts_with_its_temperature(home: Path, here: Here) -> None:
+    """Fitted on a fifth of the images, which that evaluation leaves out, so it never becomes the whole one."""
+    run = home / "calibrated"
+    save_run(run, CONFIG)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(home / "one.png")
+
+    def probability() -> float:
+        here.succeed("predict calibrated one.png --output one.csv")
+        return float((home / "one.csv").read_text().split()[-1].split(",")[-1])
+
+    before = probability()
+    code, out, err = here("eval-c calibrated --calibrate --corruptions fog,snow")
+    assert code == 0
+    fitted = json.loads((run / "calibration.json").read_text())
+    temperature = fitted["temperature"]
+    assert f"note: temperature {temperature:.4g}, fitted on 8 clean images drawn by seed 0" in err
+    assert "32 images per cell, 8 left out, kept for calibration" in out
+    assert re.search(rf"\ncalibrated by temperature {temperature:.4g}: NLL ", out)
+    content = json.loads((run / "eval-c-calibrated-partial.json").read_text())
+    assert (content["images"], content["clean_images"], len(content["excluded"])) == (32, 32, 8)
+    assert content["calibrated"]["temperature"] == temperature
+    assert content["calibrated"]["mean"].keys() == {"nll", "brier", "ece"}
+    assert content["calibrated"]["clean"] != {
+        name: content[name]["clean"][0] for name in ("nll", "brier", "ece")
+    }
+    after = probability()
+    assert (after > before) == (temperature < 1) != (after < before)
+    (run / "calibration.json").write_text(json.dumps(fitted | {"weights": "others"}))
+    assert probability() == before
+    for options in ("--adapt bn", "--protocol robustbench"):
+        refuse(f"eval-c calibrated --calibrate {options}", cwd=home, match="leave the others out")
+
+
+def test_a_baseline_calibrates_on_the_images_that_would_tune(home: Path, here: Here) -> None:
+    save_run(home / "tuned", CONFIG)
+    code, out, err = here("eval-c tuned --calibrate --leave-out-validation --corruptions fog")
+    content = json.loads((home / "tuned" / "eval-c-partial.json").read_text())
+    assert (code, len(content["excluded"])) == (0, content["excluded"] and 40 - content["images"])
+    assert f"fitted on {len(content['excluded'])} clean images kept for tuning λ" in err

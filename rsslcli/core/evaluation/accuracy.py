@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from rsslcli.core.errors import DivergedError, UserError, sanitize
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.cells import CLEAN, Cell, FinishedCells, Group, adapted_groups, measure_groups
+from rsslcli.core.evaluation.confidence import scaled_means
 from rsslcli.core.evaluation.files import outcomes_in
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.relative import Reference
@@ -78,24 +79,51 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def image_values(scores: Tensor, labels: Tensor) -> Tensor:
+def image_values(scores: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:
     """What `Outcome.of` needs to know of each image, on the device of the scores.
 
     Args:
         scores: floats (N, classes), taken for the logarithms of probabilities up to a constant.
         labels: int64 (N,), the index of the right score.
+        temperature: also give the last three columns for the scores divided by it.
 
     Returns:
         At least float32 (N, 5): 1 if the right class has the highest score; 1 if that score is NaN or
         infinite; the negative log-likelihood in nats; the Brier score, from 0 to 2; the highest probability.
     """
     highest, predicted = scores.max(1)
-    log_p = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)
+    logits = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    columns = [predicted == labels, ~highest.isfinite(), *_sureness(logits, labels)]
+    if temperature is not None:
+        columns += _sureness(logits / temperature, labels)
+    return torch.stack([column.to(logits.dtype) for column in columns], 1)
+
+
+def _sureness(logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """For each image, the negative log-likelihood, the Brier score and the highest probability."""
+    log_p = logits.log_softmax(1)
     log_right = log_p.gather(1, labels[:, None])[:, 0]
     p = log_p.exp()
     brier = p.square().sum(1) - 2 * log_right.exp() + 1  # Σ (p − y)²
-    columns = [predicted == labels, ~highest.isfinite(), -log_right, brier, p.amax(1)]
-    return torch.stack([column.to(log_p.dtype) for column in columns], 1)
+    return [-log_right, brier, p.amax(1)]
+
+
+@torch.inference_mode()
+def scores_of(
+    classifier: nn.Module,
+    images: npt.NDArray[np.uint8],
+    device: torch.device,
+    chosen: npt.NDArray[np.int64],
+    precision: str = "float32",
+) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """Yield the indices and the scores of one batch after the other; the arguments are those of `measure`."""
+    size = batch_size(device)
+    dtype = model_dtype(classifier)
+    with autocast(device, precision == "bfloat16"):
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
+            x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
+            yield batch, check_scores(classifier(x), len(batch)).to(device)
 
 
 @torch.inference_mode()
@@ -106,6 +134,7 @@ def measure(
     device: torch.device,
     chosen: npt.NDArray[np.int64] | None = None,
     precision: str = "float32",
+    temperature: float | None = None,
 ) -> Outcome:
     """Classify images, and compare the scores with the labels.
 
@@ -117,21 +146,17 @@ def measure(
         chosen: indices of the images to evaluate; all by default.
         precision: "bfloat16" computes under autocast. TF32 on CUDA is a setting of the process, see
             `rsslcli.core.runtime.set_precision`.
+        temperature: also say how sure the classifier is with its scores divided by this.
 
     Raises:
         UserError: the classifier does not return scores.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
-    size = batch_size(device)
-    dtype = model_dtype(classifier)
     # The values stay on the device until the last batch, so that the host waits only once.
-    values = []
-    with autocast(device, precision == "bfloat16"):
-        for start in range(0, len(chosen), size):
-            batch = chosen[start : start + size]
-            x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
-            y = torch.from_numpy(labels[batch]).to(device)
-            values.append(image_values(check_scores(classifier(x), len(batch)).to(device), y))
+    values = [
+        image_values(scores, torch.from_numpy(labels[batch]).to(device), temperature)
+        for batch, scores in scores_of(classifier, images, device, chosen, precision)
+    ]
     return Outcome.of(torch.cat(values).numpy(force=True).astype(np.float64))
 
 
@@ -212,6 +237,7 @@ def evaluate(
     tasks: TrainedTasks | None = None,
     earlier: Path | None = None,
     reference: Reference | None = None,
+    temperature: float | None = None,
     partial: Path | None = None,
     precision: str = "float32",
     about: Mapping[str, Any] | None = None,
@@ -239,6 +265,8 @@ def evaluate(
             numbers are not measured again. It needs the entry "weights" in `about`.
         reference: an evaluation on the same images; the result's entry `relative_to` has the errors relative
             to it, see `Reference.compare`.
+        temperature: also say how sure the classifier is with its scores divided by this; see the result's
+            entry `calibrated`.
         partial: a file for the outcomes of finished cells. If an interrupted run of the same evaluation wrote
             it, its cells are not evaluated again. It is removed in the end.
         precision: as for `count_correct`.
@@ -272,7 +300,7 @@ def evaluate(
         where = (images.labels(first), device, images.chosen(first), precision)
         if adaptive is not None and first.adapted:
             return measure_adapted(adaptive, arrays, *where)
-        return [measure(classifier, arrays[0], *where)]
+        return [measure(classifier, arrays[0], *where, temperature)]
 
     if reference is not None:
         reference.check(about | images.conditions, images.names, severities)
@@ -281,6 +309,8 @@ def evaluate(
     setting = test.checksum + corrupted.identity + computed_in
     if adaptation is not None:
         setting += json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else ""])
+    if temperature is not None:
+        setting += repr(temperature)
     fingerprint = _fingerprint(classifier, setting, images.indices) if partial else ""
     finished = FinishedCells(partial, fingerprint, sizes)
     if earlier is not None:
@@ -295,6 +325,9 @@ def evaluate(
     result = images.result(
         finished.known, about, notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder))
     )
+    if temperature is not None:
+        about["calibrated"] = {"temperature": temperature, **scaled_means(finished.known)}
+        result = dataclasses.replace(result, about=about)
     if reference is not None:
         relative = reference.compare(result.clean_accuracy, result.accuracy)
         result = dataclasses.replace(result, about={**about, "relative_to": relative})

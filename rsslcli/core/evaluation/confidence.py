@@ -15,7 +15,7 @@ from rsslcli.core.evaluation.bootstrap import Bools, Interval, interval
 from rsslcli.core.evaluation.outcome import ECE_BINS, METRICS, Outcome
 
 #: What the metrics are called in a line of text.
-TITLES = {"nll": "NLL", "brier": "Brier score", "ece": "ECE"}
+_TITLES = {"nll": "NLL", "brier": "Brier score", "ece": "ECE"}
 
 Labels = npt.NDArray[np.int64]
 #: By corruption, the outcome at severities 1 to 5; None where it was not evaluated.
@@ -90,12 +90,9 @@ class Confidence:
 
     def describe(self) -> str:
         """The means in a few words; empty if they are not known."""
-        parts = []
-        for metric, (clean, mean) in self.means().items():
-            show = "{:.2%}" if metric == "ece" else "{:.4f}"
-            if mean is not None and clean is not None:
-                parts.append(f"{TITLES[metric]} {show.format(mean)} (clean {show.format(clean)})")
-        return " · ".join(parts)
+        means = self.means()
+        clean, mean = ({metric: pair[i] for metric, pair in means.items()} for i in range(2))
+        return describe_means(clean, mean)
 
     def to_dict(self) -> dict[str, Any]:
         """The entries of an evaluation's JSON object, with 6 digits; an infinite loss is null."""
@@ -112,6 +109,32 @@ class Confidence:
                 name: list(map(_rounded, values)) for name, values in self.per_class.items()
             },
         }
+
+
+def describe_means(clean: Mapping[str, float | None], mean: Mapping[str, float | None]) -> str:
+    """How sure a classifier is, in a few words, by its metrics on the clean test set and their means."""
+    parts = []
+    for metric, title in _TITLES.items():
+        show = "{:.2%}" if metric == "ece" else "{:.4f}"
+        values = [mean.get(metric), clean.get(metric)]
+        if None not in values:
+            parts.append("{} {} (clean {})".format(title, *map(show.format, values)))
+    return " · ".join(parts)
+
+
+def scaled_means(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float | None]]:
+    """How sure a classifier is with scores divided by a temperature: its metrics by "clean" and "mean".
+
+    "mean" is over all cells of corruptions. The keys of `outcomes` are those of cells, "fog/3" or "clean/0".
+    """
+    clean = [cell.scaled for key, cell in outcomes.items() if key == "clean/0"]
+    cells = [cell.scaled for key, cell in outcomes.items() if key != "clean/0"]
+    found: dict[str, dict[str, float | None]] = {}
+    for name, rows in (("clean", clean), ("mean", cells)):
+        known = [row for row in rows if row is not None]
+        if known and len(known) == len(rows):
+            found[name] = dict(zip(METRICS, map(_rounded, np.mean(known, 0).tolist()), strict=True))
+    return found
 
 
 def _stacked(row: Sequence[Outcome | None]) -> Bools | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.evaluation.bootstrap import Bools
+
+Floats = npt.NDArray[np.float64]
 
 #: Equal-width bins of the highest probability in the expected calibration error.
 ECE_BINS = 15
@@ -33,6 +35,7 @@ class Outcome:
             the next two are None if not known.
         brier: the mean Brier score, Σ (p − y)² over the classes, from 0 to 2 (Brier 1950).
         ece: the expected calibration error with 15 equal-width bins, in [0, 1] (Guo et al. 2017).
+        scaled: these three with the scores divided by a temperature; None without one.
     """
 
     images: int
@@ -42,19 +45,22 @@ class Outcome:
     nll: float | None = None
     brier: float | None = None
     ece: float | None = None
+    scaled: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, values: npt.NDArray[np.float64]) -> Outcome:
-        """Summarize the `image_values` of a cell, float64 (images, 5)."""
-        right, undecided, nll, brier, confidence = values.T
+    def of(cls, values: Floats) -> Outcome:
+        """Summarize the `image_values` of a cell, float64 (images, 5), or (images, 8) with a temperature."""
+        right, undecided, *columns = values.T
+        nll, brier, ece = _metrics(columns[:3], right)
         return cls(
             images=len(values),
             right=int(right.sum()),
             undecided=int(undecided.sum()),
             bits=np.packbits(right.astype(bool)).tobytes(),
-            nll=float(nll.mean()),
-            brier=float(brier.mean()),
-            ece=_calibration_error(confidence, right),
+            nll=nll,
+            brier=brier,
+            ece=ece,
+            scaled=_metrics(columns[3:], right) if len(columns) > 3 else None,
         )
 
     @property
@@ -72,7 +78,7 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, which `from_dict` reads."""
         bits = None if self.bits is None else base64.b64encode(self.bits).decode()
-        return {**{name: getattr(self, name) for name in _NAMES}, "bits": bits}
+        return {**{name: getattr(self, name) for name in _NAMES}, "scaled": self.scaled, "bits": bits}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], images: int | None = None) -> Outcome:
@@ -84,7 +90,8 @@ class Outcome:
         found = {name: content[name] for name in _NAMES}
         bits = content["bits"]
         bits = None if bits is None else base64.b64decode(bits, validate=True)
-        outcome = cls(**found, bits=bits)
+        scaled = None if content["scaled"] is None else tuple(map(float, content["scaled"]))
+        outcome = cls(**found, bits=bits, scaled=scaled)
         count = outcome.images
         if any(type(found[name]) is not int for name in _NAMES[:3]) or images not in (None, count):
             raise ValueError("not the counts of this cell")
@@ -100,7 +107,12 @@ class Outcome:
 _NAMES = ("images", "right", "undecided", *METRICS)
 
 
-def _calibration_error(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
+def _metrics(columns: Sequence[Floats], right: Floats) -> tuple[float, float, float]:
+    nll, brier, confidence = columns
+    return float(nll.mean()), float(brier.mean()), _calibration_error(confidence, right)
+
+
+def _calibration_error(confidence: Floats, right: Floats) -> float:
     """Σ over bins of |right − confidence|, divided by the number of images; bin i is (i/15, (i+1)/15]."""
     if not np.isfinite(confidence).all():
         return float("nan")

@@ -83,6 +83,12 @@ class Evaluation:
             means["mean of the usual 15"] = self.mean_accuracy_15
         return means
 
+    @property
+    def left_out_in_words(self) -> str:
+        """How many images are left out, and what for."""
+        purpose = "calibration" if "calibrated" in self.about else "tuning λ"
+        return f"{len(self.excluded)} left out, kept for {purpose}"
+
     def intervals(self) -> dict[str, Interval]:
         """The 95 % intervals of the means that are known, by the names in `means`."""
         if self.confidence is None:
@@ -184,9 +190,7 @@ class Evaluation:
         lines = _markdown_table("corruption | 1 | 2 | 3 | 4 | 5 | mean | drop", self.rows())
         lines += ["", *_markdown_means(self)]
         clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
-        lines.append(
-            f"- {self.images} images per cell{clean}, {len(self.excluded)} left out, kept for tuning λ"
-        )
+        lines.append(f"- {self.images} images per cell{clean}, {self.left_out_in_words}")
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
         if "relative_to" in self.about:
