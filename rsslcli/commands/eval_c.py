@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,22 +118,17 @@ def eval_c(
         excluded = images_to_leave_out(
             trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=notes.append
         )
-        weights = fingerprint_weights(network)
+        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
         calibration, left_out = _calibrate(
-            calibrate, network, data.test, corrupted, excluded,
-            device=target, score_of=score_of, weights=weights, precision=precision,
+            calibrate, network, data.test, corrupted, excluded, note=notes.append,
+            device=target, score_of=score_of, weights=about["weights"], precision=precision,
         )  # fmt: skip
-        notes += _on_calibration(calibration)
         for text in notes:
             note(text)
-        part = _part(
-            adaptation,
-            None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol],
-            calibrated=left_out != excluded,
-        )
+        is_whole = _is_whole(corrupted, names, severities, limit)
+        part = _part(adaptation, None if is_whole else _PARTS[protocol], calibrated=left_out != excluded)
         path = output or _default_path(checkpoint, trained, name, part)
         earlier = None if adaptation is None else _default_path(checkpoint, trained, name, None)
-        about = _about(checkpoint, name, trained, classes_by_position, weights)
         result = evaluate(
             network, data.test, corrupted,
             device=target, score_of=score_of, excluded=left_out, limit=limit, corruptions=names,
@@ -142,16 +137,15 @@ def eval_c(
             partial=partial_evaluation(path) if path else None, precision=precision, about=about,
             notes=notes, foreign=not trained, progress=progress, world=world,
         )  # fmt: skip
-    if not world.is_main:
-        return
-    result = _in_terms_of(protocol, result)
-    saved, remarks = _save(result, path, beside=output is None and part is None)
-    remarks += _save_calibration(calibration, checkpoint)
-    print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
-    for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
-        note(text)
-    if saved and trained and output is None:
-        _suggest(saved, part, checkpoint, trained.config, data_dir)
+    if world.is_main:
+        result = _in_terms_of(protocol, result)
+        saved, remarks = _save(result, path, beside=output is None and part is None)
+        remarks += _save_calibration(calibration, checkpoint)
+        print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
+        for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
+            note(text)
+        if saved and trained and output is None:
+            _suggest(saved, part, checkpoint, trained.config, data_dir)
 
 
 def _about(
@@ -196,22 +190,22 @@ PROTOCOLS = tuple(_PARTS)
 
 
 def _calibrate(
-    is_wanted: bool, network: nn.Module, test: Split, corrupted: CorruptedSet, excluded: list[int], **how: Any
+    is_wanted: bool,
+    network: nn.Module,
+    test: Split,
+    corrupted: CorruptedSet,
+    excluded: list[int],
+    note: Callable[[str], None],
+    **how: Any,
 ) -> tuple[Calibration | None, list[int]]:
     """Fit the temperature if it is wanted; also say which images the evaluation must leave out."""
     if not is_wanted:
         return None, excluded
     from rsslcli.core.evaluation.calibration import calibrate
 
-    return calibrate(network, test, corrupted, excluded, **how)
-
-
-def _on_calibration(calibration: Calibration | None) -> list[str]:
-    """A note on what was fitted, and on which images."""
-    if calibration is None:
-        return []
-    fitted = f"temperature {calibration.temperature:.4g}, fitted on {calibration.images} clean images"
-    return [f"{fitted} {calibration.chosen}"]
+    found, left_out = calibrate(network, test, corrupted, excluded, **how)
+    note(f"temperature {found.temperature:.4g}, fitted on {found.images} clean images {found.chosen}")
+    return found, left_out
 
 
 def _save_calibration(calibration: Calibration | None, checkpoint: Path) -> list[str]:

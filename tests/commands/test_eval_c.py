@@ -373,7 +373,7 @@ def test_errors_relative_to_a_run_on_the_same_images(home: Path, here: Here) -> 
 
 
 def test_a_calibrated_run_predicts_with_its_temperature(home: Path, here: Here) -> None:
-    """Fitted on a fifth of the images, which that evaluation leaves out, so it never becomes the whole one."""
+    """It is fitted on a fifth of the images, which are left out, so this never is the whole evaluation."""
     run = home / "calibrated"
     save_run(run, CONFIG)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -408,7 +408,7 @@ def test_a_calibrated_run_predicts_with_its_temperature(home: Path, here: Here) 
 
 def test_a_baseline_calibrates_on_the_images_that_would_tune(home: Path, here: Here) -> None:
     save_run(home / "tuned", CONFIG)
-    code, out, err = here("eval-c tuned --calibrate --leave-out-validation --corruptions fog")
+    code, _, err = here("eval-c tuned --calibrate --leave-out-validation --corruptions fog")
     content = json.loads((home / "tuned" / "eval-c-partial.json").read_text())
     assert (code, len(content["excluded"])) == (0, content["excluded"] and 40 - content["images"])
     assert f"fitted on {len(content['excluded'])} clean images kept for tuning λ" in err
