@@ -18,7 +18,7 @@ from rsslcli.commands.console import (
 )
 from rsslcli.commands.evaluation_tables import print_result
 from rsslcli.commands.hints import suggest_evaluation, suggest_report
-from rsslcli.core.config import PRECISIONS, Config
+from rsslcli.core.config import PRECISIONS
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
@@ -29,6 +29,7 @@ from rsslcli.core.networks.normalization import parse_normalization
 from rsslcli.core.run_folder import EVALUATION, partial_evaluation
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from rsslcli.core.data.corrupted import CorruptedSet
@@ -80,9 +81,9 @@ def eval_c(
     # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
+    precision = precision or "float32"
     severities = parse_severities(severity)
     names = _names(protocol, corruptions, severity, limit)
-    precision = precision or "float32"
     _check_options(protocol, precision, normalization, limit, output)
     adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol, calibrate=calibrate)
     reference = None if relative_to is None else read_reference(relative_to)
@@ -93,19 +94,14 @@ def eval_c(
         from rsslcli.core.data.loading import load, load_corrupted
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
-        from rsslcli.core.evaluation.fairness import images_to_leave_out
         from rsslcli.core.ranks import join_world
-        from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
-        from rsslcli.core.weights.checkpoint import load_checkpoint, load_classifier
+        from rsslcli.core.weights.checkpoint import load_classifier
         from rsslcli.core.weights.heads import trained_tasks
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
     tasks = trained_tasks(trained) if adapt == "tasks" else None
-    rival = None if same_images_as is None else load_checkpoint(same_images_as)
-    keep_freed_memory()
-    target = resolve_device(device or "auto")
-    set_precision(precision, target, notes.append)
+    target = _set_up(device, precision, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
     with join_world(target) as world, progress_bar() as progress:
         with world.main_first():
@@ -115,16 +111,13 @@ def eval_c(
             network.classes, network.fc.out_features, data.test.classes, name,
             by_position=classes_by_position, note=notes.append,
         )  # fmt: skip
-        excluded = images_to_leave_out(
-            trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=notes.append
-        )
+        excluded = _excluded(trained, corrupted, same_images_as, leave_out_validation, notes.append)
         about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
         calibration, left_out = _calibrate(
             calibrate, network, data.test, corrupted, excluded, note=notes.append,
             device=target, score_of=score_of, weights=about["weights"], precision=precision,
         )  # fmt: skip
-        for text in notes:
-            note(text)
+        _print_notes(notes)
         is_whole = _is_whole(corrupted, names, severities, limit)
         part = _part(adaptation, None if is_whole else _PARTS[protocol], calibrated=left_out != excluded)
         path = output or _default_path(checkpoint, trained, name, part)
@@ -133,19 +126,49 @@ def eval_c(
             network, data.test, corrupted,
             device=target, score_of=score_of, excluded=left_out, limit=limit, corruptions=names,
             severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier, reference=reference,
-            temperature=None if calibration is None else calibration.temperature,
-            partial=partial_evaluation(path) if path else None, precision=precision, about=about,
-            notes=notes, foreign=not trained, progress=progress, world=world,
+            temperature=calibration.temperature if calibration else None, precision=precision, about=about,
+            partial=partial_evaluation(path) if path else None, notes=notes, foreign=not trained,
+            progress=progress, world=world,
         )  # fmt: skip
     if world.is_main:
         result = _in_terms_of(protocol, result)
         saved, remarks = _save(result, path, beside=output is None and part is None)
         remarks += _save_calibration(calibration, checkpoint)
         print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
-        for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
-            note(text)
-        if saved and trained and output is None:
-            _suggest(saved, part, checkpoint, trained.config, data_dir)
+        _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
+        _suggest(saved if output is None else None, part, checkpoint, trained, data_dir)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for text in notes:
+        note(text)
+
+
+def _set_up(device: str | None, precision: str, note: Callable[[str], None]) -> torch.device:
+    """Prepare this process for an evaluation; return the device."""
+    from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
+
+    keep_freed_memory()
+    target = resolve_device(device or "auto")
+    set_precision(precision, target, note)
+    return target
+
+
+def _excluded(
+    trained: Trained | None,
+    corrupted: CorruptedSet,
+    same_images_as: Path | None,
+    leave_out_validation: bool,
+    note: Callable[[str], None],
+) -> list[int]:
+    """The source images to leave out."""
+    from rsslcli.core.evaluation.fairness import images_to_leave_out
+    from rsslcli.core.weights.checkpoint import load_checkpoint
+
+    rival = None if same_images_as is None else load_checkpoint(same_images_as)
+    return images_to_leave_out(
+        trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=note
+    )
 
 
 def _about(
@@ -254,8 +277,12 @@ def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path 
     return path, []
 
 
-def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
-    """Say what to do next with a run whose evaluation is saved beside it."""
+def _suggest(
+    saved: Path | None, part: str | None, checkpoint: Path, trained: Trained | None, data_dir: Path
+) -> None:
+    """Say what to do next with a run whose evaluation is saved beside it; nothing of other evaluations."""
+    if saved is None or trained is None:
+        return
     if part and part.startswith("calibrated"):
         note(f"reports read {EVALUATION}, an evaluation of all images")
     elif part and part.startswith("adapted"):
@@ -265,7 +292,7 @@ def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, da
     if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
     else:
-        suggest_evaluation(checkpoint, config, data_dir)
+        suggest_evaluation(checkpoint, trained.config, data_dir)
 
 
 def _check_options(
