@@ -277,7 +277,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"fingerprint": "x", "correct": {"fog/1": 99}}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"fingerprint": "x", "cells": {"fog/1": 99}}'])
 def test_foreign_partial_results_are_not_used(
     network: WideResNet, test_split: Split, tmp_path: Path, content: bytes
 ) -> None:
