@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
 
 from rsslcli.commands import options
 from rsslcli.commands.console import (
     check_checkpoints,
     check_dataset,
     note,
-    out,
     parse_corruptions,
     parse_severities,
-    percent,
     progress_bar,
     waiting,
 )
+from rsslcli.commands.evaluation_tables import print_result
 from rsslcli.commands.hints import say_difference_to_baseline, suggest_evaluation, suggest_report
-from rsslcli.core.config import PRECISIONS, Config
+from rsslcli.core.config import PRECISIONS
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.files import evaluation_path, save_whole
+from rsslcli.core.evaluation.relative import read_reference
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
 from rsslcli.core.run_folder import EVALUATION, partial_evaluation
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from rsslcli.core.data.corrupted import CorruptedSet
+    from rsslcli.core.data.store import Split
+    from rsslcli.core.evaluation.calibration import Calibration
     from rsslcli.core.evaluation.result import Evaluation
     from rsslcli.core.weights.checkpoint import Checkpoint as Trained
 
@@ -48,6 +51,8 @@ def eval_c(
     classes_by_position: options.ClassesByPosition = False,
     same_images_as: options.SameImagesAs = None,
     leave_out_validation: options.LeaveOutValidation = False,
+    relative_to: options.RelativeTo = None,
+    calibrate: options.Calibrate = False,
     adapt: options.Adapt = None,
     prior: options.Prior = None,
     adapt_batch: options.AdaptBatch = None,
@@ -69,14 +74,19 @@ def eval_c(
     rssl eval-c runs/baseline --leave-out-validation
     # what the network gains by adapting to the corrupted images, without labels
     rssl eval-c runs/first --adapt bn
+    # corruption errors in the terms of the benchmark's authors, divided by those of a baseline
+    rssl eval-c runs/first --relative-to runs/baseline
+    # probabilities that fit, also for `rssl predict`
+    rssl eval-c runs/first --calibrate
     # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
+    precision = precision or "float32"
     severities = parse_severities(severity)
     names = _names(protocol, corruptions, severity, limit)
-    precision = precision or "float32"
     _check_options(protocol, precision, normalization, limit, output)
-    adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol)
+    adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol, calibrate=calibrate)
+    reference = None if relative_to is None else read_reference(relative_to)
     check_dataset(dataset, data_dir)
     check_checkpoints(checkpoint, same_images_as)
 
@@ -84,19 +94,14 @@ def eval_c(
         from rsslcli.core.data.loading import load, load_corrupted
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
-        from rsslcli.core.evaluation.fairness import images_to_leave_out
         from rsslcli.core.ranks import join_world
-        from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
-        from rsslcli.core.weights.checkpoint import load_checkpoint, load_classifier
+        from rsslcli.core.weights.checkpoint import load_classifier
         from rsslcli.core.weights.heads import trained_tasks
 
     notes: list[str] = []
     network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
     tasks = trained_tasks(trained) if adapt == "tasks" else None
-    rival = None if same_images_as is None else load_checkpoint(same_images_as)
-    keep_freed_memory()
-    target = resolve_device(device or "auto")
-    set_precision(precision, target, notes.append)
+    target = _set_up(device, precision, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
     with join_world(target) as world, progress_bar() as progress:
         with world.main_first():
@@ -106,31 +111,64 @@ def eval_c(
             network.classes, network.fc.out_features, data.test.classes, name,
             by_position=classes_by_position, note=notes.append,
         )  # fmt: skip
-        excluded = images_to_leave_out(
-            trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=notes.append
-        )
-        for text in notes:
-            note(text)
-        part = _part(adaptation, None if _is_whole(corrupted, names, severities, limit) else _PARTS[protocol])
+        excluded = _excluded(trained, corrupted, same_images_as, leave_out_validation, notes.append)
+        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
+        calibration, left_out = _calibrate(
+            calibrate, network, data.test, corrupted, excluded, note=notes.append,
+            device=target, score_of=score_of, weights=about["weights"], precision=precision,
+        )  # fmt: skip
+        _print_notes(notes)
+        is_whole = _is_whole(corrupted, names, severities, limit)
+        part = _part(adaptation, None if is_whole else _PARTS[protocol], calibrated=left_out != excluded)
         path = output or _default_path(checkpoint, trained, name, part)
         earlier = None if adaptation is None else _default_path(checkpoint, trained, name, None)
-        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
         result = evaluate(
             network, data.test, corrupted,
-            device=target, score_of=score_of, excluded=excluded, limit=limit, corruptions=names,
-            severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier,
-            partial=partial_evaluation(path) if path else None, precision=precision, about=about,
-            notes=notes, foreign=not trained, progress=progress, world=world,
+            device=target, score_of=score_of, excluded=left_out, limit=limit, corruptions=names,
+            severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier, reference=reference,
+            temperature=calibration.temperature if calibration else None, precision=precision, about=about,
+            partial=partial_evaluation(path) if path else None, notes=notes, foreign=not trained,
+            progress=progress, world=world,
         )  # fmt: skip
-    if not world.is_main:
-        return
-    result = _in_terms_of(protocol, result)
-    saved, remarks = _save(result, path, beside=output is None and part is None)
-    _print(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
-    for text in [*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks]:
+    if world.is_main:
+        result = _in_terms_of(protocol, result)
+        saved, remarks = _save(result, path, beside=output is None and part is None)
+        remarks += _save_calibration(calibration, checkpoint)
+        print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
+        _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
+        _suggest(saved if output is None else None, part, checkpoint, trained, data_dir)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for text in notes:
         note(text)
-    if saved and trained and output is None:
-        _suggest(saved, part, checkpoint, trained.config, data_dir)
+
+
+def _set_up(device: str | None, precision: str, note: Callable[[str], None]) -> torch.device:
+    """Prepare this process for an evaluation; return the device."""
+    from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
+
+    keep_freed_memory()
+    target = resolve_device(device or "auto")
+    set_precision(precision, target, note)
+    return target
+
+
+def _excluded(
+    trained: Trained | None,
+    corrupted: CorruptedSet,
+    same_images_as: Path | None,
+    leave_out_validation: bool,
+    note: Callable[[str], None],
+) -> list[int]:
+    """The source images to leave out."""
+    from rsslcli.core.evaluation.fairness import images_to_leave_out
+    from rsslcli.core.weights.checkpoint import load_checkpoint
+
+    rival = None if same_images_as is None else load_checkpoint(same_images_as)
+    return images_to_leave_out(
+        trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=note
+    )
 
 
 def _about(
@@ -143,9 +181,17 @@ def _about(
 
 
 def _adaptation(
-    method: str | None, prior: float | None, batch_size: int | None, stream: str | None, protocol: str
+    method: str | None,
+    prior: float | None,
+    batch_size: int | None,
+    stream: str | None,
+    protocol: str,
+    *,
+    calibrate: bool,
 ) -> Adaptation | None:
     """How the classifier shall adapt; None unless the user asks for it."""
+    if calibrate and (method is not None or protocol == "robustbench"):
+        raise UserError("--calibrate is for the paper's protocol without adaptation: leave the others out")
     given = {"--prior": prior, "--adapt-batch": batch_size, "--stream": stream}
     if method is None:
         for option, value in given.items():
@@ -166,9 +212,36 @@ _PARTS = {"paper": "partial", "robustbench": "robustbench"}
 PROTOCOLS = tuple(_PARTS)
 
 
-def _part(adaptation: Adaptation | None, part: str | None) -> str | None:
+def _calibrate(
+    is_wanted: bool,
+    network: nn.Module,
+    test: Split,
+    corrupted: CorruptedSet,
+    excluded: list[int],
+    note: Callable[[str], None],
+    **how: Any,
+) -> tuple[Calibration | None, list[int]]:
+    """Fit the temperature if it is wanted; also say which images the evaluation must leave out."""
+    if not is_wanted:
+        return None, excluded
+    from rsslcli.core.evaluation.calibration import calibrate
+
+    found, left_out = calibrate(network, test, corrupted, excluded, **how)
+    note(f"temperature {found.temperature:.4g}, fitted on {found.images} clean images {found.chosen}")
+    return found, left_out
+
+
+def _save_calibration(calibration: Calibration | None, checkpoint: Path) -> list[str]:
+    """Write the calibration beside the checkpoint; return a note on who reads it."""
+    if calibration is None:
+        return []
+    return [f"`rssl predict` uses {calibration.save(checkpoint_path(checkpoint))}"]
+
+
+def _part(adaptation: Adaptation | None, part: str | None, *, calibrated: bool) -> str | None:
     """What the file name of a result adds to that of the whole unadapted evaluation; None for that one."""
     words = [f"adapted-{adaptation.method}"] if adaptation else []
+    words += ["calibrated"] if calibrated else []
     return "-".join([*words, *([part] if part else [])]) or None
 
 
@@ -204,9 +277,15 @@ def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path 
     return path, []
 
 
-def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, data_dir: Path) -> None:
-    """Say what to do next with a run whose evaluation is saved beside it."""
-    if part and part.startswith("adapted"):
+def _suggest(
+    saved: Path | None, part: str | None, checkpoint: Path, trained: Trained | None, data_dir: Path
+) -> None:
+    """Say what to do next with a run whose evaluation is saved beside it; nothing of other evaluations."""
+    if saved is None or trained is None:
+        return
+    if part and part.startswith("calibrated"):
+        note(f"reports read {EVALUATION}, an evaluation of all images")
+    elif part and part.startswith("adapted"):
         note(f"adapted accuracies stay out of reports, which read {EVALUATION}")
     elif part:
         note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
@@ -215,7 +294,7 @@ def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, da
     if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
     else:
-        suggest_evaluation(checkpoint, config, data_dir)
+        suggest_evaluation(checkpoint, trained.config, data_dir)
 
 
 def _check_options(
@@ -255,20 +334,6 @@ def _in_terms_of(protocol: str, result: Evaluation) -> Evaluation:
     return with_robustbench(result) if protocol == "robustbench" else result
 
 
-def _print(result: Evaluation, title: str, saved: Path | None) -> None:
-    if result.adapted is None:
-        out.print(_table(result, title))
-        out.print(_summary(result), soft_wrap=True)
-    else:
-        out.print(_adapted_table(result, title))
-        out.print(f"unadapted: {_summary(result)}", soft_wrap=True)
-        out.print(f"adapted: {_adapted_summary(result.adapted)}", soft_wrap=True)
-    if "robustbench" in result.about:
-        out.print(_robustbench_summary(result), soft_wrap=True)
-    if saved is not None:
-        out.print(f"written to {saved}", soft_wrap=True)
-
-
 def _cautions(result: Evaluation, corrupted: CorruptedSet, trained: Trained | None) -> list[str]:
     """What to say beside a result in RobustBench's terms; nothing beside others."""
     cautions: list[str] = []
@@ -281,80 +346,3 @@ def _cautions(result: Evaluation, corrupted: CorruptedSet, trained: Trained | No
             f"{corrupted.folder} was generated here: it is close to the published set, not the same"
         )
     return cautions
-
-
-def _table(result: Evaluation, title: str) -> Table:
-    """The table: clean and a row per corruption, a column per severity, means and drops from clean."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("corruption")
-    for severity in SEVERITIES:
-        table.add_column(str(severity), justify="right")
-    table.add_column("mean", justify="right", style="bold")
-    table.add_column("drop", justify="right")
-    (clean, *rows, mean) = result.rows()
-    for group in ([clean], rows, [mean]):
-        for name, values in group:
-            table.add_row(name, *map(percent, values))
-        table.add_section()
-    return table
-
-
-def _adapted_table(result: Evaluation, title: str) -> Table:
-    """The table of an adapted evaluation: the accuracies without and with it, and the gains in points.
-
-    The gains at severities 1, 3 and 5 show whether mild corruptions lose where severe ones gain.
-    """
-    table = Table(title=title, title_justify="left")
-    table.add_column("corruption")
-    for heading in ("unadapted", "adapted", "gain", "at 1", "at 3", "at 5"):
-        style = "bold" if heading == "gain" else None
-        table.add_column(heading, justify="right", style=style)
-    (clean, *rows, mean) = result.rows_adapted()
-    for group in ([clean], rows, [mean]):
-        for name, (before, after, gain, *gains) in group:
-            shown = [_signed(value) for value in (gain, *gains[::2])]
-            table.add_row(name, percent(before), percent(after), *shown)
-        table.add_section()
-    return table
-
-
-def _signed(gain: float | None) -> str:
-    """A gain for a table, in points."""
-    return "–" if gain is None else f"{100 * gain:+.2f}".replace("-", "−")
-
-
-def _adapted_summary(adapted: Evaluation) -> str:
-    from rsslcli.core.evaluation.result import describe
-
-    means = adapted.means().items()
-    parts = [f"{name} {percent(mean)}%" for name, mean in means if mean is not None]
-    return f"{' · '.join(parts)}  ({describe(adapted.about)})"
-
-
-def _summary(result: Evaluation) -> str:
-    means = result.means().items()
-    parts = [
-        f"no {name}: not every severity was evaluated" if mean is None else f"{name} {percent(mean)}%"
-        for name, mean in means
-    ]
-    clean = f", {result.clean_images} clean ones" if result.clean_images != result.images else ""
-    left_out = f", {len(result.excluded)} left out, kept for tuning λ" if result.excluded else ""
-    precision = result.about["precision"]
-    computed = "" if precision == "float32" else f", computed in {precision}"
-    return f"{' · '.join(parts)}  ({result.images} images per cell{clean}{left_out}{computed})"
-
-
-def _robustbench_summary(result: Evaluation) -> str:
-    """What RobustBench's corruption leaderboard would say, and what would be different there."""
-    from rsslcli.core.evaluation.result import ROBUSTBENCH_IMAGES
-
-    terms = result.about["robustbench"]
-    differs = ""
-    if result.images != ROBUSTBENCH_IMAGES:
-        left_out = f": {len(result.excluded)} are left out because they tune λ" if result.excluded else ""
-        differs = f", not RobustBench's {ROBUSTBENCH_IMAGES:,}{left_out}"
-    return (
-        f"RobustBench's terms: clean accuracy {terms['clean_acc']:.2f}%, robust accuracy (corruptions) "
-        f"{terms['corruptions_acc']:.2f}%, unnormalized mCE {terms['corruptions_mce']:.2f}%  "
-        f"(n = {result.images:,}{differs})"
-    )

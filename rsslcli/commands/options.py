@@ -255,6 +255,22 @@ EvaluationFile = Annotated[
         "eval-c-partial.json for a part.",
     ),
 ]
+RelativeTo = Annotated[
+    Path | None,
+    _evaluation(
+        help="Also print mCE and relative mCE, the errors divided by those of that run on the same images.",
+        metavar="<run>",
+        autocompletion=completion.runs,
+    ),
+]
+Calibrate = Annotated[
+    bool,
+    _evaluation(
+        "--calibrate",
+        help="Fit a temperature that makes the probabilities fit, on images that are not tested: those that "
+        "tuned λ, else a fifth of the images, which are then left out. `rssl predict` uses it.",
+    ),
+]
 Adapt = Annotated[
     str | None,
     _adaptation(

@@ -25,13 +25,14 @@ from rsslcli.commands.prediction_tables import Summary, images_in_words, print_s
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.errors import RsslError, UserError, sanitize, unknown
 from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, Adaptation
-from rsslcli.core.files import replacing
+from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.normalization import parse_normalization
 
 if TYPE_CHECKING:
     from torch import nn
 
     from rsslcli.core.data.image_files import ImageFiles
+    from rsslcli.core.networks.wide_resnet import WideResNet
     from rsslcli.core.weights.checkpoint import Checkpoint
 
 _WRITERS = (".csv", ".jsonl")
@@ -105,6 +106,7 @@ def predict(
     keep_freed_memory()
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
+    temperature = 1.0 if adaptation else _temperature(checkpoint, network, notes.append)
     classes = engine.class_names(network, network.fc.out_features)
     classifier, batch = _adaptive(network.to(target), trained, adaptation, found)
     found = found if adaptation is None else found.shuffled(adaptation.seed)
@@ -126,8 +128,8 @@ def predict(
         if not is_json:
             write(engine.csv_header(top, labeled=labeled))
         for prediction in engine.predict(
-            classifier, found, classes,
-            device=target, batch=batch, top=top, precision=precision, skip=skip, progress=progress,
+            classifier, found, classes, device=target, batch=batch, top=top, precision=precision,
+            temperature=temperature, skip=skip, progress=progress,
         ):  # fmt: skip
             write(line(prediction))
             summary.add(prediction)
@@ -154,6 +156,18 @@ def _adaptive(
     images = sum(1 for _ in found.images)
     batches = -(-images // adaptation.batch_size)
     return make_adaptive(network, adaptation, tasks), -(-images // batches)
+
+
+def _temperature(checkpoint: Path, network: WideResNet, note: Callable[[str], None]) -> float:
+    """What to divide the scores by: the temperature of the run if it is calibrated, else 1."""
+    from rsslcli.core.evaluation.accuracy import fingerprint_weights
+    from rsslcli.core.evaluation.calibration import read_temperature
+
+    found = read_temperature(checkpoint_path(checkpoint), fingerprint_weights(network))
+    if found is None:
+        return 1.0
+    note(f"the probabilities are calibrated: the scores are divided by {found:.4g}")
+    return found
 
 
 def _report(

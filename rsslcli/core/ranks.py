@@ -65,6 +65,15 @@ class World:
             dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
+    def gather(self, text: str) -> list[str]:
+        """The texts of all ranks, in their order, on every rank."""
+        if self.size == 1:
+            return [text]
+        texts = [""] * self.size
+        with _others_may_end():
+            dist.all_gather_object(texts, text)
+        return texts
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Run the block on rank 0 first, so that the other ranks find its files when they run it."""

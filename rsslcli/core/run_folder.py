@@ -16,6 +16,8 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.txt"
 #: The whole evaluation of a run on its own data set, which reports and studies read.
 EVALUATION = "eval-c.json"
+#: The temperature that makes its probabilities fit.
+CALIBRATION = "calibration.json"
 #: Why a study's cell failed.
 FAILURE = "failed.txt"
 #: The folder of TensorBoard's event files.
@@ -38,6 +40,7 @@ class RunFolder:
         self.checkpoint = path / CHECKPOINT
         self.log = path / LOG
         self.evaluation = path / EVALUATION
+        self.calibration = path / CALIBRATION
         self.failure = path / FAILURE
         self.tensorboard = path / TENSORBOARD
 
@@ -62,7 +65,7 @@ class RunFolder:
 
 
 def partial_evaluation(evaluation: Path) -> Path:
-    """Where an unfinished evaluation keeps the counts of its finished cells: beside its result."""
+    """Where an unfinished evaluation keeps its finished cells: beside its result."""
     return evaluation.with_name(f"{evaluation.name}.partial")
 
 

@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import Here, refuse, rssl, succeed
+from PIL import Image
 from rich.console import Console
 from synthetic import make_run
 
 from rsslcli.commands.console import spell_options
-from rsslcli.commands.eval_c import _adapted_table, _summary, _table, eval_c
+from rsslcli.commands.eval_c import eval_c
+from rsslcli.commands.evaluation_tables import _adapted_table, _summary, _table
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.validation import draw_validation_set
+from rsslcli.core.evaluation.confidence import Confidence
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.tasks.registry import build_tasks
@@ -160,11 +163,29 @@ def test_a_summary_says_what_its_numbers_do_not_cover() -> None:
     assert f"- mean of 17 of 19 ({missing}): –\n" in part.to_markdown()
 
 
+def certain_to(**intervals: tuple[float, float]) -> Confidence:
+    """What says only how sure the accuracies are."""
+    unknown: dict[str, list[float | None]] = {"clean": [None]}
+    return Confidence(unknown, unknown, unknown, (), {}, intervals, {})
+
+
+def test_the_summary_has_the_intervals() -> None:
+    sure = certain_to(clean_accuracy=(0.8812, 0.9151), mean_accuracy_15=(0.25, 0.35))
+    cells: dict[str, list[float | None]] = {name: [0.5, 0.4, 0.3, 0.2, 0.1] for name in CORRUPTIONS}
+    result = Evaluation(0.9, 30, cells, 30, (), {"precision": "float32"}, confidence=sure)
+    assert _summary(result) == (
+        "clean 90.00% (88.12–91.51) · mean of 19 30.00% · mean of the usual 15 30.00% (25.00–35.00)  "
+        "(30 images per cell)"
+    )
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_a_terminal(width: int) -> None:
     cells: dict[str, list[float | None]] = {name: [0.5, 0.4, 0.3, 0.2, 0.1] for name in CORRUPTIONS}
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(_table(Evaluation(0.9, 10, cells, 10, (), {"precision": "float32"}), "a run"))
+    sure = certain_to(mean_accuracy_evaluated=(0.283, 0.318))
+    result = Evaluation(0.9, 10, cells, 10, (), {"precision": "float32"}, confidence=sure)
+    console.print(_table(result, "a run"))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines if "…" in line]
@@ -172,7 +193,8 @@ def test_the_table_fits_a_terminal(width: int) -> None:
     assert ["clean", *"–––––", "90.00", "–"] in rows
     assert ["fog", "50.00", "40.00", "30.00", "20.00", "10.00", "30.00", "60.00"] in rows
     assert [row[:3] for row in rows if row[:1] == ["mean"]] == [["mean", "of", "19"]]
-    assert len(lines) == 28
+    assert ["±", "(95", "%)", "1.75"] in rows
+    assert len(lines) == 29
 
 
 def test_a_public_checkpoint_by_robustbench_s_protocol(
@@ -339,3 +361,69 @@ def test_the_adapted_table_fits_a_terminal(width: int) -> None:
     rows = [line.replace("│", " ").split() for line in lines]
     assert ["clean", "90.00", "80.00", "−10.00", "–", "–", "–"] in rows
     assert ["fog", "30.00", "35.00", "+5.00", "−5.00", "+5.00", "+15.00"] in rows
+
+
+def test_errors_relative_to_a_run_on_the_same_images(home: Path, here: Here) -> None:
+    for name in ("mine", "theirs"):
+        save_run(home / f"relative-{name}", CONFIG)
+    part = "--corruptions fog,snow"
+    theirs = here.succeed(f"eval-c relative-theirs {part} --output theirs.json")
+    assert "corruption errors" not in theirs
+    assert re.search(r"│ ± \(95 %\) .* \d+\.\d\d │", theirs)
+    assert re.search(
+        r"^NLL \S+ \(clean \S+\) · Brier score \S+ \(clean \S+\) · ECE \S+%", theirs, re.MULTILINE
+    )
+    out = here.succeed(f"eval-c relative-mine {part} --relative-to theirs.json --output mine.json")
+    found = json.loads((home / "mine.json").read_text())["relative_to"]
+    assert f"corruption errors relative to theirs.json: mCE {found['mce']:.2f}%, relative mCE" in out
+    rival = json.loads((home / "theirs.json").read_text())["accuracy"]
+    mine = json.loads((home / "mine.json").read_text())["accuracy"]
+    ratios = [(5 - sum(mine[name])) / (5 - sum(rival[name])) for name in ("fog", "snow")]
+    assert found["mce"] == pytest.approx(50 * sum(ratios))
+    command = f"eval-c relative-mine {part} --relative-to theirs.json"
+    refuse(f"{command} --limit 9", cwd=home, match="it was evaluated with another number of images")
+    refuse(f"{command} --leave-out-validation", cwd=home, match="another number of images")
+    match = "no evaluation to compare with at relative-theirs/eval-c.json"
+    refuse("eval-c relative-mine --relative-to relative-theirs", cwd=home, match=match)
+
+
+def test_a_calibrated_run_predicts_with_its_temperature(home: Path, here: Here) -> None:
+    """It is fitted on a fifth of the images, which are left out, so this never is the whole evaluation."""
+    run = home / "calibrated"
+    save_run(run, CONFIG)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(home / "one.png")
+
+    def probability() -> float:
+        here.succeed("predict calibrated one.png --output one.csv")
+        return float((home / "one.csv").read_text().split()[-1].split(",")[-1])
+
+    before = probability()
+    code, out, err = here("eval-c calibrated --calibrate --corruptions fog,snow")
+    assert code == 0
+    fitted = json.loads((run / "calibration.json").read_text())
+    temperature = fitted["temperature"]
+    assert f"note: temperature {temperature:.4g}, fitted on 8 clean images drawn by seed 0" in err
+    assert "32 images per cell, 8 left out, kept for calibration" in out
+    assert re.search(rf"\ncalibrated by temperature {temperature:.4g}: NLL ", out)
+    content = json.loads((run / "eval-c-calibrated-partial.json").read_text())
+    assert (content["images"], content["clean_images"], len(content["excluded"])) == (32, 32, 8)
+    assert content["calibrated"]["temperature"] == temperature
+    assert content["calibrated"]["mean"].keys() == {"nll", "brier", "ece"}
+    assert content["calibrated"]["clean"] != {
+        name: content[name]["clean"][0] for name in ("nll", "brier", "ece")
+    }
+    after = probability()
+    assert (after > before) == (temperature < 1) != (after < before)
+    (run / "calibration.json").write_text(json.dumps(fitted | {"weights": "others"}))
+    assert probability() == before
+    for options in ("--adapt bn", "--protocol robustbench"):
+        refuse(f"eval-c calibrated --calibrate {options}", cwd=home, match="leave the others out")
+
+
+def test_a_baseline_calibrates_on_the_images_that_would_tune(home: Path, here: Here) -> None:
+    save_run(home / "tuned", CONFIG)
+    code, _, err = here("eval-c tuned --calibrate --leave-out-validation --corruptions fog")
+    content = json.loads((home / "tuned" / "eval-c-partial.json").read_text())
+    assert (code, len(content["excluded"])) == (0, content["excluded"] and 40 - content["images"])
+    assert f"fitted on {len(content['excluded'])} clean images kept for tuning λ" in err

@@ -148,7 +148,7 @@ def test_a_killed_evaluation_goes_on(ready: Path) -> None:
         time.sleep(moments.uniform(0, 0.2))
         process.kill()
         process.communicate()
-    cells = len(json.loads(partial.read_text())["correct"])
+    cells = len(json.loads(partial.read_text())["cells"])
     assert 3 <= cells < 96, "killed in the middle"
     succeed("eval-c judged --output killed.json", cwd=ready)
     assert (ready / "killed.json").read_bytes() == (ready / "whole.json").read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.augment import to_float
-from rsslcli.core.data.corrupted import CorruptedSet, aligned
+from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import Images, Split
-from rsslcli.core.errors import DivergedError, UserError, sanitize, unknown
+from rsslcli.core.errors import DivergedError, UserError, sanitize
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
-from rsslcli.core.evaluation.counts import CLEAN, Cell, Counts, Found, Group, adapted_groups, count_groups
-from rsslcli.core.evaluation.files import counts_in
+from rsslcli.core.evaluation.cells import CLEAN, Cell, FinishedCells, Group, adapted_groups, measure_groups
+from rsslcli.core.evaluation.confidence import scaled_means
+from rsslcli.core.evaluation.files import outcomes_in
+from rsslcli.core.evaluation.outcome import Outcome
+from rsslcli.core.evaluation.relative import Reference
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
+from rsslcli.core.evaluation.selection import Selection
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import World
 from rsslcli.core.runtime import autocast, derive_seed
@@ -75,18 +79,64 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def image_values(scores: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:
+    """What `Outcome.of` needs to know of each image, on the device of the scores.
+
+    Args:
+        scores: floats (N, classes), taken for the logarithms of probabilities up to a constant.
+        labels: int64 (N,), the index of the right score.
+        temperature: also give the last three columns for the scores divided by it.
+
+    Returns:
+        At least float32 (N, 5): 1 if the right class has the highest score; 1 if that score is NaN or
+        infinite; the negative log-likelihood in nats; the Brier score, from 0 to 2; the highest probability.
+    """
+    highest, predicted = scores.max(1)
+    logits = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    columns = [predicted == labels, ~highest.isfinite(), *_sureness(logits, labels)]
+    if temperature is not None:
+        columns += _sureness(logits / temperature, labels)
+    return torch.stack([column.to(logits.dtype) for column in columns], 1)
+
+
+def _sureness(logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """For each image, the negative log-likelihood, the Brier score and the highest probability."""
+    log_p = logits.log_softmax(1)
+    log_right = log_p.gather(1, labels[:, None])[:, 0]
+    p = log_p.exp()
+    brier = p.square().sum(1) - 2 * log_right.exp() + 1  # Σ (p − y)²
+    return [-log_right, brier, p.amax(1)]
+
+
 @torch.inference_mode()
-def count_correct(
+def scores_of(
+    classifier: nn.Module,
+    images: npt.NDArray[np.uint8],
+    device: torch.device,
+    chosen: npt.NDArray[np.int64],
+    precision: str = "float32",
+) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """Yield the indices and the scores of one batch after the other; the arguments are those of `measure`."""
+    size = batch_size(device)
+    dtype = model_dtype(classifier)
+    with autocast(device, precision == "bfloat16"):
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
+            x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
+            yield batch, check_scores(classifier(x), len(batch)).to(device)
+
+
+@torch.inference_mode()
+def measure(
     classifier: nn.Module,
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
     device: torch.device,
     chosen: npt.NDArray[np.int64] | None = None,
     precision: str = "float32",
-) -> tuple[int, int]:
-    """Count the images that the classifier gets right, and those whose highest score is NaN or infinite.
-
-    The latter have no predicted class: the first count is meaningless unless the second is 0.
+    temperature: float | None = None,
+) -> Outcome:
+    """Classify images, and compare the scores with the labels.
 
     Args:
         classifier: maps floats (N, 3, H, W) in [0, 1], of its dtype, to scores (N, classes); on `device`.
@@ -96,38 +146,46 @@ def count_correct(
         chosen: indices of the images to evaluate; all by default.
         precision: "bfloat16" computes under autocast. TF32 on CUDA is a setting of the process, see
             `rsslcli.core.runtime.set_precision`.
+        temperature: also say how sure the classifier is with its scores divided by this.
 
     Raises:
         UserError: the classifier does not return scores.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
-    size = batch_size(device)
-    dtype = model_dtype(classifier)
-    # Both counts stay on the device until the last batch, so that the host waits only once.
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    undecided = torch.zeros_like(correct)
-    with autocast(device, precision == "bfloat16"):
-        for start in range(0, len(chosen), size):
-            batch = chosen[start : start + size]
-            x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
-            y = torch.from_numpy(labels[batch]).to(device)
-            highest, predicted = check_scores(classifier(x), len(batch)).to(device).max(1)
-            correct += (predicted == y).sum()
-            undecided += (~highest.isfinite()).sum()
-    found = torch.stack([correct, undecided]).tolist()
-    return found[0], found[1]
+    # The values stay on the device until the last batch, so that the host waits only once.
+    values = [
+        image_values(scores, torch.from_numpy(labels[batch]).to(device), temperature)
+        for batch, scores in scores_of(classifier, images, device, chosen, precision)
+    ]
+    return Outcome.of(torch.cat(values).numpy(force=True).astype(np.float64))
+
+
+def count_correct(
+    classifier: nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    device: torch.device,
+    chosen: npt.NDArray[np.int64] | None = None,
+    precision: str = "float32",
+) -> tuple[int, int]:
+    """As `measure`: count the images that are right, and those whose highest score is NaN or infinite.
+
+    The latter have no predicted class: the first count is meaningless unless the second is 0.
+    """
+    outcome = measure(classifier, images, labels, device, chosen, precision)
+    return outcome.right, outcome.undecided
 
 
 @torch.no_grad()
-def count_adapted(
+def measure_adapted(
     adaptive: AdaptiveClassifier,
     cells: Sequence[Images],
     labels: npt.NDArray[np.int64],
     device: torch.device,
     chosen: npt.NDArray[np.int64],
     precision: str = "float32",
-) -> list[tuple[int, int]]:
-    """As `count_correct`, for a classifier that adapts to the images of some cells as they come.
+) -> list[Outcome]:
+    """As `measure`, for a classifier that adapts to the images of some cells as they come.
 
     The classifier is reset first. The images of all cells are one stream, in the order that its settings say.
     They are divided into as few batches as their size allows, which differ by at most one image: no stream
@@ -140,7 +198,7 @@ def count_adapted(
         device, chosen, precision: as above.
 
     Returns:
-        For each cell, how many images are right, and how many undecided.
+        The outcome of each cell.
     """
     settings = adaptive.settings
     adaptive.reset()
@@ -149,31 +207,19 @@ def count_adapted(
     order = np.random.default_rng(derive_seed(settings.seed, "stream")).permutation(len(cells) * len(chosen))
     if settings.stream == "sorted":
         order = order[np.argsort(labels[chosen[order % len(chosen)]], kind="stable")]
-    counts = torch.zeros(len(cells), 2, dtype=torch.int64, device=device)
+    batches = [np.sort(batch) for batch in np.array_split(order, -(-len(order) // settings.batch_size))]
+    values = []
     with autocast(device, precision == "bfloat16"):
-        for batch in np.array_split(order, -(-len(order) // settings.batch_size)):
-            cell, image = np.divmod(np.sort(batch), len(chosen))
+        for batch in batches:
+            cell, image = np.divmod(batch, len(chosen))
             image = chosen[image]
             images = np.concatenate([cells[i][image[cell == i]] for i in np.unique(cell)])
             x = to_float(torch.from_numpy(images).to(device), dtype)
             y = torch.from_numpy(labels[image]).to(device)
-            highest, predicted = check_scores(adaptive(x), len(batch)).to(device).max(1)
-            found = torch.stack([predicted == y, ~highest.isfinite()], 1).long()
-            counts.index_add_(0, torch.from_numpy(cell).to(device), found)
-    return [(right, undecided) for right, undecided in counts.tolist()]
-
-
-def clean_images(
-    test: Split, corrupted: CorruptedSet | None, excluded: Sequence[int]
-) -> npt.NDArray[np.int64]:
-    """The sorted indices of the clean test images to evaluate.
-
-    `excluded` applies to them only if they are the source images of `corrupted` in the same order.
-    """
-    every = np.arange(len(test.labels))
-    if corrupted is None or not aligned(corrupted, test):
-        return every
-    return np.setdiff1d(every, np.asarray(excluded, np.int64))
+            values.append(image_values(check_scores(adaptive(x), len(batch)).to(device), y))
+    found = torch.cat(values).numpy(force=True).astype(np.float64)
+    in_order = found[np.argsort(np.concatenate(batches))].reshape(len(cells), len(chosen), -1)
+    return [Outcome.of(cell) for cell in in_order]
 
 
 def evaluate(
@@ -190,6 +236,8 @@ def evaluate(
     adaptation: Adaptation | None = None,
     tasks: TrainedTasks | None = None,
     earlier: Path | None = None,
+    reference: Reference | None = None,
+    temperature: float | None = None,
     partial: Path | None = None,
     precision: str = "float32",
     about: Mapping[str, Any] | None = None,
@@ -214,8 +262,12 @@ def evaluate(
         adaptation: also measure the accuracy of a classifier that adapts to the images of each cell.
         tasks: the tasks of the classifier's run, for an adaptation by tasks.
         earlier: a file of an evaluation. If it is of the same weights, images and precision, its unadapted
-            accuracies are not measured again. It needs the entry "weights" in `about`.
-        partial: a file for the counts of finished cells. If an interrupted run of the same evaluation wrote
+            numbers are not measured again. It needs the entry "weights" in `about`.
+        reference: an evaluation on the same images; the result's entry `relative_to` has the errors relative
+            to it, see `Reference.compare`.
+        temperature: also say how sure the classifier is with its scores divided by this; see the result's
+            entry `calibrated`.
+        partial: a file for the outcomes of finished cells. If an interrupted run of the same evaluation wrote
             it, its cells are not evaluated again. It is removed in the end.
         precision: as for `count_correct`.
         about: entries that describe the origin of the result, such as the checkpoint's name.
@@ -226,11 +278,12 @@ def evaluate(
             `partial`.
 
     Raises:
-        UserError: no image is left to evaluate, a corruption is not in the set, the classifier returns no
-            scores or cannot adapt, or `precision` is "bfloat16" and it is not a float32 model.
+        UserError: no image is left to evaluate, `reference` is of other ones, a corruption is not in the set,
+            the classifier returns no scores or cannot adapt, or `precision` is "bfloat16" and it is not a
+            float32 model.
         DivergedError: scores are NaN or infinite.
     """
-    images = _Selection(test, corrupted, score_of, excluded, limit, corruptions)
+    images = Selection(test, corrupted, score_of, excluded, limit, corruptions)
     computed_in = _computed_in(classifier, precision)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     adaptive = None if adaptation is None else make_adaptive(classifier, adaptation, tasks)
@@ -241,101 +294,48 @@ def evaluate(
         groups += adapted_groups(groups, mixed=adaptation.stream == "mixed")
     sizes = {cell.key: len(images.chosen(cell)) for group in groups for cell in group}
 
-    def count(group: Group) -> Found:
+    def measure_group(group: Group) -> list[Outcome]:
         first = group[0]
         arrays = [images.of(cell) for cell in group]
         where = (images.labels(first), device, images.chosen(first), precision)
         if adaptive is not None and first.adapted:
-            return count_adapted(adaptive, arrays, *where)
-        return [count_correct(classifier, arrays[0], *where)]
+            return measure_adapted(adaptive, arrays, *where)
+        return [measure(classifier, arrays[0], *where, temperature)]
 
+    if reference is not None:
+        reference.check(about | images.conditions, images.names, severities)
     world = world or World()
     partial = partial if world.is_main else None
     setting = test.checksum + corrupted.identity + computed_in
     if adaptation is not None:
         setting += json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else ""])
+    if temperature is not None:
+        setting += repr(temperature)
     fingerprint = _fingerprint(classifier, setting, images.indices) if partial else ""
-    counts = Counts(partial, fingerprint, sizes)
+    finished = FinishedCells(partial, fingerprint, sizes)
     if earlier is not None:
-        counts.known |= counts_in(earlier, about, images.left_out.tolist(), sizes)
-    counts.known = json.loads(world.broadcast(json.dumps(counts.known)))
-    for found in count_groups(groups, counts.known, count, world, progress):
-        for cell, (_, undecided) in found.items():
-            if undecided:
-                raise _undecided(cell, undecided, sizes[cell.key], computed_in)
-        counts.add({cell.key: right for cell, (right, _) in found.items()})
-    counts.remove()
-    accuracies = {key: right / sizes[key] for key, right in counts.known.items()}
+        finished.known |= outcomes_in(earlier, about, images.left_out.tolist(), sizes)
+    finished.share(world)
+    for found in measure_groups(groups, finished.known, measure_group, world, progress):
+        for cell, outcome in found.items():
+            if outcome.undecided:
+                raise _undecided(cell, outcome, computed_in)
+        finished.add({cell.key: outcome for cell, outcome in found.items()})
+    finished.remove()
     result = images.result(
-        accuracies, about, notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder))
+        finished.known, about, notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder))
     )
+    if temperature is not None:
+        about["calibrated"] = {"temperature": temperature, **scaled_means(finished.known)}
+        result = dataclasses.replace(result, about=about)
+    if reference is not None:
+        relative = reference.compare(result.clean_accuracy, result.accuracy)
+        result = dataclasses.replace(result, about={**about, "relative_to": relative})
     if adaptation is not None:
-        adapted = images.result(accuracies, adaptation.to_dict(), adapted=True)
+        adapted = images.result(finished.known, adaptation.to_dict(), adapted=True)
         result = dataclasses.replace(result, adapted=adapted)
     suspicion = note_on_chance(result, test) if foreign else None
     return dataclasses.replace(result, notes=(*result.notes, suspicion)) if suspicion else result
-
-
-class _Selection:
-    """The images that an evaluation takes from each cell.
-
-    Attributes:
-        names: the corruptions.
-        left_out: indices of the source images that are left out.
-        indices: those of the clean images, those of the source images, and the score of each label.
-    """
-
-    def __init__(
-        self,
-        test: Split,
-        corrupted: CorruptedSet,
-        score_of: Sequence[int] | None,
-        excluded: Sequence[int],
-        limit: int | None,
-        corruptions: Sequence[str] | None,
-    ) -> None:
-        self._test = test
-        self._corrupted = corrupted
-        self.names = _checked_names(corrupted, corruptions)
-        self.left_out, chosen, clean = _choose_images(test, corrupted, excluded, limit)
-        self._scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
-        self.indices = (clean, chosen, self._scores)
-
-    def of(self, cell: Cell) -> Images:
-        """All images of a cell."""
-        return self._test.images if cell.is_clean else self._corrupted.cell(cell.name, cell.severity)
-
-    def chosen(self, cell: Cell) -> npt.NDArray[np.int64]:
-        """The indices of those that are evaluated."""
-        return self.indices[0 if cell.is_clean else 1]
-
-    def labels(self, cell: Cell) -> npt.NDArray[np.int64]:
-        """The index of the right score for each image of a cell."""
-        labels = self._test.labels if cell.is_clean else self._corrupted.labels
-        return self._scores[labels]
-
-    def result(
-        self,
-        accuracies: Mapping[str, float],
-        about: Mapping[str, Any],
-        *,
-        adapted: bool = False,
-        notes: tuple[str, ...] = (),
-    ) -> Evaluation:
-        """The result for the accuracies by the keys of cells."""
-        clean, chosen, _ = self.indices
-        return Evaluation(
-            clean_accuracy=accuracies[Cell(CLEAN, 0, adapted).key],
-            clean_images=len(clean),
-            accuracy={
-                name: [accuracies.get(Cell(name, severity, adapted).key) for severity in SEVERITIES]
-                for name in self.names
-            },
-            images=len(chosen),
-            excluded=tuple(self.left_out.tolist()),
-            about=about,
-            notes=notes,
-        )
 
 
 def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:
@@ -345,34 +345,6 @@ def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:
         "corrupted_data": corrupted.identity,
         "corrupted_origin": corrupted_origin(corrupted),
     }
-
-
-def _checked_names(corrupted: CorruptedSet, corruptions: Sequence[str] | None) -> list[str]:
-    """The corruptions to evaluate, each once; UserError for one that `corrupted` does not have."""
-    names = list(dict.fromkeys(corrupted.names if corruptions is None else corruptions))
-    for name in names:
-        if name not in CORRUPTIONS:
-            raise unknown("corruption", name, corrupted.names)
-        if name not in corrupted.names:
-            raise UserError(f"{corrupted.folder} has no '{name}': it has {', '.join(corrupted.names)}")
-    return names
-
-
-def _choose_images(
-    test: Split, corrupted: CorruptedSet, excluded: Sequence[int], limit: int | None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The indices of the source images left out and evaluated, and of the clean images; UserError if none."""
-    every = np.arange(corrupted.images_per_cell)
-    left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # valid ones, without duplicates
-    chosen = np.setdiff1d(every, left_out)[:limit]
-    if not len(chosen):
-        raise UserError(
-            f"{corrupted.folder}: no image is left to evaluate after excluding those that tuned λ"
-        )
-    clean = clean_images(test, corrupted, left_out.tolist())[:limit]
-    if limit is not None and aligned(corrupted, test):
-        clean = chosen
-    return left_out, chosen, clean
 
 
 def _computed_in(classifier: nn.Module, precision: str) -> str:
@@ -386,15 +358,15 @@ def _computed_in(classifier: nn.Module, precision: str) -> str:
     return precision if dtype == "float32" else dtype
 
 
-def _undecided(cell: Cell, count: int, images: int, precision: str) -> DivergedError:
-    """The error for a cell in which `count` of the images have no predicted class."""
+def _undecided(cell: Cell, outcome: Outcome, precision: str) -> DivergedError:
+    """The error for a cell in which some images have no predicted class."""
     is_half = precision in ("bfloat16", "float16")
     advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
     if cell.adapted:
         advice = "the adaptation diverges: raise `prior`, or adapt by bn"
     return DivergedError(
-        f"{cell}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
-        f"class: {advice}"
+        f"{cell}: the highest score of {outcome.undecided} of {outcome.images} images is NaN or "
+        f"infinite, so they have no class: {advice}"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsslcli.core.config import PRECISIONS
+from rsslcli.core.evaluation.outcome import METRICS, Outcome
 from rsslcli.core.files import replacing
 from rsslcli.core.run_folder import CHECKPOINT, EVALUATION
 
@@ -66,10 +67,10 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
     return path, notes
 
 
-def counts_in(
+def outcomes_in(
     path: Path, about: Mapping[str, Any], excluded: Sequence[int], sizes: Mapping[str, int]
-) -> dict[str, int]:
-    """The numbers of correct images in an earlier evaluation of the same weights, images and precision.
+) -> dict[str, Outcome]:
+    """The outcomes of cells in an earlier evaluation of the same weights, images and precision.
 
     Args:
         path: its file, which need not exist.
@@ -78,7 +79,8 @@ def counts_in(
         sizes: the number of images by the key of each cell, "fog/3" or "clean/0".
 
     Returns:
-        The counts by key; empty if the evaluation is another one, or damaged.
+        The outcomes by key, which do not say which images are right; empty if the evaluation is another one,
+        or damaged.
     """
     earlier = read_evaluation(path)
     same = ("weights", "test_data", "corrupted_data", "precision", "classes_by_position")
@@ -86,17 +88,29 @@ def counts_in(
         return {}
     if earlier["excluded"] != list(excluded):
         return {}
-    counts = {}
     try:
-        fractions = {"clean/0": (earlier["clean_accuracy"], earlier["clean_images"])}
-        for name, values in earlier["accuracy"].items():
-            fractions |= {f"{name}/{s}": (value, earlier["images"]) for s, value in enumerate(values, 1)}
-        for key, (fraction, images) in fractions.items():
-            if images == sizes.get(key) and isinstance(fraction, float) and 0 <= fraction <= 1:
-                counts[key] = round(fraction * images)
-    except (KeyError, TypeError, AttributeError):
+        clean = {"clean": [earlier["clean_accuracy"]]}
+        tables = [clean | earlier["accuracy"], *(earlier.get(name, {}) for name in METRICS)]
+        images = {"clean": earlier["clean_images"]}
+        found = {}
+        for name, fractions in tables[0].items():
+            rows = [table.get(name, [None] * len(fractions)) for table in tables]
+            for severity, numbers in enumerate(zip(*rows, strict=True), start=name != "clean"):
+                outcome = _outcome(images.get(name, earlier["images"]), *numbers)
+                if outcome and outcome.images == sizes.get(key := f"{name}/{severity}"):
+                    found[key] = outcome
+    except (KeyError, TypeError, AttributeError, ValueError):
         return {}
-    return counts
+    return found
+
+
+def _outcome(images: int, fraction: object, *numbers: object) -> Outcome | None:
+    """The outcome of a cell by its accuracy and `METRICS`; None if they cannot be that."""
+    if not isinstance(fraction, float) or not 0 <= fraction <= 1:
+        return None
+    if not all(number is None or isinstance(number, float) for number in numbers):
+        return None
+    return Outcome(images, round(fraction * images), **dict(zip(METRICS, numbers, strict=True)))  # type: ignore[arg-type]
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:

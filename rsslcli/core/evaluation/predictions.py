@@ -213,6 +213,7 @@ def predict(
     size: int = SIZE[0],
     batch: int | None = None,
     precision: str = "float32",
+    temperature: float = 1.0,
     skip: Callable[[str, str], None] = lambda name, reason: None,
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
@@ -228,6 +229,7 @@ def predict(
         size: the side of the images, in pixels.
         batch: images per forward pass; by default as for an evaluation.
         precision: "bfloat16" computes under autocast.
+        temperature: divides the scores before they become probabilities.
         skip: called with the name of each unusable image and the reason.
         progress: called after every batch.
 
@@ -256,7 +258,9 @@ def predict(
         if not finite.all():
             name = sanitize(images[int(finite.int().argmin())].name, 300)
             raise DivergedError(f"the scores of {name} are NaN or infinite: check the weights")
-        probabilities, ranked = (part.tolist() for part in scores.double().softmax(1).topk(top))
+        probabilities, ranked = (
+            part.tolist() for part in (scores.double() / temperature).softmax(1).topk(top)
+        )
         for image, values, indices in zip(images, probabilities, ranked, strict=True):
             ranking = tuple((classes[index], value) for index, value in zip(indices, values, strict=True))
             yield Prediction(image.name, label(image.folders), ranking)

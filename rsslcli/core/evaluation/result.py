@@ -14,6 +14,9 @@ import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, coverage
 from rsslcli.core.data.store import Split
+from rsslcli.core.evaluation.bootstrap import Interval
+from rsslcli.core.evaluation.confidence import Confidence
+from rsslcli.core.evaluation.relative import describe_relative
 from rsslcli.core.files import replacing
 
 #: A row of the table: its name, and accuracies in [0, 1].
@@ -32,6 +35,7 @@ class Evaluation:
         excluded: indices of the excluded source images: those that tuned λ, here or in a run to compare with.
         about: names and fingerprints of the weights and data.
         notes: what the reader of the numbers should know, one line each.
+        confidence: how sure the classifier and the accuracies are; None if that was not measured.
         adapted: the accuracies with adaptation to the images of each cell, and its settings in `about`; None
             unless they were measured.
     """
@@ -43,6 +47,7 @@ class Evaluation:
     excluded: tuple[int, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    confidence: Confidence | None = None
     adapted: Evaluation | None = None
 
     @property
@@ -77,6 +82,21 @@ class Evaluation:
         if self.mean_accuracy_15 is not None:
             means["mean of the usual 15"] = self.mean_accuracy_15
         return means
+
+    @property
+    def left_out_in_words(self) -> str:
+        """How many images are left out, and what for."""
+        purpose = "calibration" if "calibrated" in self.about else "tuning λ"
+        return f"{len(self.excluded)} left out, kept for {purpose}"
+
+    def intervals(self) -> dict[str, Interval]:
+        """The 95 % intervals of the means that are known, by the names in `means`."""
+        if self.confidence is None:
+            return {}
+        keys = ("clean_accuracy", "mean_accuracy_evaluated", "mean_accuracy_15")
+        pairs = zip(self.means(), keys, strict=False)
+        found = self.confidence.intervals
+        return {name: found[key] for name, key in pairs if key in found}
 
     def rows(self) -> list[_Row]:
         """The rows of a table: clean, each corruption, and the mean over the evaluated ones.
@@ -125,6 +145,7 @@ class Evaluation:
             "mean_accuracy_evaluated": self.mean(tuple(self.accuracy)),
             "mean_accuracy_evaluated_of": self.coverage,
             "accuracy": self.accuracy,
+            **({} if self.confidence is None else self.confidence.to_dict()),
         }
 
     def to_json(self) -> str:
@@ -169,11 +190,11 @@ class Evaluation:
         lines = _markdown_table("corruption | 1 | 2 | 3 | 4 | 5 | mean | drop", self.rows())
         lines += ["", *_markdown_means(self)]
         clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
-        lines.append(
-            f"- {self.images} images per cell{clean}, {len(self.excluded)} left out, kept for tuning λ"
-        )
+        lines.append(f"- {self.images} images per cell{clean}, {self.left_out_in_words}")
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
+        if "relative_to" in self.about:
+            lines.append(f"- {describe_relative(self.about['relative_to'])}")
         lines += [f"- note: {note}" for note in self.notes]
         if self.adapted is not None:
             head = "corruption | unadapted | adapted | gain | at 1 | at 2 | at 3 | at 4 | at 5"
@@ -263,8 +284,17 @@ def _markdown_table(head: str, rows: Sequence[_Row]) -> list[str]:
 
 
 def _markdown_means(result: Evaluation) -> list[str]:
-    named = result.means().items()
-    return [f"- {name}: {'–' if mean is None else f'{100 * mean:.2f} %'}" for name, mean in named]
+    intervals = result.intervals()
+    lines = []
+    for name, mean in result.means().items():
+        ends = (
+            ""
+            if name not in intervals
+            else " (95 %: {:.2f} to {:.2f})".format(*(100 * end for end in intervals[name]))
+        )
+        lines.append(f"- {name}: {'–' if mean is None else f'{100 * mean:.2f} %'}{ends}")
+    sureness = result.confidence.describe() if result.confidence else ""
+    return [*lines, f"- means over the cells: {sureness}"] if sureness else lines
 
 
 def _gain(before: float | None, after: float | None) -> float | None:

@@ -57,8 +57,8 @@ class Cell:
         config = self.config
         step = _last_step(self.folder.metrics)
         steps = min(config.train_size or images, images) // config.batch_size * config.epochs
-        correct = read_json(partial_evaluation(self.folder.evaluation)).get("correct")
-        evaluated = len(correct) / CELLS_OF_AN_EVALUATION if isinstance(correct, dict) else 0.0
+        cells = read_json(partial_evaluation(self.folder.evaluation)).get("cells")
+        evaluated = len(cells) / CELLS_OF_AN_EVALUATION if isinstance(cells, dict) else 0.0
         return min(step / steps, 1.0) if steps else 0.0, min(evaluated, 1.0)
 
     def check_can_run(self) -> None:

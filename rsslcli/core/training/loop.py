@@ -19,8 +19,9 @@ from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Dataset, class_balanced_subset
 from rsslcli.core.data.validation import draw_validation_set
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
-from rsslcli.core.evaluation.accuracy import clean_images, count_correct
+from rsslcli.core.evaluation.accuracy import count_correct
 from rsslcli.core.evaluation.class_names import list_names
+from rsslcli.core.evaluation.selection import clean_images
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.ranks import World

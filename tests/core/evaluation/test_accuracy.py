@@ -114,13 +114,13 @@ def test_batches_do_not_change_the_result(
 
 
 class Close(nn.Module):
-    """Scores 1 and 1 + 1/512: bfloat16, which has 8 bits, makes 1 of both."""
+    """Scores 1, 1 + 1/512 and 0: bfloat16, which has 8 bits, makes 1 of the second."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Linear(1, 2)
+        self.fc = nn.Linear(1, 3)
         with torch.no_grad():
-            self.fc.weight.copy_(torch.tensor([[1], [1 + 1 / 512]]))
+            self.fc.weight.copy_(torch.tensor([[1], [1 + 1 / 512], [0]]))
             self.fc.bias.zero_()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -266,20 +266,18 @@ def test_an_interrupted_evaluation_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(network, test_split, corrupted, device=CPU, partial=partial, progress=stop)
-    assert len(json.loads(partial.read_text())["correct"]) == 8
+    assert len(json.loads(partial.read_text())["cells"]) == 8
 
     calls = []
-    counted = evaluation.count_correct
-    monkeypatch.setattr(
-        evaluation, "count_correct", lambda *arguments: calls.append(1) or counted(*arguments)
-    )
+    counted = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", lambda *arguments: calls.append(1) or counted(*arguments))
     result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
     assert result == whole
     assert len(calls) == 3  # the cells that were missing
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"fingerprint": "x", "correct": {"fog/1": 99}}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"fingerprint": "x", "cells": {"fog/1": 99}}'])
 def test_foreign_partial_results_are_not_used(
     network: WideResNet, test_split: Split, tmp_path: Path, content: bytes
 ) -> None:
@@ -304,7 +302,7 @@ def test_impossible_counts_are_not_used(
     with pytest.raises(KeyboardInterrupt):
         evaluate(network, test_split, corrupted, device=CPU, partial=partial, progress=stop)
     content = json.loads(partial.read_text())
-    content["correct"]["fog/3"] = count
+    content["cells"]["fog/3"]["right"] = count
     partial.write_text(json.dumps(content))
     result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
     assert result == evaluate(network, test_split, corrupted, device=CPU)
@@ -369,7 +367,12 @@ def test_an_image_without_a_finite_highest_score_is_an_error_and_not_of_the_firs
     model = Constant([scores, [1, -INF, -INF]])
     with pytest.raises(DivergedError, match=r"fog at severity 3: .* of 2 of 30 images .* check the weights"):
         evaluate(model, test, corrupted, device=CPU, corruptions=["fog"], partial=partial)
-    assert json.loads(partial.read_text())["correct"] == {"clean/0": 4, "fog/1": COUNT, "fog/2": COUNT}
+    cells = json.loads(partial.read_text())["cells"]
+    assert {key: cell["right"] for key, cell in cells.items()} == {
+        "clean/0": 4,
+        "fog/1": COUNT,
+        "fog/2": COUNT,
+    }
     black = make_split(np.zeros((4, 32, 32, 3), np.uint8), [0] * 4, ["ant", "bee", "cow"])
     with pytest.raises(DivergedError, match=r"clean test set: .* of 4 of 4 images .* evaluate in float32"):
         evaluate(model, black, corrupted, device=CPU, precision="bfloat16")
@@ -383,9 +386,11 @@ def test_a_cell_waits_for_the_device_once(
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
 
-        def waiting(*arguments: object, _original: Callable[..., object] = original) -> object:
+        def waiting(
+            *arguments: object, _original: Callable[..., object] = original, **options: object
+        ) -> object:
             waits.append(1)
-            return _original(*arguments)
+            return _original(*arguments, **options)
 
         monkeypatch.setattr(torch.Tensor, name, waiting)
     correct, undecided = evaluation.count_correct(network, test_split.images, test_split.labels, CPU)

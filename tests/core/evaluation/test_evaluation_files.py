@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rsslcli.core.corruptions.names import CORRUPTIONS
-from rsslcli.core.evaluation.files import evaluation_path, other_evaluations, save_whole
+from rsslcli.core.evaluation.files import evaluation_path, other_evaluations, outcomes_in, save_whole
+from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.result import Evaluation
 
 ABOUT = {"step": 9, "weights": "w", "test_data": "t", "corrupted_data": "c", "precision": "float32"}
@@ -88,3 +89,18 @@ def test_a_damaged_evaluation_is_replaced(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     assert save_whole(evaluation(0.5), path) == (path, [])
     assert contents(tmp_path) == {"eval-c.json": pytest.approx(0.5)}
+
+
+def test_cells_of_files_without_metrics_are_read_too(tmp_path: Path) -> None:
+    """As older versions wrote them; a number that cannot be one is not used."""
+    path = tmp_path / "eval-c.json"
+    evaluation(0.5).save(path)
+    sizes = {"clean/0": 10, "fog/3": 10, "snow/1": 10, "frost/1": 9}
+    half = Outcome(10, 5)
+    assert outcomes_in(path, ABOUT, [], sizes) == {"clean/0": Outcome(10, 6), "fog/3": half, "snow/1": half}
+    content = json.loads(path.read_text())
+    metrics = {name: {"fog": [0.25] * 5, "snow": ["x"] * 5} for name in ("nll", "brier", "ece")}
+    path.write_text(json.dumps(content | metrics))
+    found = outcomes_in(path, ABOUT, [], sizes)
+    assert found["fog/3"] == Outcome(10, 5, nll=0.25, brier=0.25, ece=0.25)
+    assert "snow/1" not in found

@@ -147,7 +147,7 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
 
     (run / "log.txt").write_text("t begins\nt finished\n")
     assert cell.commands(options) == [evaluate]
-    (run / "eval-c.json.partial").write_text('{"correct": {"a/1": 1, "a/2": 1}}')
+    (run / "eval-c.json.partial").write_text('{"cells": {"a/1": {}, "a/2": {}}}')
     assert cell.position(4000) == (1, 2 / 96)
     (run / "eval-c.json").touch()
     assert cell.status() == "done"

@@ -1,4 +1,4 @@
-"""Counting the correct images of cells: which are finished, on disk and over ranks."""
+"""The cells of an evaluation: which are finished, on disk and over ranks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress
 from rsslcli.core.ranks import World
@@ -23,7 +22,7 @@ class Cell(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its key in the file of counts."""
+        """Its key in the file of finished cells."""
         return f"{'adapted/' * self.adapted}{self.name}/{self.severity}"
 
     @property
@@ -39,9 +38,8 @@ class Cell(NamedTuple):
 #: The name of the cells that stand for the clean test set.
 CLEAN = "clean"
 
-#: Cells that are evaluated together, and how many images of each are right and undecided.
+#: Cells that are evaluated together.
 Group = Sequence[Cell]
-Found = list[tuple[int, int]]
 
 
 def adapted_groups(groups: Sequence[Group], *, mixed: bool) -> list[Group]:
@@ -52,62 +50,62 @@ def adapted_groups(groups: Sequence[Group], *, mixed: bool) -> list[Group]:
     return [[cell for cell in cells if cell.severity == s] for s in sorted({cell.severity for cell in cells})]
 
 
-def count_groups(
+def measure_groups(
     groups: Sequence[Group],
-    known: Mapping[str, int],
-    count: Callable[[Group], Found],
+    known: Mapping[str, Outcome],
+    measure: Callable[[Group], list[Outcome]],
     world: World,
     progress: Progress,
-) -> Iterator[dict[Cell, tuple[int, int]]]:
-    """Evaluate the groups whose cells are not all known; yield how many images are right, and undecided."""
+) -> Iterator[dict[Cell, Outcome]]:
+    """Evaluate the groups whose cells are not all known; yield the outcomes of their cells."""
     remaining = [group for group in groups if not all(cell.key in known for cell in group)]
     total = sum(map(len, groups))
     done = total - sum(map(len, remaining))
-    # Each rank evaluates one group at a time; the sum over ranks collects their counts.
+    # Each rank evaluates one group at a time, then all ranks exchange the outcomes.
     for start in range(0, len(remaining), world.size):
         first = remaining[start][0]
         progress(f"{first.name}, adapted" if first.adapted else first.name, done, total)
         at_once = remaining[start : start + world.size]
         cells = [cell for group in at_once for cell in group]
-        found = torch.zeros(len(cells), 2, dtype=torch.int64)
-        if world.rank < len(at_once):
-            before = sum(map(len, at_once[: world.rank]))
-            local = at_once[world.rank]
-            found[before : before + len(local)] = torch.tensor(count(local))
-        pairs = world.all_reduce(found).tolist()
-        yield {cell: (right, undecided) for cell, (right, undecided) in zip(cells, pairs, strict=True)}
+        local = at_once[world.rank : world.rank + 1]  # empty if fewer groups than ranks remain
+        texts = world.gather(json.dumps([outcome.to_dict() for group in local for outcome in measure(group)]))
+        outcomes = [Outcome.from_dict(content) for text in texts for content in json.loads(text)]
+        yield dict(zip(cells, outcomes, strict=True))
         done += len(cells)
     progress("done", total, total)
 
 
-class Counts:
-    """The number of correct images of each finished cell, stored on disk until the evaluation is complete."""
+class FinishedCells:
+    """The outcome of each finished cell, stored on disk until the evaluation is complete."""
 
     def __init__(self, path: Path | None, fingerprint: str, sizes: Mapping[str, int]) -> None:
-        """Read the counts of this evaluation from `path`; `sizes` gives the images of each cell."""
+        """Read the cells of this evaluation from `path`; `sizes` gives the images of each cell."""
         self.path = path
         self.fingerprint = fingerprint
-        self.known: dict[str, int] = {}
+        self.known: dict[str, Outcome] = {}
         if path is None or not path.is_file():
             return
         try:
             content = json.loads(path.read_bytes())
-            known = content["correct"] if content["fingerprint"] == fingerprint else {}
-            if all(
-                type(known[cell]) is int and 0 <= known[cell] <= size
-                for cell, size in sizes.items()
-                if cell in known
-            ):
-                self.known = {cell: known[cell] for cell in sizes if cell in known}
+            cells = content["cells"] if content["fingerprint"] == fingerprint else {}
+            self.known = {
+                key: Outcome.from_dict(cells[key], size) for key, size in sizes.items() if key in cells
+            }
         except (ValueError, KeyError, TypeError, RecursionError):
-            pass  # damaged: evaluate all cells again
+            pass  # damaged, or of an older version: evaluate all cells again
 
-    def add(self, correct: Mapping[str, int]) -> None:
-        """Store further counts."""
-        self.known |= correct
+    def share(self, world: World) -> None:
+        """Give every rank the cells that rank 0 knows."""
+        text = world.broadcast(json.dumps({key: outcome.to_dict() for key, outcome in self.known.items()}))
+        self.known = {key: Outcome.from_dict(content) for key, content in json.loads(text).items()}
+
+    def add(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Store further outcomes."""
+        self.known |= outcomes
         if self.path is not None:
+            cells = {key: outcome.to_dict() for key, outcome in self.known.items()}
             with replacing(self.path) as file:
-                file.write(json.dumps({"fingerprint": self.fingerprint, "correct": self.known}).encode())
+                file.write(json.dumps({"fingerprint": self.fingerprint, "cells": cells}).encode())
 
     def remove(self) -> None:
         """Remove the file."""
