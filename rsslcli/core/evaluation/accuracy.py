@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 #: Images per forward pass by device type. Small batches on the CPU keep the activations in its caches
 #: (docs/performance.md).
 BATCH_SIZE = {"cpu": 100, "cuda": 500}
+#: Receives a cell, and which of its images are right: bool (images,), in the order of their indices.
+OnCell = Callable[[Cell, npt.NDArray[np.bool_]], object]
 #: Images per forward pass on other devices.
 _OTHER_BATCH_SIZE = 500
 
@@ -83,6 +85,7 @@ def count_correct(
     device: torch.device,
     chosen: npt.NDArray[np.int64] | None = None,
     precision: str = "float32",
+    on_batch: Callable[[Tensor], object] | None = None,
 ) -> tuple[int, int]:
     """Count the images that the classifier gets right, and those whose highest score is NaN or infinite.
 
@@ -96,6 +99,7 @@ def count_correct(
         chosen: indices of the images to evaluate; all by default.
         precision: "bfloat16" computes under autocast. TF32 on CUDA is a setting of the process, see
             `rsslcli.core.runtime.set_precision`.
+        on_batch: called for each batch with which of its images are right, bool (N,), on the device.
 
     Raises:
         UserError: the classifier does not return scores.
@@ -112,7 +116,10 @@ def count_correct(
             x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
             y = torch.from_numpy(labels[batch]).to(device)
             highest, predicted = check_scores(classifier(x), len(batch)).to(device).max(1)
-            correct += (predicted == y).sum()
+            right = predicted == y
+            correct += right.sum()
+            if on_batch is not None:
+                on_batch(right)
             undecided += (~highest.isfinite()).sum()
     found = torch.stack([correct, undecided]).tolist()
     return found[0], found[1]
@@ -196,6 +203,7 @@ def evaluate(
     notes: Sequence[str] = (),
     foreign: bool = False,
     progress: Progress = silent,
+    on_cell: OnCell | None = None,
     world: World | None = None,
 ) -> Evaluation:
     """Evaluate a classifier on a test set and its corrupted versions.
@@ -222,6 +230,8 @@ def evaluate(
         notes: earlier notes on the classifier, with which the result's notes begin.
         foreign: the classifier was trained elsewhere: add a note if the clean accuracy is near chance.
         progress: called at every cell.
+        on_cell: called with every cell that this process evaluates without adaptation, not with those that
+            `earlier` or `partial` knows.
         world: the ranks that evaluate together, one cell each at a time. Each gets the result; rank 0 writes
             `partial`.
 
@@ -247,7 +257,12 @@ def evaluate(
         where = (images.labels(first), device, images.chosen(first), precision)
         if adaptive is not None and first.adapted:
             return count_adapted(adaptive, arrays, *where)
-        return [count_correct(classifier, arrays[0], *where)]
+        if on_cell is None:
+            return [count_correct(classifier, arrays[0], *where)]
+        batches: list[Tensor] = []
+        found = count_correct(classifier, arrays[0], *where, batches.append)
+        on_cell(first, torch.cat(batches).cpu().numpy())
+        return [found]
 
     world = world or World()
     partial = partial if world.is_main else None
