@@ -27,8 +27,8 @@ from rsslcli.core.presets import make_config
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.runtime import resolve_device
 from rsslcli.core.study.cell import Cell
+from rsslcli.core.training import loop
 from rsslcli.core.training.events import Event
-from rsslcli.core.training.loop import train
 from rsslcli.core.weights.checkpoint import load_checkpoint
 
 #: What is trained, the baseline first: each by the settings in which it differs from the others.
@@ -90,9 +90,11 @@ def train_cell(
         InterruptedTrainingError: `should_stop` returned true.
     """
     if not cell.folder.checkpoint.is_file():
-        train(cell.config, cell.directory, dataset, on_event=on_event, should_stop=should_stop)
+        loop.train(cell.config, cell.directory, dataset, on_event=on_event, should_stop=should_stop)
     elif not cell.folder.is_trained():
-        train(cell.config, cell.directory, dataset, resume=True, on_event=on_event, should_stop=should_stop)
+        loop.train(
+            cell.config, cell.directory, dataset, resume=True, on_event=on_event, should_stop=should_stop
+        )
     elif load_checkpoint(cell.directory).train_data != dataset.train.checksum:
         raise UserError(
             f"{cell.directory} was trained on an earlier drawing of '{dataset.name}': choose another `output`"
