@@ -255,7 +255,8 @@ def _bar(x: Array, y: Array, between: Between) -> Array:
 
 def _stripes(place: Array) -> Array:
     """Stripes with soft edges, one per unit of `place`: 1 within, 0 between them."""
-    return np.clip(6 * np.abs(place % 1 - 0.5) - 1, 0, 1)
+    stripes: Array = np.clip(6 * np.abs(place % 1 - 0.5) - 1, 0, 1)
+    return stripes
 
 
 def _texture(between: Between, cells: int, count: int) -> Array:

@@ -21,7 +21,7 @@ from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import Images, Split
-from rsslcli.core.errors import DivergedError, UserError, sanitize, unknown
+from rsslcli.core.errors import UserError, sanitize, unknown
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.counts import CLEAN, Cell, Counts, Found, Group, adapted_groups, count_groups
@@ -277,7 +277,7 @@ def evaluate(
     for found in count_groups(groups, counts.known, count, world, progress):
         for cell, (_, undecided) in found.items():
             if undecided:
-                raise _undecided(cell, undecided, sizes[cell.key], computed_in)
+                raise cell.undecided_error(undecided, sizes[cell.key], computed_in)
         counts.add({cell.key: right for cell, (right, _) in found.items()})
     counts.remove()
     accuracies = {key: right / sizes[key] for key, right in counts.known.items()}
@@ -399,18 +399,6 @@ def _computed_in(classifier: nn.Module, precision: str) -> str:
             "without `precision`, the model is evaluated in its dtype"
         )
     return precision if dtype == "float32" else dtype
-
-
-def _undecided(cell: Cell, count: int, images: int, precision: str) -> DivergedError:
-    """The error for a cell in which `count` of the images have no predicted class."""
-    is_half = precision in ("bfloat16", "float16")
-    advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
-    if cell.adapted:
-        advice = "the adaptation diverges: raise `prior`, or adapt by bn"
-    return DivergedError(
-        f"{cell}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
-        f"class: {advice}"
-    )
 
 
 def fingerprint_weights(classifier: nn.Module) -> str:

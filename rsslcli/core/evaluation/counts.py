@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from rsslcli.core.errors import DivergedError
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress
 from rsslcli.core.ranks import World
@@ -34,6 +35,17 @@ class Cell(NamedTuple):
     def __str__(self) -> str:
         place = "the clean test set" if self.is_clean else f"{self.name} at severity {self.severity}"
         return f"{place}, adapted" if self.adapted else place
+
+    def undecided_error(self, count: int, images: int, precision: str) -> DivergedError:
+        """The error for this cell if `count` of its images have no predicted class."""
+        is_half = precision in ("bfloat16", "float16")
+        advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
+        if self.adapted:
+            advice = "the adaptation diverges: raise `prior`, or adapt by bn"
+        return DivergedError(
+            f"{self}: the highest score of {count} of {images} images is NaN or infinite, so they have no "
+            f"class: {advice}"
+        )
 
 
 #: The name of the cells that stand for the clean test set.

@@ -110,13 +110,14 @@ def evaluate_cell(
     """
     trained = load_checkpoint(cell.directory)
     network = trained.network()
+    weights = fingerprint_weights(network)
     about = {
         "checkpoint": str(cell.directory),
         "dataset": dataset.name,
         "step": trained.step,
-        "weights": fingerprint_weights(network),
+        "weights": weights,
     }
-    subject = [about["weights"], dataset.test.checksum, corrupted.identity]
+    subject = [weights, dataset.test.checksum, corrupted.identity]
     sizes = {Images(CLEAN, 0).key: len(dataset.test.labels)}
     sizes |= {Images(name, s).key: corrupted.images_per_cell for name in corrupted.names for s in SEVERITIES}
     file = cell.directory / CORRECT

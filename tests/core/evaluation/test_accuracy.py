@@ -94,6 +94,27 @@ def test_nothing_counts_twice(network: WideResNet, test_split: Split, tmp_path: 
     assert set(total) == {6}
 
 
+def test_every_cell_tells_which_images_are_right(
+    network: WideResNet, test_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(evaluation.BATCH_SIZE, "cpu", 7)
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    found: dict[tuple[str, int], list[bool]] = {}
+    result = evaluate(
+        network, test_split, corrupted, device=CPU, excluded=(4,), severities=(1, 3),
+        on_cell=lambda cell, right: found.update({(cell.name, cell.severity): right.tolist()}),
+    )  # fmt: skip
+    assert list(found) == [("clean", 0), ("fog", 1), ("fog", 3)]
+    assert [len(right) for right in found.values()] == [COUNT + 6, COUNT - 1, COUNT - 1]
+    kept = [i for i in range(COUNT) if i != 4]
+    for severity in (1, 3):
+        cell = corrupted.cell("fog", severity)
+        by_hand = [accuracy_by_hand(network, cell[i : i + 1], test_split.labels[i : i + 1]) for i in kept]
+        assert found["fog", severity] == by_hand
+        assert result.accuracy["fog"][severity - 1] == np.mean(by_hand)
+    assert result == evaluate(network, test_split, corrupted, device=CPU, excluded=(4,), severities=(1, 3))
+
+
 def test_clean_images_stay_where_the_corrupted_ones_are_in_another_order(
     network: WideResNet, test_split: Split, tmp_path: Path
 ) -> None:
