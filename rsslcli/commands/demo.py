@@ -64,9 +64,9 @@ def demo(
     with progress_bar() as progress:
         found = {cell.name: evaluate_cell(cell, dataset, corrupted, progress) for cell in cells}
     rows = compare(found)
-    images = f"{corrupted.images_per_cell} test images"
-    out.print(_table(rows, f"accuracy in %: {images}, {len(corrupted.names)} corruptions at 5 severities"))
-    out.print(_conclusion(rows, images))
+    images = f"{corrupted.images_per_cell} test images, {len(corrupted.names)} corruptions at 5 severities"
+    out.print(_table(rows, f"accuracy in %: {images}"))
+    out.print(_conclusion(rows))
     suggest_next("report", output)
 
 
@@ -100,16 +100,15 @@ def _interval(difference: Difference) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _conclusion(rows: Sequence[Row], images: str) -> str:
+def _conclusion(rows: Sequence[Row]) -> str:
     """What the last row says, computed from it."""
     row = rows[-1]
     assert row.difference is not None
     mean, low, high = row.difference
+    place = f"{100 * abs(mean):.1f} points {'above' if mean > 0 else 'below'}"
     if low <= 0 <= high:
-        verdict = f"level with the {rows[0].name} on corrupted images"
-    else:
-        verdict = f"{100 * abs(mean):.1f} points {'above' if mean > 0 else 'below'} the {rows[0].name}"
+        place = "level with"
     return (
-        f"{row.name} is {verdict}: bootstrap over the {images}, one training each; "
-        "docs/results.md has ten seeds"
+        f"On corrupted images {row.name} is {place} the {rows[0].name}.\n"
+        "The interval is over test images, for one training each; docs/results.md has ten."
     )
