@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rsslcli.commands import options
+from rsslcli.commands import completion, options
 from rsslcli.commands.console import (
     check_checkpoints,
     err,
@@ -24,25 +24,46 @@ from rsslcli.commands.console import (
 from rsslcli.commands.prediction_tables import Summary, images_in_words, print_summary
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.errors import RsslError, UserError, sanitize, unknown
+from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, Adaptation
 from rsslcli.core.files import replacing
 from rsslcli.core.networks.normalization import parse_normalization
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from rsslcli.core.data.image_files import ImageFiles
+    from rsslcli.core.weights.checkpoint import Checkpoint
 
 _WRITERS = (".csv", ".jsonl")
 #: As many arguments as the line to type next repeats.
 _REPEATED = 4
 
 
+_Files = Annotated[
+    list[Path],
+    typer.Argument(help="Images, or folders or archives of them.", metavar="FILES...", show_default=False),
+]
+_EvaluationFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the images lie in folders named like the classes: write the accuracy, the rates of "
+        "each class and the confusion matrix into this .json.",
+    ),
+]
+_Adapt = Annotated[
+    str | None,
+    typer.Option(
+        help="Adapt to the images, in batches of 200 that mix those of a folder, without their labels: "
+        "see eval-c --adapt.",
+        metavar=f"<{'|'.join(ADAPTATION_METHODS)}>",
+        autocompletion=completion.adaptation_methods,
+    ),
+]
+
+
 def predict(
     checkpoint: options.Checkpoint,
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Images, or folders or archives of them.", metavar="FILES...", show_default=False
-        ),
-    ],
+    files: _Files,
     top: Annotated[int, typer.Option(help="Name the N most probable classes.", metavar="<int>")] = 1,
     output: Annotated[
         Path | None,
@@ -51,13 +72,8 @@ def predict(
             "table, and a pipe or a file gets CSV.",
         ),
     ] = None,
-    evaluation: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the images lie in folders named like the classes: write the accuracy, the rates of "
-            "each class and the confusion matrix into this .json.",
-        ),
-    ] = None,
+    evaluation: _EvaluationFile = None,
+    adapt: _Adapt = None,
     normalization: options.Normalization = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -68,10 +84,13 @@ def predict(
     rssl predict runs/mine one.jpg two.png --top 3
     # all images below a folder, a line each
     rssl predict runs/mine photos --output predictions.csv
+    # photographs of one kind, to whose light and blur the network adapts
+    rssl predict runs/mine photos --adapt bn
     # real bad photographs, sorted into class folders: accuracy and confusion matrix
     rssl predict runs/mine photos --evaluation photos.json
     """
     precision = precision or "float32"
+    adaptation = None if adapt is None else Adaptation(adapt)  # type: ignore[arg-type]
     _check_options(top, precision, normalization, output, evaluation)
     check_checkpoints(checkpoint)
     from rsslcli.core.data.image_files import find_images
@@ -83,11 +102,13 @@ def predict(
         from rsslcli.core.weights.checkpoint import load_classifier
 
     notes: list[str] = []
-    network, _ = load_classifier(checkpoint, normalization=normalization, note=notes.append)
+    network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
     keep_freed_memory()
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
     classes = engine.class_names(network, network.fc.out_features)
+    classifier, batch = _adaptive(network.to(target), trained, adaptation, found)
+    found = found if adaptation is None else found.shuffled(adaptation.seed)
     labeled = _are_labeled(found, classes, evaluation, notes.append)
     for text in (*notes, *found.notes):
         note(text)
@@ -106,8 +127,8 @@ def predict(
         if not is_json:
             write(engine.csv_header(top, labeled=labeled))
         for prediction in engine.predict(
-            network, found, classes,
-            device=target, top=top, precision=precision, skip=skip, progress=progress,
+            classifier, found, classes,
+            device=target, batch=batch, top=top, precision=precision, skip=skip, progress=progress,
         ):  # fmt: skip
             write(line(prediction))
             summary.add(prediction)
@@ -119,6 +140,21 @@ def predict(
     if skipped:
         total = images_in_words(summary.images + len(skipped))
         raise RsslError(f"{len(skipped)} of {total} cannot be read: the notes above name them")
+
+
+def _adaptive(
+    network: nn.Module, trained: Checkpoint | None, adaptation: Adaptation | None, found: ImageFiles
+) -> tuple[nn.Module, int | None]:
+    """The classifier, adaptive if wanted, and its batch size: that of the fewest, nearly equal batches."""
+    if adaptation is None:
+        return network, None
+    from rsslcli.core.evaluation.adaptation import make_adaptive
+    from rsslcli.core.weights.heads import trained_tasks
+
+    tasks = trained_tasks(trained) if adaptation.method == "tasks" else None
+    images = sum(1 for _ in found.images)
+    batches = -(-images // adaptation.batch_size)
+    return make_adaptive(network, adaptation, tasks), -(-images // batches)
 
 
 def _report(

@@ -214,3 +214,26 @@ def test_mistakes_are_told_without_loading_torch(tmp_path: Path) -> None:
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "Assertion" not in result.stderr
+
+
+def test_it_adapts_to_shuffled_batches(here: Here, run: Path, photos: Path) -> None:
+    """The images of a folder are mixed in the same order every time, and adapted to as in Python."""
+    code, out, err = here(f"predict named {photos} --adapt bn")
+    assert code == 0, err
+    assert here(f"predict named {photos} --adapt bn")[1] == out
+    found = rows(out)
+    plain = rows(here(f"predict named {photos}")[1])
+    assert sorted(row["file"] for row in found) == sorted(row["file"] for row in plain)
+    assert [row["file"] for row in found] != [row["file"] for row in plain]
+    adapted = rsslcli.adapt(rsslcli.load_classifier(run), "bn")
+    scores = adapted(rsslcli.load_images([row["file"] for row in found])).softmax(1)
+    for row, values in zip(found, scores, strict=True):
+        assert float(row["probability"]) == pytest.approx(float(values.max()), abs=1e-4)
+    assert any(row["probability"] != other["probability"] for row, other in zip(found, plain, strict=True))
+
+
+def test_adapting_by_tasks_needs_tasks_and_a_known_method(here: Here, run: Path, photos: Path) -> None:
+    here.refuse(f"predict named {photos} --adapt tasks", match="task")
+    here.refuse(
+        f"predict named {photos} --adapt nb", match="unknown adaptation 'nb': choose from bn, tent, tasks"
+    )

@@ -5,6 +5,7 @@ What counts as an image, and how it is decoded, is as in `image_tree`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,16 @@ class ImageFiles:
     def images(self) -> Iterator[ImageFile]:
         """Every image, in the order in which they are read if none is in an archive."""
         return (image for group in self.groups for same in group.images.values() for image in same)
+
+    def shuffled(self, seed: int) -> ImageFiles:
+        """The same images with those of each folder in random order; an archive keeps its own."""
+        random = np.random.default_rng(seed)
+        groups = []
+        for group in self.groups:
+            keys = list(group.images)
+            order = random.permutation(len(keys)).tolist()
+            groups.append(dataclasses.replace(group, images={keys[i]: group.images[keys[i]] for i in order}))
+        return ImageFiles(groups, self.notes)
 
     def read(
         self, size: int, batch: int, skip: Callable[[str, str], None]
