@@ -110,5 +110,5 @@ def _conclusion(rows: Sequence[Row]) -> str:
         place = "level with"
     return (
         f"On corrupted images {row.name} is {place} the {rows[0].name}.\n"
-        "The interval is over test images, for one training each; docs/results.md has more."
+        "The interval is over test images, for one seed; docs/results.md shows more."
     )
