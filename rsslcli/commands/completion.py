@@ -9,19 +9,9 @@ from pathlib import Path
 
 import typer
 
-from rsslcli.core.config import (
-    AUGMENTS,
-    AUTOML_VARIANTS,
-    BATCH_NORM_MODES,
-    DEVICES,
-    PRECISIONS,
-    VALIDATION_CORRUPTIONS,
-    WEIGHTINGS,
-)
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, STREAMS
-from rsslcli.core.presets import PRESETS
+from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS
 from rsslcli.core.tasks.registry import TASKS, custom_tasks
 
 Completion = Callable[[str], list[str]]
@@ -50,16 +40,7 @@ def some_of(names: Iterable[str]) -> Completion:
     return lambda incomplete: _more(incomplete, choices)
 
 
-presets = one_of(PRESETS)
-devices = one_of(DEVICES)
-precisions = one_of(PRECISIONS)
-augments = one_of(AUGMENTS)
-weightings = one_of(WEIGHTINGS)
-automl_variants = some_of(AUTOML_VARIANTS)
-batch_norm_modes = one_of(BATCH_NORM_MODES)
-validation_corruptions = one_of(VALIDATION_CORRUPTIONS)
 adaptation_methods = one_of(ADAPTATION_METHODS)
-streams = one_of(STREAMS)
 corruptions = some_of(CORRUPTIONS)
 severities = some_of(map(str, SEVERITIES))
 #: What `prepare-data` makes without a source.

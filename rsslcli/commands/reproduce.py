@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,9 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rsslcli.commands import completion
+from rsslcli.commands import completion, options
 from rsslcli.commands.console import err, note, out, split_names, stop_on_signal, waiting
-from rsslcli.commands.options import DEFAULT_DATA_DIR, ConfigFile, DataDir, DatasetName, TaskFile
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
 from rsslcli.core.errors import (
     InterruptedTrainingError,
@@ -42,74 +42,57 @@ if TYPE_CHECKING:
     from rsslcli.core.report.comparison import Study
     from rsslcli.core.study.estimate import Sizes
 
-#: The section of the help for options of the grid.
-STUDY = "Study"
-
-
+_study = partial(typer.Option, rich_help_panel="Study")
 _Preset = Annotated[
     str,
-    typer.Option(
+    _study(
         help="paper: full size. small: some hours on two CPU cores. quick: minutes, embedded images.",
-        metavar=f"<{'|'.join(PRESETS)}>",
-        autocompletion=completion.one_of(PRESETS),
-        rich_help_panel=STUDY,
+        **options.one_of(list(PRESETS)),
     ),
 ]
 _Only = Annotated[
     str | None,
-    typer.Option(
+    _study(
         help="Only these cells: numbers, names or methods, separated by commas.",
         metavar="<cells>",
         autocompletion=completion.some_of(PAPER_METHODS),
-        rich_help_panel=STUDY,
     ),
 ]
 _AddTask = Annotated[
     list[str] | None,
-    typer.Option(
+    _study(
         help="A task of your own: a row of the table, and a fifth task under AutoML; may be repeated.",
         metavar="<task>",
-        rich_help_panel=STUDY,
     ),
 ]
 _DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run", help="List the cells, their time and disk space; run nothing.", rich_help_panel=STUDY
-    ),
+    _study("--dry-run", help="List the cells, their time and disk space; run nothing."),
 ]
 
 
 def reproduce(
     preset: _Preset = "paper",
-    output: Annotated[
-        Path | None,
-        typer.Option(help="The study's folder. Default: study-<preset>.", rich_help_panel=STUDY),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Seeds of every cell; paper and small have 3.", rich_help_panel=STUDY)
-    ] = None,
+    output: Annotated[Path | None, _study(help="The study's folder. Default: study-<preset>.")] = None,
+    seeds: Annotated[int | None, _study(help="Seeds of every cell; paper and small have 3.")] = None,
     only: _Only = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
+        _study(
             help="Cells at once, each on a GPU or a share of the CPU. Default: as many as GPUs, else 1.",
-            rich_help_panel=STUDY,
         ),
     ] = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Rerun the cells that failed.", rich_help_panel=STUDY)
-    ] = False,
+    retry: Annotated[bool, _study("--retry", help="Rerun the cells that failed.")] = False,
     dry_run: _DryRun = False,
     add_task: _AddTask = None,
-    task_file: TaskFile = None,
-    config: ConfigFile = None,
-    dataset: DatasetName = None,
+    task_file: options.TaskFile = None,
+    config: options.ConfigFile = None,
+    dataset: options.DatasetName = None,
     source: Annotated[
         str | None,
         typer.Option(help="Where to prepare the data set from, as in prepare-data.", rich_help_panel="Data"),
     ] = None,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
+    data_dir: options.DataDir = options.DEFAULT_DATA_DIR,
 ) -> None:
     """Reproduce the paper's Table 1 and Figure 2: train and evaluate every cell, then write the report.
 
@@ -142,15 +125,15 @@ def reproduce(
 
     gpus = torch.cuda.device_count()
     jobs = jobs or max(gpus, 1)
-    options = ["--data-dir", str(data_dir)]
+    common = ["--data-dir", str(data_dir)]
     if dry_run:
-        _list_cells(chosen, options, jobs, _sizes(preset, chosen[0], data_dir))
+        _list_cells(chosen, common, jobs, _sizes(preset, chosen[0], data_dir))
         return
     images = _prepare(preset, chosen[0].config.dataset, source, data_dir)
     save_plan(cells)
     view = _View()
     with view._bar, stop_on_signal() as received:
-        runner = Runner(jobs, gpus, images, options, view, lambda: bool(received))
+        runner = Runner(jobs, gpus, images, common, view, lambda: bool(received))
         counts = runner.run(chosen, retry=retry)
     out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
     _finish(cells, counts, received)
@@ -277,7 +260,7 @@ class _View:
             self._bar.remove_task(self._tasks.pop(name)[1])
 
 
-def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) -> None:
+def _list_cells(cells: list[Cell], common: list[str], jobs: int, sizes: Sizes) -> None:
     """The table of `--dry-run`, and the commands of every cell that is not done."""
     from rsslcli.core.study.estimate import estimate
 
@@ -295,7 +278,7 @@ def _list_cells(cells: list[Cell], options: list[str], jobs: int, sizes: Sizes) 
         table.add_row(str(cell.number), cell.name, cell.status(), *takes)
     out.print(table)
     for cell in missing:
-        commands = " && ".join(rssl_command(*command) for command in cell.commands(options))
+        commands = " && ".join(rssl_command(*command) for command in cell.commands(common))
         out.print(f"{cell.number}: {commands}")
     low = sum(estimates[cell.name].low for cell in missing)
     high = sum(estimates[cell.name].high for cell in missing)

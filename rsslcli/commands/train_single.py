@@ -6,19 +6,20 @@ from typing import Annotated
 
 import typer
 
-from rsslcli.commands import completion, options, training_run
+from rsslcli.commands import completion, options
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
+from rsslcli.commands.training_run import Given, run_training
 from rsslcli.core.errors import UserError
 
 
 def train_single(
+    context: typer.Context,
     task: Annotated[
         str | None,
-        typer.Option(
+        options.task_option(
             help="rotation, color, ir, bir, inpaint, rgb or jigsaw; none for the baseline.",
             metavar="<name>",
             autocompletion=completion.task_or_none,
-            rich_help_panel=options.TASKS,
         ),
     ] = None,
     task_file: options.TaskFile = None,
@@ -56,17 +57,7 @@ def train_single(
     # what would be done, setting by setting
     rssl train-single --task rotation --preset quick --print-config
     """
-    settings = {
-        "dataset": dataset, "epochs": epochs, "train_size": train_size, "depth": depth, "width": width,
-        "batch_size": batch_size, "lr": lr, "augment": augment, "jsd_weight": jsd_weight, "ema": ema,
-        "initial_lambda": initial_lambda, "batch_norm": batch_norm, "task_share": task_share,
-        "seed": seed, "device": device,
-        "precision": precision, "compile": compile,
-    }  # fmt: skip
-    given = training_run.Given(
-        settings, data_dir, preset, config, output, resume, print_config, tensorboard, task_file
-    )
     if task is None and not resume and config is None:
         raise UserError("--task is missing: name a task, or none for the baseline")
     tasks = None if task is None else [] if task == "none" else [task]
-    training_run.run_training(given, tasks, weighting="fixed", single=True)
+    run_training(Given.of(context), tasks, weighting="fixed", single=True)

@@ -6,11 +6,12 @@ import datetime
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.cells import cell_len
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -29,7 +30,7 @@ from rsslcli.commands.console import (
 from rsslcli.commands.hints import suggest_evaluation
 from rsslcli.commands.terminal import Bar
 from rsslcli.core.config import Config, check_effective
-from rsslcli.core.errors import InterruptedTrainingError, UserError
+from rsslcli.core.errors import InterruptedTrainingError, UserError, command_arguments
 from rsslcli.core.files import other_runs
 from rsslcli.core.presets import Layers, config_layers, explain, merge
 from rsslcli.core.run_folder import RunFolder
@@ -41,29 +42,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of a training command.
+    """The arguments of a training command; None is "not given"."""
 
-    Attributes:
-        settings: options of the configuration by the same name; None is "not given".
-        data_dir: where prepared data sets live.
-        preset: the settings to start from; None is "not given".
-        config: a YAML file of settings.
-        output: the run directory; None makes one.
-        resume: whether to continue the run in `output`.
-        print_config: whether to print the settings only.
-        tensorboard: whether to write for TensorBoard too.
-        task_file: the files that define custom tasks, already loaded.
-    """
+    settings: Mapping[str, object]  #: the options that set a field of `Config`, by its name
+    data_dir: Path  #: where prepared data sets live
+    preset: str | None  #: the settings to start from
+    config: Path | None  #: a YAML file of settings
+    output: Path | None  #: the run directory; None makes one
+    resume: bool  #: whether to continue the run in `output`
+    print_config: bool  #: whether to print the settings only
+    tensorboard: bool  #: whether to write for TensorBoard too
+    task_file: Sequence[Path] | None  #: the files that define custom tasks, already loaded
 
-    settings: Mapping[str, object]
-    data_dir: Path
-    preset: str | None
-    config: Path | None
-    output: Path | None
-    resume: bool
-    print_config: bool
-    tensorboard: bool
-    task_file: Sequence[Path] | None
+    @classmethod
+    def of(cls, context: typer.Context) -> Given:
+        """The arguments of the command in `context`, by the parameters of its function.
+
+        The tasks and the weighting are left out: each command reads them in its own way.
+        """
+        values = context.params
+        names = [option.name for option in fields(Config) if option.name not in ("tasks", "weighting")]
+        given = {field.name: values[field.name] for field in fields(cls) if field.name != "settings"}
+        given |= {key: given[key] and Path(given[key]) for key in ("data_dir", "config", "output")}
+        return cls({name: values.get(name) for name in names}, **given)
 
 
 def run_training(
@@ -95,7 +96,7 @@ def run_training(
     if not given.resume:
         check_effective(config)
     if given.print_config:
-        out.print(explain(layers), end="", soft_wrap=True)
+        out.print(explain(layers), end="")
         return
     if given.tensorboard and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
@@ -146,7 +147,8 @@ def _train(given: Given, config: Config, *, single: bool) -> None:
                 world=world,
             )
         except InterruptedTrainingError as stopped:
-            words = _resuming_words(given, directory, single=single)
+            name = "train-single" if single else "train-automl"
+            words = command_arguments(name, resume=True, output=directory, task_file=given.task_file)
             command = shell_command(*words, data_dir=data_dir, ranks=world.size)
             resumable = InterruptedTrainingError(f"{stopped}; resume with: {command}")
             # Another rank may be the one that was told to stop.
@@ -200,15 +202,6 @@ def _note_without_effect(given: Given, config: Config) -> None:
     for key, setting in _NEEDS.items():
         if given.settings.get(key) is not None and not getattr(config, setting):
             note(f"`{key}` has no effect: {_WHY[setting]}")
-
-
-def _resuming_words(given: Given, directory: Path, *, single: bool) -> list[str | Path]:
-    """The arguments of `rssl` that resume a run."""
-    words: list[str | Path] = ["train-single" if single else "train-automl"]
-    words += ["--resume", "--output", directory]
-    for file in given.task_file or ():
-        words += ["--task-file", file]
-    return words
 
 
 def _new_directory(config: Config) -> Path:
@@ -301,8 +294,7 @@ class TrainingView:
         weights = "  ".join(f"{task} {value:.3f}" for task, value in result.lambdas.items())
         out.print(
             f"clean accuracy {percent(result.clean_accuracy)}% on {result.clean_images} test images"
-            + (f"   λ: {weights}" if weights else ""),
-            soft_wrap=True,
+            + (f"   λ: {weights}" if weights else "")
         )
 
     def _epoch_line(self, record: Mapping[str, Any]) -> str:

@@ -52,8 +52,7 @@ def visualize_tasks(
         str | None,
         typer.Option(
             help="augmix adds a column with an augmented view.  [default: as the checkpoint was trained]",
-            metavar=f"<{'|'.join(AUGMENTS)}>",
-            autocompletion=completion.augments,
+            **options.one_of(AUGMENTS),
         ),
     ] = None,
     task_file: options.TaskFile = None,

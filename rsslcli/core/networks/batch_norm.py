@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Suffixes of the tensors in a state dict that batch normalization keeps, which are not parameters.
+STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
+
 
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalization that can train without updating its running statistics.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,21 @@ from typing import Any
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, command_arguments, sanitize, short_repr
+from rsslcli.core.files import read_json
 from rsslcli.core.run_folder import RunFolder, State, partial_evaluation, tail
 from rsslcli.core.tasks.registry import check_task_names
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run and its evaluation.
+    """One training run and its evaluation."""
 
-    Attributes:
-        number: counts from 1, in the order in which cells are run.
-        method: the row of the study that it belongs to.
-        config: the settings of the training.
-        directory: the run directory, named after the cell, such as "automl-s0".
-        train: the arguments of the `rssl` command that trains it.
-        task_files: the files that define custom tasks.
-    """
-
-    number: int
-    method: str
-    config: Config
-    directory: Path
-    train: tuple[str, ...]
-    task_files: tuple[Path, ...] = ()
+    number: int  #: counts from 1, in the order in which cells are run
+    method: str  #: the row of the study that it belongs to
+    config: Config  #: the settings of the training
+    directory: Path  #: the run directory, named after the cell, such as "automl-s0"
+    train: tuple[str, ...]  #: the arguments of the `rssl` command that trains it
+    task_files: tuple[Path, ...] = ()  #: the files that define custom tasks
 
     @property
     def name(self) -> str:
@@ -62,17 +55,10 @@ class Cell:
             images: the number of training images in the data set, which sets the number of steps.
         """
         config = self.config
-        step = 0
-        for record in reversed(_last_records(self.folder.metrics)):
-            if isinstance(record.get("step"), int):
-                step = max(record["step"], 0)
-                break
+        step = _last_step(self.folder.metrics)
         steps = min(config.train_size or images, images) // config.batch_size * config.epochs
-        try:
-            found = json.loads(partial_evaluation(self.folder.evaluation).read_bytes())
-            evaluated = len(found["correct"]) / CELLS_OF_AN_EVALUATION
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            evaluated = 0.0
+        correct = read_json(partial_evaluation(self.folder.evaluation)).get("correct")
+        evaluated = len(correct) / CELLS_OF_AN_EVALUATION if isinstance(correct, dict) else 0.0
         return min(step / steps, 1.0) if steps else 0.0, min(evaluated, 1.0)
 
     def check_can_run(self) -> None:
@@ -134,14 +120,11 @@ def last_line(file: Path) -> str:
     return sanitize(next((line for line in reversed(lines) if line.strip()), "no reason was recorded"), 500)
 
 
-def _last_records(file: Path) -> list[dict[str, Any]]:
-    """The records in the last few kilobytes of a metrics file."""
-    records = []
-    for line in tail(file).splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # the first line may be cut off
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+def _last_step(file: Path) -> int:
+    """The last step in the last few kilobytes of a metrics file; 0 if there is none."""
+    for line in reversed(tail(file).splitlines()):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):  # the first line may be cut off
+            step = json.loads(line)["step"]
+            if isinstance(step, int):
+                return max(step, 0)
+    return 0

@@ -6,16 +6,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from rsslcli.core.config import Config
+from rsslcli.core.evaluation.accuracy import BATCH_SIZE, count_correct
+from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.runtime import resolve_device, set_precision
 from rsslcli.core.study.cell import CELLS_OF_AN_EVALUATION, Cell
 from rsslcli.core.tasks.registry import is_known
-
-if TYPE_CHECKING:
-    import torch
-
-    from rsslcli.core.training.step import Trainer
+from rsslcli.core.training.step import DeviceData, Trainer
 
 #: Seconds to measure speed, in total and per kind of cell. A step that takes longer is still completed.
 MEASURE_SECONDS = 8.0
@@ -28,34 +29,21 @@ _MARGIN = 1.15
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a cell.
+    """The cost of a cell."""
 
-    Attributes:
-        low: seconds of training and evaluation on its share of the machine if nothing else runs.
-        high: seconds if the machine stays as busy as it was during the measurement.
-        bytes: disk space.
-    """
-
-    low: float
-    high: float
-    bytes: int
+    low: float  #: seconds of training and evaluation on its share of the machine if nothing else runs
+    high: float  #: seconds if the machine stays as busy as it was during the measurement
+    bytes: int  #: disk space
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The size of a study's data set.
+    """The size of a study's data set."""
 
-    Attributes:
-        train: training images.
-        test: clean test images.
-        corrupted: source images per corruption and severity.
-        classes: how many classes there are.
-    """
-
-    train: int
-    test: int
-    corrupted: int
-    classes: int = 10
+    train: int  #: training images
+    test: int  #: clean test images
+    corrupted: int  #: source images per corruption and severity
+    classes: int = 10  #: how many classes there are
 
 
 @dataclass(frozen=True)
@@ -144,9 +132,6 @@ def _nearest(work: Mapping[str, _Work], speeds: Mapping[str, Speed], kind: str) 
 
 def _count(config: Config, sizes: Sizes) -> _Work:
     """Count the operations and bytes of a cell by running its steps on tensors without content."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     images = min(config.train_size or sizes.train, sizes.train)
     trainer = _trainer(config, images, sizes.classes, torch.device("meta"))
     chosen = torch.empty(config.batch_size, dtype=torch.int64, device="meta")
@@ -172,9 +157,6 @@ def _count(config: Config, sizes: Sizes) -> _Work:
 
 def _trainer(config: Config, images: int, classes: int, device: torch.device) -> Trainer:
     """A trainer on `images` images of noise."""
-    import torch
-
-    from rsslcli.core.training.step import DeviceData, Trainer
 
     def noise(high: int, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.randint(high, shape, dtype=dtype, device=device)
@@ -194,10 +176,6 @@ def _training_speeds(work: Mapping[str, _Work], threads: int) -> dict[str, Speed
     The cheapest kind is always measured, then the most expensive ones while time remains; a large network on
     a CPU may allow only one.
     """
-    import torch
-
-    from rsslcli.core.runtime import resolve_device, set_precision
-
     torch.set_num_threads(threads)
     first, *others = sorted(work, key=lambda kind: work[kind].step)
     found: dict[str, Speed] = {}
@@ -222,13 +200,6 @@ def _step(trainer: Trainer, chosen: torch.Tensor) -> Callable[[], object]:
 
 def _evaluation_speed(config: Config, sizes: Sizes, threads: int) -> Speed:
     """Measure an evaluation of the network of `config` in float32."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from rsslcli.core.evaluation.accuracy import BATCH_SIZE, count_correct
-    from rsslcli.core.networks.wide_resnet import WideResNet
-    from rsslcli.core.runtime import resolve_device, set_precision
-
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
     set_precision("float32", device, lambda text: None)
@@ -251,8 +222,6 @@ def _measure(call: Callable[[], object], operations: float, device: torch.device
     waits for the others, so several threads on a busy machine may seem slower than one: then a single
     thread is measured too.
     """
-    import torch
-
     found = _time(call, operations, device)
     threads = torch.get_num_threads()
     if device.type == "cpu" and threads > 1 and found.best > _BUSY * found.mean:

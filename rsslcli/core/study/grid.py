@@ -18,19 +18,12 @@ from rsslcli.core.tasks.registry import BEST_TASKS, TASKS, check_task_names, che
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train: a row of the study.
+    """A way to train: a row of the study."""
 
-    Attributes:
-        tasks: the self-supervision tasks; empty for the baseline.
-        weighting: what sets λ.
-        batch_norm: the batch-normalization mode; None keeps the preset's.
-        augment: the augmentation; None keeps the preset's.
-    """
-
-    tasks: tuple[str, ...]
-    weighting: Weighting = "fixed"
-    batch_norm: BatchNormMode | None = None
-    augment: Augment | None = None
+    tasks: tuple[str, ...]  #: the self-supervision tasks; empty for the baseline
+    weighting: Weighting = "fixed"  #: what sets λ
+    batch_norm: BatchNormMode | None = None  #: the batch-normalization mode; None keeps the preset's
+    augment: Augment | None = None  #: the augmentation; None keeps the preset's
 
 
 #: The paper's experiments: the columns of Table 1, then those of Figure 2.
@@ -54,23 +47,14 @@ _BEYOND = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A size of the study.
+    """A size of the study."""
 
-    Attributes:
-        methods: the rows of the study, by name.
-        seeds: the number of seeds per method.
-        single_seed: methods that run with the first seed only, to save time.
-        dataset: the data set to run on.
-        corruptions: how to get the corrupted test set, "download" or "generate".
-        corrupted_images: source images of a generated set; None for the whole test set.
-    """
-
-    methods: Mapping[str, Method]
-    seeds: int
-    single_seed: tuple[str, ...] = ()
-    dataset: str = "cifar10"
-    corruptions: str = "download"
-    corrupted_images: int | None = None
+    methods: Mapping[str, Method]  #: the rows of the study, by name
+    seeds: int  #: the number of seeds per method
+    single_seed: tuple[str, ...] = ()  #: methods that run with the first seed only, to save time
+    dataset: str = "cifar10"  #: the data set to run on
+    corruptions: str = "download"  #: how to get the corrupted test set, "download" or "generate"
+    corrupted_images: int | None = None  #: source images of a generated set; None for the whole test set
 
 
 #: The sizes, each named after the training preset that it uses.

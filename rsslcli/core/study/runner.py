@@ -30,19 +30,12 @@ def threads_each(jobs: int) -> int:
 
 @dataclass(frozen=True)
 class CellEvent:
-    """A change in the state of a cell.
+    """A change in the state of a cell."""
 
-    Attributes:
-        cell: the cell.
-        kind: "started", "running", "done", "failed", "skipped", "busy" (in another process) or "stopped".
-        progress: the completed fraction of what is "running", from 0 to 1.
-        text: "training" or "evaluating" if "running", else the details.
-    """
-
-    cell: Cell
-    kind: str
-    progress: float = 0.0
-    text: str = ""
+    cell: Cell  #: the cell
+    kind: str  #: "started", "running", "done", "failed", "skipped", "busy" (in another process) or "stopped"
+    progress: float = 0.0  #: the completed fraction of what is "running", from 0 to 1
+    text: str = ""  #: "training" or "evaluating" if "running", else the details
 
 
 @dataclass
@@ -58,22 +51,14 @@ class _Job:
 
 @dataclass
 class Runner:
-    """Runs cells in separate processes, `jobs` at a time.
+    """Runs cells in separate processes, `jobs` at a time."""
 
-    Attributes:
-        jobs: how many cells run at once; they share the GPUs or, without any, the CPU threads.
-        gpus: the number of GPUs, assigned to jobs in turn.
-        images: the number of training images in the data set, from which progress is computed.
-        options: arguments that every command gets, such as those for the data folder.
-        on_event: called with every event.
-        should_stop: polled several times a second; once true, running cells save and stop.
-    """
-
-    jobs: int = 1
-    gpus: int = 0
-    images: int = 0
-    options: Sequence[str] = ()
-    on_event: Callable[[CellEvent], None] = lambda event: None
+    jobs: int = 1  #: how many cells run at once; they share the GPUs or, without any, the CPU threads
+    gpus: int = 0  #: the number of GPUs, assigned to jobs in turn
+    images: int = 0  #: the number of training images in the data set, from which progress is computed
+    options: Sequence[str] = ()  #: arguments that every command gets, such as those for the data folder
+    on_event: Callable[[CellEvent], None] = lambda event: None  #: called with every event
+    #: polled several times a second; once true, running cells save and stop
     should_stop: Callable[[], bool] = lambda: False
     counts: dict[str, int] = field(default_factory=dict)
 

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core.errors import RsslError, TaskError, sanitize
+from rsslcli.core.networks.batch_norm import STATISTICS
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
-
-#: Suffixes of the tensors in a state dict that batch normalization keeps, which are not parameters.
-_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 def make_head(name: str, task: Task, features: int) -> nn.Module:
@@ -26,7 +24,7 @@ def make_head(name: str, task: Task, features: int) -> nn.Module:
     with blaming(name, task, "head"):
         head = task.head(features)
         expect(isinstance(head, nn.Module), f"gives a {type(head).__name__}, not a torch.nn.Module")
-        kept = [key for key in head.state_dict() if not f".{key}".endswith(_STATISTICS)]
+        kept = [key for key in head.state_dict() if not f".{key}".endswith(STATISTICS)]
         trained = [key for key, p in head.named_parameters() if p.requires_grad and p.dtype == torch.float32]
         expect(
             kept == trained,

@@ -38,23 +38,14 @@ CHECKPOINT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        directory: the run directory.
-        checkpoint: the checkpoint file.
-        clean_accuracy: clean accuracy after the last epoch, in [0, 1].
-        clean_images: number of test images for it: none that tune λ, and at most as many as an epoch has.
-        lambdas: the final λ, by the names in `config.weighted`.
-        seconds: the time that this process took.
-    """
-
-    directory: Path
-    checkpoint: Path
-    clean_accuracy: float
-    clean_images: int
-    lambdas: dict[str, float]
-    seconds: float
+    directory: Path  #: the run directory
+    checkpoint: Path  #: the checkpoint file
+    clean_accuracy: float  #: clean accuracy after the last epoch, in [0, 1]
+    clean_images: int  #: number of test images for it: none that tune λ, and at most as many as an epoch has
+    lambdas: dict[str, float]  #: the final λ, by the names in `config.weighted`
+    seconds: float  #: the time that this process took
 
 
 def train(

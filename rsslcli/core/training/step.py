@@ -29,19 +29,12 @@ from rsslcli.core.training.upgrad import upgrad_gradients
 
 @dataclass(frozen=True)
 class DeviceData:
-    """The images from which steps draw, as uint8 on the device.
+    """The images from which steps draw, as uint8 on the device."""
 
-    Attributes:
-        images: (N, H + 8, W + 8, 3), padded for cropping.
-        labels: int64 (N,).
-        validation_images: (V, H, W, 3), corrupted images that tune λ; V may be 0.
-        validation_labels: int64 (V,).
-    """
-
-    images: Tensor
-    labels: Tensor
-    validation_images: Tensor
-    validation_labels: Tensor
+    images: Tensor  #: (N, H + 8, W + 8, 3), padded for cropping
+    labels: Tensor  #: int64 (N,)
+    validation_images: Tensor  #: (V, H, W, 3), corrupted images that tune λ; V may be 0
+    validation_labels: Tensor  #: int64 (V,)
 
 
 class Trainer:

@@ -15,6 +15,7 @@ from torch import Tensor
 from rsslcli.core.config import Config
 from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.files import checkpoint_path, replacing
+from rsslcli.core.networks.batch_norm import STATISTICS
 from rsslcli.core.networks.normalization import HALF, parse_normalization
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.public import find_weights, note_on_variant
@@ -22,8 +23,6 @@ from rsslcli.core.weights.tensor_files import copied, read_tensors
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
-
-_BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Wid
         tensor
         for part in (values["classifier"], values["heads"])
         for name, tensor in part.items()
-        if not name.endswith(_BUFFERS)
+        if not name.endswith(STATISTICS)
     ]
     if not _fits_weights(values["optimizer"], weights):
         raise UserError(f"{path} is a damaged checkpoint: the optimizer's state does not fit its weights")

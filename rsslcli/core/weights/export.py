@@ -29,15 +29,11 @@ DESCRIPTION = "rssl.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export.
+    """The result of an export."""
 
-    Attributes:
-        path: the file.
-        difference: the largest difference of a score from the network's on random images, relative to the
-            largest score; None if nothing installed here can run the program.
-    """
-
-    path: Path
+    path: Path  #: the file
+    #: the largest difference of a score from the network's on random images, relative to the largest score;
+    #: None if nothing installed here can run the program
     difference: float | None
 
 

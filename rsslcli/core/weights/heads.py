@@ -19,17 +19,11 @@ from rsslcli.core.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class TrainedTasks:
-    """The tasks of a run that act on its trunk, with their trained heads.
+    """The tasks of a run that act on its trunk, with their trained heads."""
 
-    Attributes:
-        tasks: by name, those whose λ is above 0.
-        heads: by name.
-        lambdas: λ by name.
-    """
-
-    tasks: Mapping[str, Task]
-    heads: nn.ModuleDict
-    lambdas: Mapping[str, float]
+    tasks: Mapping[str, Task]  #: by name, those whose λ is above 0
+    heads: nn.ModuleDict  #: by name
+    lambdas: Mapping[str, float]  #: λ by name
 
     def fingerprint(self) -> str:
         """A fingerprint (sha256, hexadecimal) of the tasks, λ and the heads."""
