@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import study_section
+from synthetic import make_run
+
 from rsslcli.core.report.comparison import make_studies
-from rsslcli.core.report.runs import read_runs
+from rsslcli.core.report.runs import read_run, read_runs
 
 SMALL = Path(__file__).parents[1] / "results" / "small"
 
@@ -20,3 +24,31 @@ def test_every_cell_of_the_small_study_is_in_its_report() -> None:
     assert not left_out
     assert {run.origin for run in runs} == {"generated"}
     assert {run.images for run in runs} == {900}
+
+
+def test_the_document_shows_what_the_tool_makes_of_the_small_study() -> None:
+    expected = study_section.section(study_section.read_study())
+    assert study_section.shown() == expected, "refresh it: python tests/study_section.py"
+    assert study_section.PICTURE.is_file()
+
+
+def test_cells_are_kept_with_what_a_report_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """λ per epoch and the machine too; a cell that is not evaluated is left out."""
+    four = ("rotation", "bir", "color", "ir")
+    run = make_run(tmp_path / "study" / "automl-s0", tasks=four, weighting="automl")
+    (run / "checkpoint.pt").touch()
+    (run / "log.txt").write_text("2026-01-01 rssl 1.0.0, torch 2.9.0, CPU: automl\n2026-01-01 finished\n")
+    (run / "eval-c.json").touch()
+    (make_run(tmp_path / "study" / "ir-s0", tasks=("ir",)) / "eval-c.json").unlink()
+    monkeypatch.setattr(study_section, "SMALL", tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    study_section.collect(tmp_path / "study")
+    (kept,), left_out = read_runs([tmp_path / "kept"])
+    whole = read_run(run)
+    assert not left_out
+    assert kept.trained_with == "rssl 1.0.0, torch 2.9.0, CPU"
+    assert (kept.mean(), kept.history.seconds) == (whole.mean(), whole.history.seconds)
+    ends = [whole.history.lambdas["ir"][step - 1, 1] for step in range(30, 241, 30)]
+    assert kept.history.lambdas["ir"][:, 1].tolist() == ends
+    size = sum(path.stat().st_size for path in (tmp_path / "kept" / "automl-s0").iterdir())
+    assert size < 20_000

@@ -11,7 +11,6 @@ import typer
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS
 from rsslcli.core.tasks.registry import TASKS, custom_tasks
 
 Completion = Callable[[str], list[str]]
@@ -40,7 +39,6 @@ def some_of(names: Iterable[str]) -> Completion:
     return lambda incomplete: _more(incomplete, choices)
 
 
-adaptation_methods = one_of(ADAPTATION_METHODS)
 corruptions = some_of(CORRUPTIONS)
 severities = some_of(map(str, SEVERITIES))
 #: What `prepare-data` makes without a source.

@@ -20,7 +20,7 @@ from rsslcli.commands.console import (
     progress_bar,
     waiting,
 )
-from rsslcli.commands.hints import suggest_evaluation, suggest_report
+from rsslcli.commands.hints import say_difference_to_baseline, suggest_evaluation, suggest_report
 from rsslcli.core.config import PRECISIONS, Config
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
@@ -210,6 +210,8 @@ def _suggest(saved: Path, part: str | None, checkpoint: Path, config: Config, da
         note(f"adapted accuracies stay out of reports, which read {EVALUATION}")
     elif part:
         note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
+    else:
+        say_difference_to_baseline(saved.parent)
     if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
     else:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsslcli.commands.console import suggest_next
+from rsslcli.commands.console import note, suggest_next
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError
 from rsslcli.core.run_folder import CHECKPOINT, CONFIG
@@ -60,6 +60,14 @@ def suggest_report(run: Path) -> None:
     """After an evaluation: report on the run and those beside it."""
     folder = run.parent
     suggest_next("report", run if folder == Path() else folder)
+
+
+def say_difference_to_baseline(run: Path) -> None:
+    """After a whole evaluation: how the run compares with the baseline beside it, if there is one."""
+    from rsslcli.core.report.answer import beside_baseline
+
+    if found := beside_baseline(run):
+        note(found)
 
 
 def _tuned_beside(run: Path, dataset: str) -> dict[Path, tuple[int, int]]:

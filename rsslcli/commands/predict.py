@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rsslcli.commands import completion, options
+from rsslcli.commands import options
 from rsslcli.commands.console import (
     check_checkpoints,
     err,
@@ -55,8 +55,7 @@ _Adapt = Annotated[
     typer.Option(
         help="Adapt to the images, in batches of 200 that mix those of a folder, without their labels: "
         "see eval-c --adapt.",
-        metavar=f"<{'|'.join(ADAPTATION_METHODS)}>",
-        autocompletion=completion.adaptation_methods,
+        **options.one_of(ADAPTATION_METHODS),
     ),
 ]
 

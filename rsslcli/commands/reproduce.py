@@ -6,13 +6,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.progress import (
     BarColumn,
     Progress,
@@ -22,11 +20,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from rich.text import Text
 
 from rsslcli.commands import completion, options
 from rsslcli.commands.console import err, note, out, split_names, stop_on_signal, waiting
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
+from rsslcli.commands.study_table import print_study
 from rsslcli.core.errors import (
     InterruptedTrainingError,
     RsslError,
@@ -39,7 +37,6 @@ from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_p
 from rsslcli.core.study.runner import CellEvent, Runner, threads_each
 
 if TYPE_CHECKING:
-    from rsslcli.core.report.comparison import Study
     from rsslcli.core.study.estimate import Sizes
 
 _study = partial(typer.Option, rich_help_panel="Study")
@@ -174,7 +171,7 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
     study = cells[0].directory.parent
     if finished:
         for found in write_report(finished, study / "report").studies:
-            _print_table_1(found)
+            print_study(found)
         out.print(f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}")
     again = rssl_command(*sys.argv[1:])
     if received:
@@ -183,32 +180,6 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
         raise stopped
     if counts["failed"]:
         raise RsslError(f"{counts['failed']} cells failed, see above; to rerun them: {again} --retry")
-
-
-#: Columns of Table 1 that only the report shows.
-_REPORT_ONLY = ("seeds", "the usual 15", "clean")
-
-
-def _print_table_1(study: Study) -> None:
-    """Table 1 within 80 columns: accuracies, and their differences to the baseline."""
-    from rsslcli.core.report.write import table_1
-
-    content = table_1(study)
-    title = Text(f"{study.title}\n{content.caption}")
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    kept: list[Sequence[str]] = []
-    for column in zip(content.columns, *content.rows, strict=True):
-        if column[0].startswith("paper"):  # without its own differences to its baseline
-            kept.append([cell.partition(" (")[0] for cell in column])
-        elif column[0] not in _REPORT_ONLY:
-            kept.append(column)
-    for index, (name, *_) in enumerate(kept, 1):
-        justify: Literal["left", "right"] = "left" if name in content.words else "right"
-        # Only the words of the last column, the verdicts, may take a second line.
-        table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=index < len(kept))
-    for row in zip(*(cells for _, *cells in kept), strict=True):
-        table.add_row(*map(Text, row))
-    out.print(table)
 
 
 #: The steps of a full bar.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         RsslError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Machines that share a disk may have processes of the same number.
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # it may be a symbolic link

@@ -15,20 +15,21 @@ except ImportError:  # Windows has no flock: nothing is locked there
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False, name: str = ".lock") -> Iterator[None]:
     """Hold the lock of `folder` within this context; the folder is created if missing.
 
     Args:
-        folder: what to lock. An empty file `.lock` stays in it. A folder created for the lock is removed if
-            it stays empty.
+        folder: what to lock. An empty file of that `name` stays in it. A folder created for the lock is
+            removed if it stays empty.
         wait: wait until another process releases the lock, instead of failing. A folder that is not writable
             is then used without a lock: its files can still be read.
+        name: of the lock; locks of different names are independent.
 
     Raises:
         UserError: another process holds the lock, and `wait` is false.
         RsslError: the folder is not writable, and `wait` is false.
     """
-    lock = folder / ".lock"
+    lock = folder / name
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

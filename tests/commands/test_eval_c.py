@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from helpers import Here, refuse, rssl, succeed
 from rich.console import Console
+from synthetic import make_run
 
 from rsslcli.commands.console import spell_options
 from rsslcli.commands.eval_c import _adapted_table, _summary, _table, eval_c
@@ -99,6 +101,20 @@ def test_a_part_never_replaces_the_whole_evaluation(home: Path, here: Here) -> N
         assert err.endswith("next: rssl report judged\n")
     assert here.succeed("eval-c judged --corruptions fog --output judged/eval-c.json")
     assert list(json.loads(whole.read_text())["accuracy"]) == ["fog"], "where the user says, it goes"
+
+
+def test_an_evaluation_is_compared_with_the_baseline_beside_it(home: Path, here: Here) -> None:
+    shown = []
+    for name, tasks in (("base", ()), ("ir", ("ir",))):
+        config = dataclasses.replace(CONFIG, tasks=tasks, epochs=1, warmup_epochs=0)
+        run = make_run(home / "pair" / name, steps_per_epoch=1, **config.to_dict())
+        (run / "eval-c.json").unlink()
+        save_run(run, config)
+        shown.append(here(f"eval-c pair/{name} --severity 1,2,3,4,5")[2])
+    assert "the baseline" not in shown[0]
+    assert re.search(
+        r"^note: [+−][\d.]+ points over the baseline pair/base, mean over the 19", shown[1], re.M
+    )
 
 
 def test_whole_evaluations_replace_each_other_where_they_cover_as_much(home: Path, here: Here) -> None:

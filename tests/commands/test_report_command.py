@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from helpers import refuse, rssl
@@ -16,8 +17,10 @@ def test_report(tmp_path: Path) -> None:
     result = rssl("report runs", cwd=tmp_path, COLUMNS="180")
     assert (result.returncode, "Traceback" in result.stderr) == (0, False)
     assert result.stderr == "left out: [bold]new: not evaluated: it has no eval-c.json\n"
-    (line,) = (line for line in result.stdout.splitlines() if "Rotation" in line)
-    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Rotation is better than the baseline by +1.00 [+1.00, +1.00] points in mean")
+    (line,) = (line for line in lines if line.startswith(" Rotation"))
+    cells = re.split(r" {2,}", line.strip())
     assert "the published corrupted set; 990 images in each cell" in " ".join(result.stdout.split())
     assert cells[:5] == ["Rotation", "76.37 (+2.30)", "2", "51.00 ± 0.00", "+1.00 [+1.00, +1.00]"]
     assert result.stdout.splitlines()[-1] == "open runs/report/report.html"

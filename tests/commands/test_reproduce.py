@@ -16,7 +16,8 @@ from rich.console import Console
 from synthetic import make_run
 
 from rsslcli.app import app, main
-from rsslcli.commands.reproduce import _duration, _print_table_1, _sizes, _View
+from rsslcli.commands.reproduce import _duration, _sizes, _View
+from rsslcli.commands.study_table import print_study
 from rsslcli.core.report.write import Report, write_report
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.study.grid import PRESETS, plan
@@ -43,8 +44,8 @@ def test_a_study_from_nothing_to_its_report(home: Path) -> None:
     assert "2 done" in result.stdout
     table = result.stdout.partition("2 done")[2]
     assert "Table 1. Accuracy in %" in table
-    assert re.search(r"^ *Baseline +\d+\.\d\d ", table, re.MULTILINE)
-    assert re.search(r"^ *Four tasks, AutoML +\d+\.\d\d +[+−]\d+\.\d\d ", table, re.MULTILINE)
+    assert re.search(r"^ *Baseline +1 +\d+\.\d\d ", table, re.MULTILINE)
+    assert re.search(r"^ *Four tasks, AutoML +1 +\d+\.\d\d +[+−]\d+\.\d\d ", table, re.MULTILINE)
     page = home / "study" / "report" / "report.html"
     assert str(page.relative_to(home)) in result.stdout
     assert "baseline" in page.read_text(encoding="utf-8")
@@ -92,7 +93,7 @@ def test_a_study_goes_on_without_the_options_that_added_its_rows(
     out = here.succeed(f"{command} --only baseline")
     assert "6 of 24 cells" in out
     assert {"flip-s1", "automl-flip-s0", "baseline-s1"} <= set(reported)
-    assert re.search(r"flip +\d\d\.\d\d ± ", out), "its row is in the table"
+    assert re.search(r"flip +2 +\d\d\.\d\d ± ", out), "its row is in the table"
 
     shutil.rmtree(tmp_path / "study" / "flip-s0")
     here.refuse(command, r"flip-s0 is not done: unknown task 'flip'.*as --task-file")
@@ -113,13 +114,13 @@ def test_table_1_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             make_run(tmp_path / f"{name}-s{seed}", tasks=tasks, weighting=weighting, seed=seed)
     (study,) = write_report([tmp_path], tmp_path / "report").studies
     text = io.StringIO()
-    monkeypatch.setattr("rsslcli.commands.reproduce.out", Console(file=text, width=80))
-    _print_table_1(study)
+    monkeypatch.setattr("rsslcli.commands.study_table.out", Console(file=text, width=80))
+    print_study(study)
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in text.getvalue()
     for row in study.rows:
-        (line,) = (line for line in lines if line.strip().startswith(f"{row.label} "))
+        (line,) = (line for line in lines if line.startswith(f" {row.label} "))
         assert f"{row.paper:.2f}" in line
         assert f"{100 * row.means.mean():.2f} ± " in line
         assert ("[" in line) == ("]" in line), "an interval is on one line"

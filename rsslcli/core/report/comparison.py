@@ -24,6 +24,7 @@ from rsslcli.core.report.conditions import (
     warn_of_conditions,
 )
 from rsslcli.core.report.runs import Floats, LeftOut, Run, has_effect, paper_method
+from rsslcli.core.report.statistics import holm, margin_of_mean, t_probability, t_quantile
 from rsslcli.core.tasks.registry import BEST_TASKS, TASKS
 
 #: The names in the paper's Table 1, and its accuracy in percent with that task alone and a fixed λ.
@@ -62,6 +63,8 @@ class Comparison:
 
     differences: tuple[float, ...]  #: of the mean corrupted accuracies, fractions of 1
     unlike: str = ""  #: how the evaluations of pairs differ, such as "images"; empty if they do not
+    #: the p-value after Holm's correction for the other comparisons of its table; None if not corrected
+    adjusted: float | None = None
 
     @property
     def mean(self) -> float:
@@ -71,10 +74,20 @@ class Comparison:
     @property
     def margin(self) -> float:
         """Half the width of the 95 % confidence interval, by Student's t; NaN for fewer than two pairs."""
-        n = len(self.differences)
-        return (
-            t_quantile(n - 1) * float(np.std(self.differences, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-        )
+        return margin_of_mean(self.differences)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are two pairs or more, evaluated alike."""
+        return len(self.differences) > 1 and not self.unlike
+
+    @property
+    def p_value(self) -> float:
+        """Of the paired t test that the mean difference is 0; at most 0.05 if the interval excludes zero."""
+        if not self.margin:
+            return 0.0 if self.mean else 1.0
+        degrees = len(self.differences) - 1
+        return 1 - t_probability(self.mean / self.margin * t_quantile(degrees), degrees)
 
     @property
     def verdict(self) -> str:
@@ -85,7 +98,19 @@ class Comparison:
             return "needs 2 seeds or more" if self.differences else "no common seed"
         if abs(self.mean) <= self.margin:
             return "no"
+        if self.adjusted is not None and self.adjusted > _ALPHA:
+            return "not after correction"
         return "yes, better" if self.mean > 0 else "yes, worse"
+
+
+#: The probability of an error that verdicts allow.
+_ALPHA = 0.05
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons, those that are judged corrected for each other by Holm's method."""
+    adjusted = iter(holm([each.p_value for each in comparisons if each.is_judged]))
+    return [replace(each, adjusted=next(adjusted)) if each.is_judged else each for each in comparisons]
 
 
 @dataclass(frozen=True)
@@ -134,8 +159,39 @@ class Study:
 
     @property
     def baseline(self) -> Row | None:
-        """The row without tasks."""
-        return None if self.rows[0].config.tasks else self.rows[0]
+        """The row without tasks and without AugMix."""
+        first = self.rows[0]
+        return None if first.config.tasks or first.config.uses_augmix else first
+
+    @property
+    def against_baseline(self) -> list[tuple[Row, Comparison]]:
+        """The other rows, each with its difference to the baseline; those are corrected for each other.
+
+        Empty without a baseline.
+        """
+        base = self.baseline
+        if base is None:
+            return []
+        found = corrected([row.minus(base) for row in self.rows[1:]])
+        return list(zip(self.rows[1:], found, strict=True))
+
+    @property
+    def what_is_added(self) -> list[tuple[Row, Row, Comparison]]:
+        """Rows minus others with the same augmentation, corrected for each other.
+
+        The other row is the first one with the same tasks, rotation alone, or AugMix alone.
+        """
+        first = {_learned(row): row for row in reversed(self.rows)}
+        pairs = []
+        for row in self.rows:
+            augmix, tasks = _learned(row)
+            wanted = [(augmix, tasks), (augmix, frozenset({"rotation"}))][: 1 + (len(tasks) > 1)]
+            if augmix:
+                wanted.append((augmix, frozenset()))
+            others = [first[key] for key in dict.fromkeys(wanted) if key in first]
+            pairs += [(row, other) for other in others if other is not row and other is not self.baseline]
+        found = corrected([row.minus(other) for row, other in pairs])
+        return [(row, other, each) for (row, other), each in zip(pairs, found, strict=True)]
 
     @property
     def runs(self) -> list[Run]:
@@ -165,6 +221,11 @@ class Study:
         network = f"WRN-{settings['depth']}-{settings['width']}"
         epochs = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)}"
         return f"{sanitize(settings['dataset'])}, {network}, {epochs}, {images}"
+
+
+def _learned(row: Row) -> tuple[bool, frozenset[str]]:
+    """Whether a row trains with AugMix, and its tasks."""
+    return row.config.uses_augmix, frozenset(row.config.tasks)
 
 
 def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
@@ -325,32 +386,14 @@ def _key(value: object) -> str:
 
 def describe(settings: Mapping[str, Any]) -> str:
     """Settings on one line: "batch_norm joint, lr 0.2"."""
-    words = {k: _key(v).replace('"', "") if isinstance(v, Mapping) else v for k, v in settings.items()}
-    return ", ".join(f"{name} {sanitize(value)}" for name, value in words.items())
 
+    def words(name: str, value: object) -> str:
+        if (name, value) == ("validation_corruptions", "extra"):
+            return "λ tuned on the extra four"
+        if isinstance(value, Mapping):
+            value = _key(value).replace('"', "")
+        elif isinstance(value, tuple):
+            value = " and ".join(map(str, value))
+        return f"{name} {sanitize(value)}"
 
-def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """The t such that Student's distribution has probability `confidence` between −t and t.
-
-    For integer degrees of freedom, at least 1, the integral is a finite sum (Abramowitz and Stegun, 26.7.3
-    and 26.7.4). Bisection over θ, where t = √degrees · tan θ, inverts it to double precision.
-    """
-
-    def inside(theta: float) -> float:
-        total = 0.0
-        term = math.cos(theta) if degrees % 2 else 1.0
-        for k in range(2 + degrees % 2, degrees + 1, 2):
-            total += term
-            term *= (k - 1) / k * math.cos(theta) ** 2
-        total *= math.sin(theta)
-        return 2 / math.pi * (theta + total) if degrees % 2 else total
-
-    low = 0.0
-    high = math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        if inside(middle) < confidence:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(degrees) * math.tan(low)
+    return ", ".join(words(name, value) for name, value in settings.items())

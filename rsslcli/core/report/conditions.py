@@ -64,14 +64,14 @@ def _list(names: Sequence[str]) -> str:
 
 def describe_conditions(runs: Sequence[Run]) -> str:
     """Which corrupted images runs were evaluated on, how many, in which precision: part of a sentence."""
-    images = _range([run.images for run in runs])
-    text = f"{_corrupted_sets(runs)}; {images} images in each cell"
+    images = number_range([run.images for run in runs])
+    text = f"{describe_corrupted_sets(runs)}; {images} images in each cell"
     if any(run.excluded for run in runs):
-        text += f", after leaving out {_range([len(run.excluded) for run in runs])} that tune λ"
+        text += f", after leaving out {number_range([len(run.excluded) for run in runs])} that tune λ"
     return f"{text}; computed in {' and '.join(sorted({run.precision for run in runs}))}"
 
 
-def _corrupted_sets(runs: Sequence[Run]) -> str:
+def describe_corrupted_sets(runs: Sequence[Run]) -> str:
     """Where the corrupted sets came from, as part of a sentence."""
     origins: dict[str, set[str | None]] = defaultdict(set)
     for run in runs:
@@ -84,7 +84,8 @@ def _corrupted_sets(runs: Sequence[Run]) -> str:
     return words if len(origins) == 1 else f"{len(origins)} different corrupted sets ({words})"
 
 
-def _range(numbers: Sequence[int]) -> str:
+def number_range(numbers: Sequence[int]) -> str:
+    """The number that all are, or the smallest and the largest: "900 to 1,000"."""
     low = min(numbers)
     high = max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -3,71 +3,45 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
-import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.files import quietly
 from rsslcli.core.report.comparison import FOUR, Row, Study
+from rsslcli.core.report.drawing import (
+    COLORS,
+    STYLE,
+    Size,
+    add_legend,
+    cut_off,
+    draw_intervals,
+    make_panels,
+    style_of,
+    styles_of,
+    wrap,
+)
 from rsslcli.core.report.page import Figure
 from rsslcli.core.report.runs import Floats, has_effect, paper_method
 
-#: The palette of Okabe and Ito 2008, without black (the baseline's) and yellow (too faint on white).
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vPX*<>"
-_DASHES = ("-", "--", "-.", ":")
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 160,
-    # Labels are plain text, and the same runs give the same bytes.
-    "text.parse_math": False,
-    "svg.hashsalt": "rssl",
-}
 #: More rows would be unreadable; the tables show them all.
-MAX_ROWS = 14
+MAX_ROWS = 28
+#: The same for figures with a line per row.
+MAX_LINES = 10
+_OF_LINES = ("severities", "training")
 #: Points per curve, enough to look smooth.
 _POINTS = 300
 
 
-@dataclass(frozen=True)
-class _Size:
-    """The layout of a picture. Its text is 9 points, 12 pixels on a screen, in any layout."""
-
-    width: float  #: in inches of 96 pixels
-    narrow: bool  #: whether panels and the entries of the legend are stacked
-    label: int  #: characters per line of a label
-    cells: int  #: columns of numbers side by side
-
-    @property
-    def legend(self) -> int:
-        """Columns of the legend."""
-        return 1 if self.narrow else 3
-
-
-_WIDE = _Size(width=7.2, narrow=False, label=34, cells=MAX_ROWS)
+_WIDE = Size(width=7.2, narrow=False, label=42, cells=14)
 #: For a phone: 375 pixels minus the margins.
-_NARROW = _Size(width=3.45, narrow=True, label=20, cells=5)
+_NARROW = Size(width=3.45, narrow=True, label=20, cells=5)
 
 #: A figure, its caption, and the rest of its alternative text; None if the runs lack the numbers for it.
 _Drawn = tuple[Canvas, str, str] | None
@@ -77,16 +51,15 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
     """Draw the figures of a study that its runs have the numbers for.
 
     Returns:
-        The figures among "difference", "figure-2a", "figure-2b", "corruptions", "severities" and "training",
-        by name. The names of their PNG files begin with `prefix`.
+        The figures among "accuracy", "difference", "figure-2a", "figure-2b", "corruptions", "severities" and
+        "training", by name. The names of their PNG files begin with `prefix`.
     """
-    rows = study.rows[:MAX_ROWS]
     figures = {}
-    more = f" The first {MAX_ROWS} of {len(study.rows)} rows." if len(rows) < len(study.rows) else ""
     with mpl.rc_context(), quietly():  # or it warns of every character that the font lacks
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
         for name, plot in _PLOTS.items():
+            rows = _most_seeds(study.rows, MAX_LINES if name in _OF_LINES else MAX_ROWS)
             drawn = plot(study, rows, _WIDE)
             narrow = plot(study, rows, _NARROW)
             if drawn is not None and narrow is not None:
@@ -96,51 +69,22 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
                 canvas.set_layout_engine("none")  # the layout is done, and slow
                 png = _saved(canvas, "png")
                 alt = f"{caption} {words}"
-                figures[name] = Figure(f"{prefix}{name}.png", caption + more, alt, svg, narrow_svg, png)
+                if len(rows) < len(study.rows):
+                    caption += f" Of {len(study.rows)} rows, the {len(rows)} with the most seeds."
+                figures[name] = Figure(f"{prefix}{name}.png", caption, alt, svg, narrow_svg, png)
     return figures
+
+
+def _most_seeds(rows: Sequence[Row], limit: int) -> list[Row]:
+    """At most `limit` rows in their order: the first one and those with the most seeds."""
+    others = sorted(range(1, len(rows)), key=lambda index: -len(rows[index].runs))
+    return [rows[index] for index in sorted([0, *others[: limit - 1]])]
 
 
 def _saved(canvas: Canvas, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     canvas.savefig(file, format=kind, **options)
     return file.getvalue()
-
-
-def _style(index: int) -> dict[str, Any]:
-    """Color, marker and dashes of a line; the first 30 all differ, even in gray."""
-    return {
-        "color": _COLORS[index % len(_COLORS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "linestyle": _DASHES[index // len(_COLORS) % len(_DASHES)],
-    }
-
-
-def _styles(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:
-    """Each row with its style; the baseline is black."""
-    styles = [_style(index) for index in range(len(rows))]
-    if not rows[0].config.tasks:
-        styles = [{"color": "black", "marker": "o", "linestyle": "-"}, *styles]
-    return list(zip(rows, styles, strict=False))
-
-
-def _wrap(label: str, width: int = 30) -> str:
-    """Break a label into lines; if it is too long, what is in parentheses starts a new line."""
-    parts = [label] if len(label) <= width else label.replace(" (", "\n(").splitlines()
-    return "\n".join(line for part in parts for line in textwrap.wrap(part, width))
-
-
-def _panels(rows: Sequence[Row], count: int, size: _Size) -> tuple[Canvas, list[Axes]]:
-    """A canvas with `count` panels, and space below for a legend of the rows."""
-    lines = 1 + max(_wrap(row.label).count("\n") for row in rows)
-    across = 1 if size.narrow else min(count, 2)
-    down = math.ceil(count / across)
-    canvas = Canvas(figsize=(size.width, 2.9 * down + 0.18 * lines * math.ceil(len(rows) / size.legend)))
-    return canvas, canvas.subplots(down, across, squeeze=False).ravel().tolist()
-
-
-def _legend(canvas: Canvas, axes: Axes, place: Any, size: _Size) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    canvas.legend(handles, labels, loc=place, ncols=size.legend)
 
 
 def _against(row: Row, base: Row) -> str:
@@ -156,53 +100,51 @@ def _compared(study: Study, rows: Sequence[Row]) -> tuple[Row, list[Row]] | None
     return (base, shown) if base is not None and shown else None
 
 
-def _difference(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
-    found = _compared(study, rows)
-    if found is None:
-        return None
-    base, shown = found
-    labels = [_wrap(_against(row, base), size.label) for row in shown]
-    lines = max(2, 1 + max(label.count("\n") for label in labels))
-    canvas = Canvas(figsize=(size.width, 1.2 + 0.18 * (lines * len(shown) + 3 / size.legend)))
-    axes = canvas.subplots()
-    axes.axvline(0, color="black", linewidth=0.8)
-    ours = [row.minus(base) for row in shown]
-    at = np.arange(len(shown)) - 0.12
-    axes.errorbar(
-        [100 * each.mean for each in ours],
-        at,
-        xerr=[100 * each.margin for each in ours],
-        fmt="o",
-        markersize=6,
-        color=_COLORS[0],
-        capsize=3,
-        zorder=3,
-        label="ours: mean, 95 % confidence interval",
+def _accuracy(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
+    canvas, axes = draw_intervals(
+        [row.label for row in rows], [(100 * row.means).tolist() for row in rows], [], size
     )
-    seeds = [(100 * value, y) for each, y in zip(ours, at, strict=True) for value in each.differences]
-    axes.plot(*zip(*seeds, strict=True), "|", color="black", markersize=8, zorder=4, label="ours: each seed")
-    paper = [(row.paper - base.paper, y + 0.2) for y, row in enumerate(shown) if row.paper and base.paper]
-    if paper:
-        hollow = {"color": _COLORS[1], "markerfacecolor": "white", "markersize": 6}
-        axes.plot(*zip(*paper, strict=True), "D", **hollow, label="paper")  # type: ignore[arg-type]
-    # The intervals of two seeds are so wide that they would squeeze everything else: they may be cut off.
-    reach = 2 * max(abs(x) for x, _ in [*seeds, *paper])
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, -reach), min(high, reach) or 1)
-    axes.set_yticks(range(len(shown)), labels)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    text = "difference to the baseline, percentage points of corrupted accuracy"
-    axes.set_xlabel(_wrap(text, 28 if size.narrow else 80))
-    _legend(canvas, axes, "outside upper center", size)
+    every = 100 * np.concatenate([row.means for row in rows])
+    reach = max(float(np.ptp(every)), 1)
+    cut_off(axes, every.min() - reach, every.max() + reach)
+    if study.baseline is not None:
+        line = 100 * study.baseline.means.mean()
+        axes.axvline(
+            line, color="#555555", linewidth=0.9, linestyle="--", zorder=1, label="the baseline's mean"
+        )
+    axes.set_xlabel(wrap("accuracy under corruption, %", 28 if size.narrow else 80))
+    add_legend(canvas, axes, "outside upper center", size)
     caption = (
-        f"Difference to the baseline, mean over {study.over}: an interval that excludes zero exceeds the "
-        "noise; one seed has none. An interval may extend beyond the edge."
+        f"Accuracy under corruption by method, mean over {study.over}, with the 95 % confidence interval of "
+        "the mean over seeds; one seed has none. An interval may extend beyond the edge. Runs of a seed are "
+        "related, so the differences below are known better than the accuracies."
     )
     return canvas, caption, "The numbers are in the table above."
 
 
-def _figure_2a(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
+def _difference(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
+    found = _compared(study, rows)
+    if found is None:
+        return None
+    base, shown = found
+    ours = [[100 * value for value in row.minus(base).differences] for row in shown]
+    paper = [row.paper - base.paper if row.paper and base.paper else None for row in shown]
+    canvas, axes = draw_intervals([_against(row, base) for row in shown], ours, paper, size)
+    axes.axvline(0, color="black", linewidth=0.8)
+    reach = 2 * max(abs(x) for x in [*itertools.chain(*ours), *paper] if x is not None)
+    cut_off(axes, -reach, reach or 1)
+    text = "difference to the baseline, percentage points of corrupted accuracy"
+    axes.set_xlabel(wrap(text, 28 if size.narrow else 80))
+    add_legend(canvas, axes, "outside upper center", size)
+    caption = (
+        f"Difference to the baseline, mean over {study.over}: an interval that excludes zero exceeds the "
+        "noise if this row is compared alone; the table says which still do among all. One seed has no "
+        "interval. An interval may extend beyond the edge."
+    )
+    return canvas, caption, "The numbers are in the table above."
+
+
+def _figure_2a(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     rows = [row for row in rows if has_effect(row.config)]
     keys = ((frozenset[str](), False), (frozenset({"rotation"}), False), (FOUR, False), (FOUR, True))
     shown = [row for key in keys for row in rows if paper_method(row.config) == key]
@@ -223,17 +165,17 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
         left = [x - 0.2 for x, _ in paper]
         bars = axes.bar(left, [y for _, y in paper], color="#dddddd", hatch="///", label="paper", **look)  # type: ignore[arg-type]
         axes.bar_label(bars, fmt="%.2f", **number)
-    bars = axes.bar(places, heights, yerr=spreads, capsize=4, color=_COLORS[0], label="ours", **look)  # type: ignore[arg-type]
+    bars = axes.bar(places, heights, yerr=spreads, capsize=4, color=COLORS[0], label="ours", **look)  # type: ignore[arg-type]
     axes.bar_label(bars, [f"{height:.2f}" for height in heights], **number)
     words += [f"{shown[x].label}, paper: {y:.2f} %." for x, y in paper]
     words += [f"{row.label}, ours: {height:.2f} %." for row, height in zip(shown, heights, strict=True)]
-    labels = [_wrap(row.label, size.label if size.narrow else 16) for row in shown]
+    labels = [wrap(row.label, size.label if size.narrow else 16) for row in shown]
     axes.set_xticks(range(len(shown)), labels, rotation=90 * size.narrow)
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
     axes.margins(y=0.25 if size.narrow else 0.12)
     axes.set_ylabel("test error, %")
-    _legend(canvas, axes, "outside upper right", size)
+    add_legend(canvas, axes, "outside upper right", size)
     caption = (
         f"As the paper's Figure 2a: test error, mean over {study.over}. Our runs were evaluated on "
         f"{study.conditions}. Error bars: standard deviation over seeds."
@@ -241,10 +183,11 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     return canvas, caption, " ".join(words)
 
 
-def _figure_2b(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
-    tuned = [row for row in rows if row.config.automl and has_effect(row.config)][:4]
-    if not tuned:
+def _figure_2b(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
+    every = [row for row in rows if row.config.automl and has_effect(row.config)]
+    if not every:
         return None
+    tuned = _most_seeds(every, 4)
     canvas = Canvas(figsize=(size.width, (3.6 if size.narrow else 3.0) * len(tuned)))
     words = []
     for axes, row in zip(canvas.subplots(len(tuned), squeeze=False)[:, 0], tuned, strict=True):
@@ -254,7 +197,7 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
             if not curves:
                 continue
             lines = np.array([np.interp(grid, *curve.T) for curve in curves])
-            style = _style(index)
+            style = style_of(index)
             if len(lines) > 1:
                 axes.plot(grid, lines.T, color=style["color"], linewidth=0.6, alpha=0.55)
             axes.plot(grid, lines.mean(0), **style, linewidth=2, markevery=(8 + 7 * index, 40), label=task)
@@ -265,7 +208,7 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
             axes.axvline(warmup, color="#888888", linewidth=0.8, linestyle=":")
             top = axes.get_xaxis_transform()
             axes.text(0.01 * row.config.epochs, 0.98, "warm-up", va="top", fontsize=8, transform=top)
-        title = _wrap(row.label, 40 if size.narrow else 80)
+        title = wrap(row.label, 40 if size.narrow else 80)
         axes.set(xlabel="epoch", ylabel="λ", title=title, xlim=(0, row.config.epochs))
         if size.narrow:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
@@ -275,10 +218,12 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
         "As the paper's Figure 2b: the tasks' weights λ. Thin lines are seeds, thick ones their mean; "
         "during the warm-up (shaded) λ is fixed."
     )
+    if len(tuned) < len(every):
+        caption += f" Of {len(every)} rows that tune λ, the {len(tuned)} with the most seeds."
     return canvas, caption, " ".join(words)
 
 
-def _corruptions(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
+def _corruptions(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     found = _compared(study, rows)
     if found is None:
         return None
@@ -286,7 +231,7 @@ def _corruptions(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     values = np.array([[_gain(row, base, name).mean() for row in shown] for name in study.corruptions])
     limit = max(float(np.abs(values).max()), 0.1)
     parts = np.array_split(np.arange(len(shown)), math.ceil(len(shown) / size.cells))
-    width = size.width if size.narrow else max(4.0, 1.9 + 0.62 * len(shown))
+    width = size.width if size.narrow else max(4.0, 1.9 + 0.62 * len(parts[0]))
     canvas = Canvas(figsize=(width, (2.1 + 0.235 * len(values)) * len(parts)))
     panels = canvas.subplots(len(parts), squeeze=False)[:, 0]
     for axes, part in zip(panels, parts, strict=True):
@@ -297,7 +242,7 @@ def _corruptions(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
             axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=color)
         axes.set_yticks(range(len(values)), study.corruptions)
         axes.xaxis.tick_top()
-        labels = [_wrap(_against(shown[index], base), size.label if size.narrow else 30) for index in part]
+        labels = [wrap(_against(shown[index], base), size.label if size.narrow else 30) for index in part]
         turned: Any = {} if size.narrow else {"ha": "left", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(part)), labels, rotation=90 if size.narrow else 40, **turned)
         axes.tick_params(length=0)
@@ -312,31 +257,31 @@ def _corruptions(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     return canvas, caption, "The accuracies are in the table below."
 
 
-def _severities(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
+def _severities(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     found = _compared(study, rows)
-    canvas, panels = _panels(rows, 2 if found else 1, size)
+    canvas, panels = make_panels(rows, 2 if found else 1, size)
     panels[0].set(xlabel="severity", ylabel="%", title="accuracy", xticks=SEVERITIES)
-    for row, style in _styles(rows):
+    for row, style in styles_of(rows):
         accuracy = 100 * np.mean([row.cells(name) for name in study.corruptions], axis=0)
         label = _against(row, found[0]) if found else row.label
-        panels[0].plot(SEVERITIES, accuracy, **style, label=_wrap(label))
+        panels[0].plot(SEVERITIES, accuracy, **style, label=wrap(label))
         if found and row.pairs(found[0]):
             gain = np.mean([_gain(row, found[0], name) for name in study.corruptions], axis=0)
             panels[1].plot(SEVERITIES, gain, **style)
             panels[1].set(xlabel="severity", ylabel="percentage points", title="difference to the baseline")
             panels[1].set_xticks(SEVERITIES)
-    _legend(canvas, panels[0], "outside lower center", size)
+    add_legend(canvas, panels[0], "outside lower center", size)
     caption = f"Accuracy by severity, mean over {study.over} and seeds, and the difference to the baseline."
     return canvas, caption, "The accuracies are in the table below."
 
 
-def _training(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
+def _training(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     epochs = study.settings["epochs"]
-    canvas, (losses, accuracies) = _panels(rows, 2, size)
+    canvas, (losses, accuracies) = make_panels(rows, 2, size)
     grid = np.unique(np.linspace(1, epochs, min(epochs, _POINTS)).round())
-    for row, style in _styles(rows):
+    for row, style in styles_of(rows):
         histories = [run.history for run in row.runs.values()]
-        style |= {"markevery": max(1, len(grid) // 6), "markersize": 3.5, "label": _wrap(row.label)}
+        style |= {"markevery": max(1, len(grid) // 6), "markersize": 3.5, "label": wrap(row.label)}
         losses.plot(grid, np.mean([np.interp(grid, h.epochs, h.loss) for h in histories], axis=0), **style)
         mean = np.mean([np.interp(grid, h.epochs, h.clean_accuracy) for h in histories], axis=0)
         accuracies.plot(grid, 100 * mean, **style)
@@ -344,7 +289,7 @@ def _training(study: Study, rows: Sequence[Row], size: _Size) -> _Drawn:
     # A loss far above that of guessing comes from a diverging run: it may be cut off.
     losses.set_ylim(0, min(losses.get_ylim()[1], 10))
     accuracies.set(xlabel="epoch", ylabel="%", title="clean test accuracy")
-    _legend(canvas, losses, "outside lower center", size)
+    add_legend(canvas, losses, "outside lower center", size)
     caption = "Training: the main task's loss, averaged over each epoch, and the clean accuracy after it."
     return canvas, f"{caption} Means over seeds.", "The accuracies at the end are in the first table."
 
@@ -356,7 +301,8 @@ def _gain(row: Row, base: Row, corruption: str) -> Floats:
     return mean
 
 
-_PLOTS: dict[str, Callable[[Study, Sequence[Row], _Size], _Drawn]] = {
+_PLOTS: dict[str, Callable[[Study, Sequence[Row], Size], _Drawn]] = {
+    "accuracy": _accuracy,
     "difference": _difference,
     "figure-2a": _figure_2a,
     "figure-2b": _figure_2b,

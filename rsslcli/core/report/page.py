@@ -28,6 +28,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """The paragraph that a reader must see first."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Notes:
     """A highlighted list of remarks."""
 
@@ -63,7 +70,7 @@ class Figure:
     png: bytes
 
 
-Block = Heading | Text | Notes | Table | Figure
+Block = Heading | Text | Answer | Notes | Table | Figure
 
 
 def to_html(blocks: Sequence[Block]) -> str:
@@ -90,6 +97,8 @@ def _html(block: Block) -> str:
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
     if isinstance(block, Text):
         return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Answer):
+        return f'<p class="answer">{html.escape(block.text)}</p>'
     if isinstance(block, Notes):
         items = "".join(f"<li>{html.escape(item)}</li>" for item in block.items)
         return f'<aside role="note"><strong>{html.escape(block.title)}</strong><ul>{items}</ul></aside>'
@@ -130,6 +139,8 @@ def _markdown(block: Block) -> str:
         return f"{'#' * block.level} {_escape(block.text)}"
     if isinstance(block, Text):
         return _escape(block.text)
+    if isinstance(block, Answer):
+        return f"**{_escape(block.text)}**"
     if isinstance(block, Notes):
         return "\n".join([f"**{_escape(block.title)}**", "", *(f"- {_escape(item)}" for item in block.items)])
     if isinstance(block, Figure):
@@ -149,9 +160,11 @@ def _escape(text: str) -> str:
 _NARROW = "screen and (max-width: 40rem)"
 _CSS = """
 :root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --faint: #57606a; --line: #d0d7de;
-  --stripe: #f6f8fa; --note: #fff6dd; --edge: #b58900; }
+  --stripe: #f6f8fa; --note: #fff6dd; --edge: #b58900;
+  --answer: #0072b2; }
 @media screen and (prefers-color-scheme: dark) { :root { --text: #e6e9ed; --page: #14171b; --faint: #9aa4af;
-  --line: #373e47; --stripe: #1c2127; --note: #2d2713; --edge: #d4a72c; } }
+  --line: #373e47; --stripe: #1c2127; --note: #2d2713; --edge: #d4a72c;
+  --answer: #56b4e9; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -159,6 +172,7 @@ main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2em 0 .6em; text-wrap: balance; }
 h1 { margin-top: .5em; } h2 { border-bottom: 1px solid var(--line); padding-bottom: .25em; }
 p { max-width: 46rem; overflow-wrap: anywhere; }
+.answer { font-size: 1.2rem; border-left: 4px solid var(--answer); padding: .2rem 0 .2rem 1rem; }
 aside { background: var(--note); border-left: 4px solid var(--edge); padding: .7rem 1rem; margin: 1.2rem 0;
   overflow-wrap: anywhere; }
 aside ul { margin: .3rem 0 0; padding-left: 1.2rem; }

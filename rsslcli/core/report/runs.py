@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _DEPTH = 3
 #: From a larger metrics file, every epoch is parsed but only about this many bytes of steps, evenly spread.
 _PARSED_BYTES = 4 << 20
 _MAX_LINE_BYTES = 1 << 16
+_MAX_LOG_LINE = 1 << 10
 _MAX_EVALUATION_BYTES = 16 << 20
 #: Numbers this large are damage, not measurements.
 _LIMIT = 1e12
@@ -65,6 +67,9 @@ class Run:
     origin: str | None  #: where the corrupted set came from, a key of `ORIGINS`; None if not recorded
     dataset: str  #: the data set it was evaluated on
     precision: str  #: the precision of the evaluation
+    #: the versions and the machine of the training, as its log says: "rssl 0.1.0, torch 2.9.0, NVIDIA H100";
+    #: empty if there is no log
+    trained_with: str = ""
 
     @property
     def name(self) -> str:
@@ -187,7 +192,19 @@ def read_run(directory: Path) -> Run:
         origin=next((origin for origin in ORIGINS if origin == content.get("corrupted_origin")), None),
         dataset=str(content.get("dataset", config.dataset)),
         precision=sanitize(content.get("precision", "float32")),
+        trained_with=_trained_with(folder.log),
     )
+
+
+def _trained_with(log: Path) -> str:
+    """The versions and the machine in the first line of a log."""
+    try:
+        with log.open("rb") as file:
+            line = file.readline(_MAX_LOG_LINE).decode(errors="replace")
+    except OSError:
+        return ""
+    found = re.match(r"\S+ (rssl \S+, torch \S+, [^:]+): ", line)
+    return sanitize(found[1]) if found else ""
 
 
 def _incomplete(accuracy: Mapping[str, Floats]) -> str:
@@ -284,4 +301,6 @@ def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:
     """The tasks, and whether λ is tuned, if the paper has such a method; else None."""
     beyond = config.uses_augmix or config.ema or config.automl_variants
     beyond = beyond or config.weighting not in ("fixed", "automl")
+    beyond = beyond or (config.automl and config.validation_corruptions != "all")
+    beyond = beyond or (bool(config.tasks) and config.task_share < 1)
     return None if beyond else (frozenset(config.tasks), config.automl)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ import numpy as np
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import replacing
-from rsslcli.core.report.comparison import Comparison, Study, departures, make_studies
-from rsslcli.core.report.page import Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
+from rsslcli.core.report.answer import answer, interval, other_rows, signed
+from rsslcli.core.report.comparison import Study, departures, make_studies
+from rsslcli.core.report.page import Answer, Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
+from rsslcli.core.report.provenance import cost, provenance
 from rsslcli.core.report.runs import LeftOut, read_runs
 from rsslcli.core.version import __version__
 
@@ -55,11 +56,13 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     count = len(read) - len(repeated)
     more = f"; {len(left_out)} left out, with the reasons at the end" if left_out else ""
     about = f"{count} finished and evaluated run{'s' * (count > 1)}{more}. Written by rssl {__version__}."
-    blocks: list[Block] = [Heading("Robustness report", 1), Text(about)]
-    for number, study in enumerate(studies, 1):
-        several = len(studies) > 1
-        figures = draw(study, f"study-{number}-" if several else "")
-        blocks += _study(study, figures, f"Study {number}: " if several else "")
+    several = len(studies) > 1
+    titles = [f"Study {number}: " if several else "" for number in range(1, len(studies) + 1)]
+    blocks: list[Block] = [Heading("Robustness report", 1)]
+    blocks += [Answer(title + answer(study)) for title, study in zip(titles, studies, strict=True)]
+    blocks.append(Text(about))
+    for number, (title, study) in enumerate(zip(titles, studies, strict=True), 1):
+        blocks += _study(study, draw(study, f"study-{number}-" if several else ""), title)
     blocks += [
         Heading("How the comparison is made"),
         *map(Text, _METHOD.split("\n\n")),
@@ -83,16 +86,17 @@ def table_1(study: Study) -> Table:
     base = study.baseline
     in_paper = any(row.paper for row in study.rows)
     rows = []
-    for row in study.rows:
+    differences = [found for _, found in study.against_baseline]
+    differences_of_rows = [None, *differences] if base else [None] * len(study.rows)
+    for row, found in zip(study.rows, differences_of_rows, strict=True):
         cells = [row.label]
         if in_paper:
             published = f"{row.paper:.2f}" if row.paper else "–"
             if row.paper and base and base.paper and row is not base:
-                published += f" ({_signed(row.paper - base.paper)})"
+                published += f" ({signed(row.paper - base.paper)})"
             cells.append(published)
         cells += [str(len(row.runs)), _spread(row.means)]
-        found = row.minus(base) if base and row is not base else None
-        cells += [_interval(found), found.verdict] if found else ["–", "–" if base else "no baseline"]
+        cells += [interval(found), found.verdict] if found else ["–", "–" if base else "no baseline"]
         cells.append(_spread([run.mean(STANDARD) for run in row.runs.values()]))
         cells.append(_spread([run.clean_accuracy for run in row.runs.values()]))
         rows.append(cells)
@@ -108,23 +112,10 @@ _VERDICT = "exceeds the noise?"
 _WORDS = frozenset({_VERDICT, "trained with", "why", "rows"})
 
 
-def _interval(found: Comparison) -> str:
-    """The mean difference in percentage points, with its confidence interval if it has one."""
-    if math.isnan(found.mean):
-        return "–"
-    ends = [_signed(100 * (found.mean + side * found.margin)) for side in (-1, 1)]
-    return _signed(100 * found.mean) + ("" if math.isnan(found.margin) else f" [{', '.join(ends)}]")
-
-
 def _spread(values: Sequence[float] | np.typing.NDArray[np.float64]) -> str:
     """Mean ± standard deviation over seeds, in percent."""
     deviation = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return "–" if np.isnan(values).any() else f"{100 * np.mean(values):.2f}{deviation}"
-
-
-def _signed(value: float) -> str:
-    """A number with its sign, two digits after the point."""
-    return f"{round(value, 2) + 0:+.2f}".replace("-", "−")
 
 
 def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator[Block]:
@@ -139,17 +130,12 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
         notes.append("None of these runs is a baseline (a run without tasks), so nothing is judged.")
     if notes:
         yield Notes("Before you compare", notes)
+    if rest := other_rows(study):
+        yield Text(rest)
     yield Text(f"Evaluated on {study.conditions}. {_against_the_paper(study)}")
     yield table_1(study)
-    if "difference" in figures:
-        yield figures["difference"]
-    yield from _other_comparisons(study)
-    yield Heading("Settings", 3)
-    if rows := departures(study):
-        caption = "Settings that differ from the preset paper's or between rows"
-        yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, _WORDS, stacked=True)
-    else:
-        yield Text("All settings are those of the preset paper.")
+    yield from (figures[name] for name in ("accuracy", "difference") if name in figures)
+    yield from other_comparisons(study)
     for name, title in (("figure-2a", "Test error"), ("figure-2b", "The weights λ")):
         if name in figures:
             yield from (Heading(title, 3), figures[name])
@@ -164,7 +150,14 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
             yield figures[key]
         rows = [[str(n), *(f"{100 * v:.2f}" for v in of)] for n, of in zip(names, means, strict=True)]
         yield Table(f"Accuracy in % by {kind}, mean over {over} and seeds", [kind, *labels], rows)
-    yield from (Heading("Training", 3), figures["training"], _cost(study))
+    yield from (Heading("Training", 3), figures["training"])
+    yield from (Heading("Where the numbers come from", 3), provenance(study))
+    if rows := departures(study):
+        caption = "Settings that differ from the preset paper's or between rows"
+        yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, _WORDS, stacked=True)
+    else:
+        yield Text("All settings are those of the preset paper.")
+    yield from (Heading("What it costs", 3), *cost(study))
 
 
 def _against_the_paper(study: Study) -> str:
@@ -181,40 +174,16 @@ def _against_the_paper(study: Study) -> str:
     )
 
 
-def _other_comparisons(study: Study) -> Iterator[Table]:
-    """Compare rows with the first row of the same tasks, and several tasks with rotation alone."""
-    rows = []
-    first = {frozenset(row.config.tasks): row for row in reversed(study.rows)}
-    for row in study.rows:
-        tasks = frozenset(row.config.tasks)
-        for other in (first[tasks], first.get(frozenset({"rotation"})) if len(tasks) > 1 else None):
-            if other is not None and other is not row:
-                found = row.minus(other)
-                seeds = str(len(found.differences))
-                rows.append([f"{row.label} − {other.label}", seeds, _interval(found), found.verdict])
+def other_comparisons(study: Study) -> Iterator[Table]:
+    """What AutoML or another setting adds to the same tasks, tasks to AugMix, and several to rotation."""
+    rows = [
+        [f"{row.label} − {other.label}", str(len(found.differences)), interval(found), found.verdict]
+        for row, other, found in study.what_is_added
+    ]
     if rows:
         columns = ["difference", "common seeds", "points [95 % interval]", _VERDICT]
         caption = f"Other comparisons, in percentage points of accuracy, mean over {study.over}"
         yield Table(caption, columns, rows, _WORDS, stacked=True)
-
-
-def _cost(study: Study) -> Table:
-    """The training time of each row."""
-    rows = []
-    base = study.baseline
-    for row in study.rows:
-        histories = [run.history for run in row.runs.values()]
-        pairs = row.pairs(base) if base else []
-        values = (
-            (np.mean([h.seconds for h in histories]), ",.0f"),
-            (np.mean([h.steps * row.config.batch_size / h.seconds for h in histories]), ",.0f"),
-            (np.mean([a.history.seconds / b.history.seconds for a, b in pairs] or math.nan), ".2f"),
-        )
-        cells = ["–" if np.isnan(value) else format(value, form) for value, form in values]
-        rows.append([row.label, str(len(histories)), *cells])
-    columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
-    caption = "Cost, mean over seeds; times are comparable only if every run had the same machine to itself"
-    return Table(caption, columns, rows, _WORDS, stacked=True)
 
 
 _METHOD = """\
@@ -232,8 +201,10 @@ With few seeds the interval is necessarily wide: the standard error is multiplie
 4.30 for three, 2.78 for five. So “no” means “not shown”, not “no difference”. A single seed is not judged:
 the number of test images says nothing about the result of another seed.
 
-The intervals are not corrected for multiple comparisons: of twenty comparisons without a true difference,
-about one exceeds the noise by chance."""
+The verdicts are corrected for the number of comparisons, those of each table for each other, by Holm's
+method: if no row of a table truly differed, the chance that any is called better or worse would be at most
+5 %. The intervals are not corrected. So an interval may exclude zero while the verdict is “not after
+correction”: alone, the difference would exceed the noise; among so many, chance may have produced it."""
 
 
 def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Block]:

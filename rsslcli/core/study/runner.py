@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from rsslcli.core.errors import RsslError, UserError, rssl_command
@@ -19,6 +20,8 @@ from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.study.cell import Cell, last_line, log_file
 
+#: The lock of a cell's folder that the process which runs the cell holds.
+_CELL_LOCK = ".cell.lock"
 #: How to start a command: with this same `rssl`.
 PROGRAM = (sys.executable, "-m", "rsslcli")
 
@@ -47,6 +50,7 @@ class _Job:
     remaining: list[list[str]]
     process: subprocess.Popen[bytes] | None = None
     stopping: bool = False
+    lock: ExitStack = field(default_factory=ExitStack)  #: held until the cell ends
 
 
 @dataclass
@@ -79,7 +83,10 @@ class Runner:
                 while waiting and len(running) < self.jobs:
                     job = self._start(waiting.pop(0), {job.slot for job in running}, retry)
                     running += [job] if job else []
-                running = [job for job in running if self._goes_on(job, stop)]
+                ended = [job for job in running if not self._goes_on(job, stop)]
+                running = [job for job in running if job not in ended]
+                for job in ended:
+                    job.lock.close()
                 if running:
                     time.sleep(0.2)
         finally:
@@ -91,21 +98,35 @@ class Runner:
 
     def _start(self, cell: Cell, taken: set[int], retry: bool) -> _Job | None:
         """Start a cell in the lowest free slot; None if it is done, failed before or busy."""
-        status = cell.status()
-        if status == "done" or (status == "failed" and not retry):
-            text = "done before" if status == "done" else f"failed before: {last_line(cell.folder.failure)}"
-            self._ended(cell, "skipped", text)
+        if self._is_skipped(cell, retry):
             return None
+        lock = ExitStack()
         try:
+            # The training holds a lock too, but only while it runs: this one lasts until the cell ends.
+            lock.enter_context(locked(cell.directory, name=_CELL_LOCK))
             with locked(cell.directory):
+                if self._is_skipped(cell, retry):  # another process may have ended it a moment ago
+                    lock.close()
+                    return None
                 remove(cell.folder.failure)
         except UserError:
+            lock.close()
             self._ended(cell, "busy", "another process is running it")
             return None
-        job = _Job(cell, min(set(range(self.jobs)) - taken), cell.commands(self.options))
+        job = _Job(cell, min(set(range(self.jobs)) - taken), cell.commands(self.options), lock=lock)
         self.on_event(CellEvent(cell, "started", text=rssl_command(*job.remaining[0])))
         self._next_command(job)
         return job
+
+    def _is_skipped(self, cell: Cell, retry: bool) -> bool:
+        """Whether the cell is done or failed before; then reports it."""
+        status = cell.status()
+        skipped = status == "done" or (status == "failed" and not retry)
+        if skipped:
+            done = status == "done"
+            text = "done before" if done else f"failed before: {last_line(cell.folder.failure)}"
+            self._ended(cell, "skipped", text)
+        return skipped
 
     def _next_command(self, job: _Job) -> None:
         """Start the next command of the job; its output is appended to the cell's log file."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -237,7 +238,9 @@ class TestFiles:
     ) -> None:
         (tmp_path / "mine").write_bytes(b"mine")
         (tmp_path / "set").mkdir()
-        hidden = [f".{name}.{os.getpid()}.part" for name in ("labels.npy", "corruptions.json")]
+        hidden = [
+            f".{name}.{platform.node()}-{os.getpid()}.part" for name in ("labels.npy", "corruptions.json")
+        ]
         for name in ("labels.npy", "contrast.npy.partial", *hidden):
             (tmp_path / "set" / name).symlink_to(tmp_path / "mine")
         generate_corrupted(images, labels, tmp_path / "set", corruptions=["contrast"])

@@ -13,7 +13,7 @@ from synthetic import FOUR, make_run
 
 from rsslcli.core.report import figures as plots
 from rsslcli.core.report.comparison import Study, make_studies
-from rsslcli.core.report.figures import MAX_ROWS, draw
+from rsslcli.core.report.figures import MAX_LINES, MAX_ROWS, draw
 from rsslcli.core.report.runs import read_runs
 
 
@@ -40,7 +40,9 @@ def test_figures_of_damaged_and_diverged_runs(
                 line |= {"epoch": 5, "clean_accuracy": -3}
         path.write_text("\n".join(map(json.dumps, lines)))
     figures = draw(study(tmp_path), "x-")
-    assert list(figures) == ["difference", "figure-2a", "figure-2b", "corruptions", "severities", "training"]
+    assert list(figures) == [
+        "accuracy", "difference", "figure-2a", "figure-2b", "corruptions", "severities", "training",
+    ]  # fmt: skip
     for name, figure in figures.items():
         assert figure.name == f"x-{name}.png"
         with Image.open(io.BytesIO(figure.png)) as picture:
@@ -79,9 +81,46 @@ def test_more_rows_than_a_picture_holds(tmp_path: Path, monkeypatch: pytest.Monk
     for index in range(MAX_ROWS + 2):
         make_run(tmp_path / str(index), tasks=("ir",), initial_lambda=index / 10)
     figures = draw(study(tmp_path))
-    assert figures["corruptions"].caption.endswith(f" The first {MAX_ROWS} of {MAX_ROWS + 3} rows.")
+    said = f" Of {MAX_ROWS + 3} rows, the {MAX_ROWS} with the most seeds."
+    assert figures["corruptions"].caption.endswith(said)
     with Image.open(io.BytesIO(figures["corruptions"].png)) as picture:
         assert picture.width < 2000
+
+
+def test_rows_with_more_seeds_are_drawn_before_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AugMix, the last row, is not what a picture of lines leaves out."""
+    make_run(tmp_path / "baseline")
+    for index in range(MAX_LINES):
+        make_run(tmp_path / str(index), tasks=("ir",), initial_lambda=index / 10)
+    for seed in (0, 1):
+        make_run(tmp_path / f"augmix{seed}", augment="augmix", seed=seed)
+    found = study(tmp_path)
+    shown = plots._most_seeds(found.rows, MAX_LINES)
+    assert len(shown) == MAX_LINES
+    assert (shown[0].label, shown[-1].label) == ("Baseline", "AugMix")
+    only(monkeypatch, "severities")
+    assert f"the {MAX_LINES} with the most seeds" in draw(found)["severities"].caption
+
+
+def test_the_accuracies_are_drawn_with_their_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The points and error bars of the picture, worked out anew."""
+    for seed, (base, augmix) in enumerate([(0.50, 0.60), (0.52, 0.61), (0.53, 0.65)]):
+        make_run(tmp_path / f"baseline{seed}", seed=seed, mean=base)
+        make_run(tmp_path / f"augmix{seed}", seed=seed, mean=augmix, augment="augmix")
+    found = study(tmp_path)
+    drawn = plots._accuracy(found, found.rows, plots._WIDE)
+    assert drawn is not None
+    (axes,) = drawn[0].axes
+    bars, dots = axes.containers[0], axes.containers[0].lines[0]
+    assert dots.get_xdata() == pytest.approx([51.667, 62.0], abs=1e-3)
+    (segments,) = (bar.get_segments() for bar in bars.lines[2])
+    # 4.303 · sd / √3 of (60, 61, 65) with sd 2.6458
+    assert segments[1][:, 0] == pytest.approx([62 - 6.572, 62 + 6.572], abs=1e-3)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Baseline", "AugMix"]
 
 
 @pytest.mark.parametrize("warmup", [0, 7])

@@ -126,7 +126,7 @@ def test_the_page_stands_alone_and_can_be_read_aloud(report: Report) -> None:
     assert "https:" not in source
     assert not re.search(r"url\(|@import|\son\w+=", source)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(report.figures) == 6
+    assert len(images) == len(report.figures) == 7
     for image in images:
         assert len(str(image["alt"])) > 60
         svg = base64.b64decode(str(image["src"]).removeprefix("data:image/svg+xml;base64,"))
@@ -146,7 +146,7 @@ def test_a_telephone_gets_pictures_of_its_width_and_tables_without_columns(repor
     """Of 375 pixels the margins and the frame leave 332: text of 9 points is shown with 12 pixels."""
     page = Page(report.page)
     sources = [attributes for tag, attributes in page.tags if tag == "source"]
-    assert len(sources) == 6
+    assert len(sources) == 7
     for source in sources:
         assert source["media"] == "screen and (max-width: 40rem)"
         svg = base64.b64decode(str(source["srcset"]).removeprefix("data:image/svg+xml;base64,"))
@@ -154,7 +154,7 @@ def test_a_telephone_gets_pictures_of_its_width_and_tables_without_columns(repor
         assert float(width) * 96 / 72 == pytest.approx(332, abs=1)
     stacked = report.page.read_text().split('<div class="stacked"')
     captions = [re.findall(r"<caption>(\w+)", part)[0] for part in stacked[1:]]
-    assert captions == ["Table", "Other", "Settings", "Cost"]
+    assert captions == ["Table", "Other", "Provenance", "Settings", "Cost"]
     assert '<td class="words" data-column="exceeds the noise?">needs 2 seeds or more</td>' in stacked[1]
 
 
@@ -201,8 +201,8 @@ def test_the_markdown_says_the_same(report: Report) -> None:
     cells = [cell.strip().replace("\\", "") for cell in rows[0].strip("| ").split(" | ")]
     assert cells == list(Page(report.page).table("Table 1")["Four tasks, AutoML"].values())
     assert {path.name for path in report.markdown.parent.iterdir()} == {
-        "report.html", "report.md", "difference.png", "figure-2a.png", "figure-2b.png", "corruptions.png",
-        "severities.png", "training.png",
+        "report.html", "report.md", "accuracy.png", "difference.png", "figure-2a.png", "figure-2b.png",
+        "corruptions.png", "severities.png", "training.png",
     }  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def test_files_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     report = write_report([study], tmp_path / "out")
     page = Page(report.page)
     assert not {"script", "i", "b"} & {tag for tag, _ in page.tags}
-    assert [attributes["src"][:5] for tag, attributes in page.tags if tag == "img"] == ["data:"] * 5
+    assert [attributes["src"][:5] for tag, attributes in page.tags if tag == "img"] == ["data:"] * 6
     assert "<img src=x onerror=alert(1)>|`[a](b)*$x_$" in page.text
     assert "\x1b" not in page.text
     markdown = report.markdown.read_text()
@@ -239,7 +239,7 @@ def test_one_run_several_studies_and_what_is_left_out(tmp_path: Path) -> None:
     assert "None of these runs is a baseline (a run without tasks)" in page.text
     assert page.table("Left out")[str(study / "unfinished")]["why"] == "not evaluated: it has no eval-c.json"
     assert {path.name for path in report.figures} == {
-        "figure-2a.png", "figure-2b.png", "severities.png", "training.png",
+        "accuracy.png", "figure-2a.png", "figure-2b.png", "severities.png", "training.png",
     }  # fmt: skip
     make_run(study / "other", epochs=9, dataset="mine")
     report = write_report([study], tmp_path / "out")

@@ -375,3 +375,20 @@ def test_a_killed_cell_is_a_failure(folder: Path) -> None:
         pytest.skip("finds the process in /proc")
     assert Runner(on_event=kill).run(plan("quick", folder)[:1])["failed"] == 1
     assert "ended by signal 9" in (run / "failed.txt").read_text()
+
+
+def test_a_cell_belongs_to_one_process_until_it_ends(folder: Path) -> None:
+    """Also between its training and its evaluation, which hold no lock together."""
+    cell = cell_in(folder)
+    others = []
+
+    def another(event: CellEvent) -> None:
+        if event.kind in ("started", "running"):
+            others.append(Runner().run([cell]))
+
+    assert Runner(on_event=another).run([cell])["done"] == 1
+    assert len(others) > 2
+    assert all(counts["busy"] == 1 for counts in others)
+    assert not cell.folder.failure.exists()
+    assert len(calls(folder)) == 2
+    assert Runner().run([cell])["skipped"] == 1

@@ -1,0 +1,187 @@
+"""What a study shows, in sentences computed from its runs: the first thing that a report says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rsslcli.core.config import Config, read_config_file
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.report.comparison import Comparison, Row, Study, make_studies
+from rsslcli.core.report.runs import read_run, run_directories
+from rsslcli.core.run_folder import RunFolder
+
+#: How many neighboring runs are considered.
+_BESIDE = 50
+#: How many rows a sentence lists.
+_LISTED = 4
+
+
+#: Rows with their differences to the baseline.
+_Found = Sequence[tuple[Row, Comparison]]
+
+
+def answer(study: Study) -> str:
+    """Which method is better than the baseline and by how much, or why that cannot be said."""
+    if study.baseline is None:
+        return (
+            "Nothing can be compared: none of these runs is a baseline, a run without tasks and without "
+            "AugMix."
+        )
+    found = study.against_baseline
+    if not found:
+        return (
+            f"Only the baseline is here: its accuracy, mean over {study.over}, is "
+            f"{100 * study.baseline.means.mean():.2f} % ({_seeds(len(study.baseline.runs))}). Nothing is "
+            "compared with it yet."
+        )
+    judged = _judged(study)
+    if not judged:
+        return _cannot_be_judged(study, found)
+    best, difference = judged[0]
+    if difference.verdict != "yes, better":
+        which = "the best one" if len(judged) == len(found) else "the best one with two seeds or more"
+        return (
+            f"No method is better than the baseline beyond the noise: {which}, {best.label}, differs from it "
+            f"by {_by(study, difference)}."
+        )
+    return " ".join(
+        [
+            f"{best.label} is better than the baseline by {_by(study, difference)}.",
+            *_beyond_augmix(study, best),
+        ]
+    )
+
+
+def other_rows(study: Study) -> str:
+    """What the answer leaves out: the verdicts on the other rows; empty if there are none."""
+    judged = _judged(study)
+    sentences = []
+    for verdict, words in _VERDICTS.items():
+        rows = [pair for pair in judged[1:] if pair[1].verdict == verdict]
+        if rows:
+            named = [f"{row.label} ({signed(100 * each.mean)})" for row, each in rows]
+            sentences.append(f"{words[0].upper()}{words[1:]}: {_names(named)}.")
+    few = [(row, each) for row, each in study.against_baseline if not each.is_judged]
+    if few and judged:
+        sentences.append(f"Not judged: {_names([_why_not(row, each) for row, each in few])}.")
+    return " ".join(sentences)
+
+
+#: What a sentence says of a verdict.
+_VERDICTS = {
+    "yes, better": "also better than the baseline",
+    "yes, worse": "worse than the baseline",
+    "not after correction": "beyond the noise only if compared alone",
+    "no": "within the noise",
+}
+
+
+def _judged(study: Study) -> list[tuple[Row, Comparison]]:
+    """The rows that are judged: those better than the baseline first, then by difference."""
+    judged = [pair for pair in study.against_baseline if pair[1].is_judged]
+    return sorted(judged, key=lambda pair: (pair[1].verdict != "yes, better", -pair[1].mean))
+
+
+def beside_baseline(directory: Path) -> str:
+    """How a run compares with the baseline beside it that shares its seed and settings, as a sentence.
+
+    Empty without such a baseline, or if a file cannot be read.
+    """
+    try:
+        run = read_run(directory)
+        baselines = [read_run(path) for path in _baselines_beside(directory, run.config.seed)]
+    except (RsslError, OSError):
+        return ""
+    for study in make_studies([run, *baselines])[0]:
+        base = study.baseline
+        if base is None or run not in study.runs or run in base.runs.values():
+            continue
+        (row,) = (row for row in study.rows if run in row.runs.values())
+        found = row.minus(base)
+        other = base.runs[run.config.seed]
+        if found.unlike:
+            return f"not compared with {other.directory}: it was evaluated on different {found.unlike}"
+        return (
+            f"{signed(100 * found.mean)} points over the baseline {other.directory}, mean over {study.over}; "
+            "one seed cannot show whether that exceeds the noise"
+        )
+    return ""
+
+
+def _baselines_beside(directory: Path, seed: int) -> list[Path]:
+    """The run directories beside this one whose settings are those of a baseline with this seed."""
+    found = []
+    for path in [*run_directories(directory.resolve().parent)][:_BESIDE]:
+        try:
+            config = Config(**read_config_file(RunFolder(path).config))
+        except (UserError, OSError):
+            continue
+        is_baseline = not config.tasks and not config.uses_augmix and config.seed == seed
+        if is_baseline and path != directory.resolve() and RunFolder(path).evaluation.is_file():
+            found.append(directory.parent / path.name)
+    return found
+
+
+def _cannot_be_judged(study: Study, found: _Found) -> str:
+    if unlike := " and ".join(dict.fromkeys(each.unlike for _, each in found if each.unlike)):
+        return f"Nothing can be judged: rows were evaluated on different {unlike} than the baseline."
+    shared = [pair for pair in found if pair[1].differences]
+    if not shared:
+        return "Nothing can be judged: no row has a seed in common with the baseline."
+    best, difference = max(shared, key=lambda pair: pair[1].mean)
+    return (
+        f"One seed cannot show whether a method is better than the baseline. The best here, {best.label}, "
+        f"differs by {signed(100 * difference.mean)} points in mean accuracy over {study.over}; with another "
+        "seed the difference may have another sign."
+    )
+
+
+def _beyond_augmix(study: Study, best: Row) -> list[str]:
+    """What the tasks of a row add to AugMix, if it has both."""
+    for row, other, found in study.what_is_added:
+        if row is best and row.config.tasks and other.config.uses_augmix and not other.config.tasks:
+            verdict = _VERDICTS.get(found.verdict, "not judged")
+            if found.verdict.startswith("yes"):
+                verdict = "beyond the noise"
+            return [f"Its difference to AugMix alone is {interval(found)}: {verdict}."]
+    return []
+
+
+def _why_not(row: Row, found: Comparison) -> str:
+    """A row that is not judged, and why."""
+    if found.unlike:
+        return f"{row.label} (evaluated on different {found.unlike})"
+    if not found.differences:
+        return f"{row.label} (no common seed)"
+    return f"{row.label} ({signed(100 * found.mean)}, one seed)"
+
+
+def _by(study: Study, found: Comparison) -> str:
+    return (
+        f"{interval(found)} points in mean accuracy over {study.over} ({_seeds(len(found.differences))}, "
+        "95 % interval)"
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return "; ".join(names[:_LISTED]) + more
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
+def interval(found: Comparison) -> str:
+    """The mean difference in percentage points, with its confidence interval if it has one."""
+    if math.isnan(found.mean):
+        return "–"
+    ends = [signed(100 * (found.mean + side * found.margin)) for side in (-1, 1)]
+    return signed(100 * found.mean) + ("" if math.isnan(found.margin) else f" [{', '.join(ends)}]")
+
+
+def signed(value: float) -> str:
+    """A number with its sign, two digits after the point."""
+    return f"{round(value, 2) + 0:+.2f}".replace("-", "−")

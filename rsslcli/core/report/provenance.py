@@ -1,0 +1,88 @@
+"""Where a study's numbers come from, and what they cost: images, precision, machines, versions, time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from rsslcli.core.errors import sanitize
+from rsslcli.core.report.comparison import Row, Study
+from rsslcli.core.report.conditions import describe_corrupted_sets, number_range
+from rsslcli.core.report.page import Block, Table, Text
+
+#: Trainings of one method on one machine take equally long; if they differ more, something else ran too.
+_UNEVEN = 1.2
+
+
+def provenance(study: Study) -> Table:
+    """Which images, precisions, machines and versions the runs used, as far as their files say."""
+    runs = study.runs
+    size = study.settings["train_size"]
+    trained_on = f"{'all' if size is None else f'{size:,}'} training images of {study.settings['dataset']}"
+    sets = {run.corrupted_data[:8] for run in runs}
+    evaluated = _counted(run.precision for run in runs)
+    rows = [
+        ["trained on", sanitize(trained_on)],
+        ["tested on", f"{describe_corrupted_sets(runs)} (fingerprint {', '.join(sorted(sets))})"],
+        ["images per cell", _images(study)],
+        ["λ tuned on", _tuned_on(study)],
+        ["precision", f"training {study.settings['precision']}; evaluation {evaluated}"],
+        ["training's machine", _counted(run.trained_with or "not recorded" for run in runs)],
+    ]
+    return Table("Provenance", ["what", "here"], rows, frozenset({"what", "here"}), stacked=True)
+
+
+def _images(study: Study) -> str:
+    cells = 5 * len(study.corruptions)
+    text = f"{number_range([run.images for run in study.runs])} in each of {cells} cells; "
+    return text + f"{number_range([run.clean_images for run in study.runs])} clean ones"
+
+
+def _tuned_on(study: Study) -> str:
+    tuned = [run for run in study.runs if run.config.automl]
+    if not tuned:
+        return "–"
+    words = {"all": "the same corruptions, other images", "extra": "the four extra corruptions, other images"}
+    return _counted(words.get(run.config.validation_corruptions, "–") for run in tuned)
+
+
+def _counted(values: Iterable[str]) -> str:
+    """The different values, each with the number of runs that have it if there are several."""
+    counts = Counter(values)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{value} ({count} run{'s' * (count > 1)})" for value, count in counts.most_common())
+
+
+def cost(study: Study) -> Iterator[Block]:
+    """The training time of each row, and whether the times can be relied on."""
+    rows = []
+    base = study.baseline
+    for row in study.rows:
+        histories = [run.history for run in row.runs.values()]
+        pairs = row.pairs(base) if base else []
+        values = (
+            (np.mean([h.seconds for h in histories]), ",.0f"),
+            (np.mean([h.steps * row.config.batch_size / h.seconds for h in histories]), ",.0f"),
+            (np.mean([a.history.seconds / b.history.seconds for a, b in pairs] or math.nan), ".2f"),
+        )
+        cells = ["–" if np.isnan(value) else format(value, form) for value, form in values]
+        rows.append([row.label, str(len(histories)), *cells])
+    columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
+    caption = "Cost, mean over seeds; times are comparable only if every run had the same machine to itself"
+    yield Table(caption, columns, rows, frozenset({"trained with"}), stacked=True)
+    label, spread = max(((row.label, _spread(row)) for row in study.rows), key=lambda item: item[1])
+    if spread > _UNEVEN:
+        yield Text(
+            f"These times say little: the slowest training of the row {label} took {spread:.1f} times as "
+            "long as the fastest one, and only the seed differed."
+        )
+
+
+def _spread(row: Row) -> float:
+    """The longest training of a row divided by the shortest; 1 if unknown."""
+    seconds = [run.history.seconds for run in row.runs.values() if run.history.seconds > 0]
+    return max(seconds) / min(seconds) if seconds else 1.0

@@ -1,0 +1,104 @@
+"""Refresh the section on the study `small` in docs/results.md, and its picture, from results/small.
+
+    python tests/study_section.py [STUDY]
+
+With a study's folder, first copy the small files of its finished cells into results/small.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rsslcli.core.config import Config, read_config_file
+from rsslcli.core.report import figures
+from rsslcli.core.report.answer import answer, other_rows
+from rsslcli.core.report.comparison import Study, make_studies
+from rsslcli.core.report.page import Answer, Block, Text, to_markdown
+from rsslcli.core.report.provenance import cost
+from rsslcli.core.report.runs import read_runs
+from rsslcli.core.report.write import other_comparisons, table_1
+from rsslcli.core.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[1]
+SMALL = ROOT / "results" / "small"
+DOCUMENT = ROOT / "docs" / "results.md"
+PICTURE = ROOT / "docs" / "images" / "study-accuracy.png"
+BEGIN = "<!-- made by tests/study_section.py: begin -->"
+END = "<!-- end -->"
+
+
+def read_study() -> Study:
+    """The study that results/small keeps."""
+    (study,), _ = make_studies(read_runs([SMALL])[0])
+    return study
+
+
+def section(study: Study) -> str:
+    """What docs/results.md says between the markers: answer, tables and picture, as the report has them."""
+    text: list[Block] = [Answer(answer(study))]
+    if rest := other_rows(study):
+        text.append(Text(rest))
+    tables: list[Block] = [*other_comparisons(study), *cost(study)]
+    picture = f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n"
+    return f"{to_markdown([*text, table_1(study)])}\n{picture}{to_markdown(tables)}"
+
+
+def shown() -> str:
+    """What docs/results.md says between the markers now."""
+    return DOCUMENT.read_text(encoding="utf-8").partition(f"{BEGIN}\n\n")[2].partition(f"\n{END}\n")[0]
+
+
+def collect(study: Path) -> None:
+    """Copy settings, evaluation, machine and records per epoch of new finished cells."""
+    for directory in sorted(path for path in study.iterdir() if path.is_dir()):
+        run = RunFolder(directory)
+        if run.is_run() and run.state() == "done":
+            kept = RunFolder(SMALL / directory.name)
+            is_new = not kept.path.exists()
+            kept.path.mkdir(exist_ok=True)
+            with run.log.open() as log:
+                kept.log.write_text(log.readline())
+            if is_new:
+                kept.config.write_bytes(run.config.read_bytes())
+                kept.evaluation.write_bytes(run.evaluation.read_bytes())
+                tuned = Config(**read_config_file(run.config)).automl
+                lines = per_epoch(run.metrics.read_text().splitlines(), tuned)
+                kept.metrics.write_text("".join(f"{line}\n" for line in lines))
+
+
+def per_epoch(lines: list[str], tuned: bool) -> list[str]:
+    """The records of epochs and, if it is tuned, λ at the last step of each."""
+    kept = []
+    weights: dict[str, float] = {}
+    for line in lines:
+        record = json.loads(line)
+        if "clean_accuracy" in record:
+            kept += [json.dumps(weights), line] if tuned else [line]
+        else:
+            weights = {
+                key: value
+                for key, value in record.items()
+                if key in ("step", "epoch") or key.startswith("lambda/")
+            }
+    return kept
+
+
+def main() -> None:
+    """Do all of it."""
+    if len(sys.argv) > 1:
+        collect(Path(sys.argv[1]))
+    study = read_study()
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, _, rest = text.partition(f"{BEGIN}\n\n")
+    _, end, after = rest.partition(f"\n{END}\n")
+    if not end:
+        sys.exit(f"{DOCUMENT}: the markers {BEGIN} and {END} are not there")
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{section(study)}\n{END}\n{after}", encoding="utf-8")
+    figures._PLOTS = {"accuracy": figures._PLOTS["accuracy"]}
+    PICTURE.write_bytes(figures.draw(study)["accuracy"].png)
+
+
+if __name__ == "__main__":
+    main()
