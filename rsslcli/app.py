@@ -12,6 +12,7 @@ import typer
 import typer.main
 
 from rsslcli.commands.console import IS_MAIN_RANK, err, out, set_option_names, spell_options
+from rsslcli.commands.demo import demo
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
 from rsslcli.commands.help import Command, Group
@@ -37,6 +38,7 @@ from rsslcli.core.version import __version__
 
 #: The commands in the order of a first session, by section of the help.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "First look": (demo,),
     "Data": (prepare_data, visualize_tasks),
     "Training": (train_single, train_automl),
     "Results": (eval_c, report, predict, export, list_),
@@ -51,7 +53,9 @@ app = typer.Typer(
 Self-supervision tasks are trained beside the classifier, and their weights tune themselves.
 `rssl COMMAND --help` explains a command's options.
 
-# a first session, in five minutes on two CPU cores
+# a first look, in minutes on two CPU cores
+rssl demo
+# a first session
 rssl train-automl --preset quick --output runs/first
 rssl eval-c runs/first
 rssl report runs

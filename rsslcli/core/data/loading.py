@@ -19,7 +19,7 @@ EMBEDDED_LIMIT = 500
 
 
 def load(name: str, data_dir: Path, progress: Progress = silent) -> Dataset:
-    """Load the data set `name`; the embedded one is drawn if missing.
+    """Load the data set `name`; the embedded one is drawn if missing or of an earlier version.
 
     Raises:
         UserError: it is not prepared, or it is damaged.

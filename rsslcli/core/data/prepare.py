@@ -1,6 +1,6 @@
 """Prepare a data set from any source for `store` to load."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rsslcli.core.data.corrupted_source import is_corrupted_set
 from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
-from rsslcli.core.data.store import Arrays, Dataset, dataset_folder, load_dataset, save_split
+from rsslcli.core.data.store import EMBEDDED, Arrays, Dataset, dataset_folder, load_dataset, save_split
 from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, rssl_command, sanitize
 from rsslcli.core.files import read_json, remove, write_json
 from rsslcli.core.progress import Note, Progress, silent
@@ -70,7 +70,8 @@ def prepare(
 
     Without a source, `shapes` is drawn and `cifar10` and `cifar100` are downloaded; any other name needs one.
     The content of the source decides what it is. Nothing is done if the data set is already prepared from the
-    same source with the same options, or if it is prepared at all and neither is given.
+    same source with the same options, or if it is prepared at all and neither is given. An embedded data set
+    that an earlier version drew is drawn anew.
 
     Args:
         name: the data set.
@@ -98,7 +99,7 @@ def prepare(
     record = _read_record(folder)
     present = _load_or_none(data_dir, name)
     recorded = _notes(record) if present else []
-    if present and source is None and limit is None and resize:
+    if present and source is None and limit is None and resize and not _is_outdated(name, record):
         kind = str(record.get("kind", "prepared before"))
         return Prepared(folder, present, kind, False, _is_stale(present), notes=tuple(recorded))
     source = source or _recorded_source(record)
@@ -165,10 +166,10 @@ def _recognize(
     note: Note,
 ) -> _Source:
     """Identify the source from its content; None stands for the default source of `name`."""
-    if name == "shapes":
+    if name == EMBEDDED:
         if source is not None:
             raise UserError("shapes is drawn and takes no `source`: choose another name for your images")
-        return _Source("drawn shapes", f"shapes-{shapes.VERSION}", _draw)
+        return _Source("drawn shapes", _drawing(), _draw)
     official = cifar.official_name(source) if source else name if name in cifar.OFFICIAL else None
     if official:
         if name in cifar.OFFICIAL and name != official:
@@ -197,10 +198,20 @@ def _recognize(
     raise UserError(f"{source} is not a source of images: {held or f'give {_ACCEPTED}'}")
 
 
+def _drawing() -> str:
+    """The fingerprint of the embedded pictures."""
+    return f"{EMBEDDED}-{shapes.VERSION}"
+
+
 def _draw(limit: int | None) -> tuple[Arrays, Arrays]:
     train = Arrays(*shapes.draw_shapes(shapes.TRAIN_SIZE, 0, "train"))
     test = Arrays(*shapes.draw_shapes(shapes.TEST_SIZE, 0, "test"))
     return train.limited(limit), test.limited(limit)
+
+
+def _is_outdated(name: str, record: Mapping[str, Any]) -> bool:
+    """Whether an earlier version drew the embedded data set, with other pictures."""
+    return name == EMBEDDED and record.get("fingerprint") != _drawing()
 
 
 def _checksums(dataset: Dataset) -> dict[str, str]:

@@ -12,7 +12,7 @@ from rsslcli.core.data import cifar, shapes
 from rsslcli.core.data import prepare as module
 from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
 from rsslcli.core.data.decoding import ImageError
-from rsslcli.core.data.loading import load_corrupted
+from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.prepare import Prepared, prepare
 from rsslcli.core.data.store import Arrays, load_dataset, prepared_datasets
 from rsslcli.core.errors import StaleCorruptionsError, UserError
@@ -64,6 +64,22 @@ def test_shapes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_idempotent(lambda: prepare("shapes", data), data)  # asked for nothing in particular
     with pytest.raises(UserError, match="takes no `source`"):
         prepare("shapes", data, source=data)
+
+
+def test_shapes_of_an_earlier_drawing_are_drawn_anew(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their corrupted test set, which was made for the earlier pictures."""
+    monkeypatch.setattr(shapes, "TRAIN_SIZE", 30)
+    monkeypatch.setattr(shapes, "TEST_SIZE", 10)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(shapes, "VERSION", 1)
+        blank = np.zeros((1, 32, 32, 3), np.uint8)
+        earlier.setattr(shapes, "_draw", lambda labels, random: blank.repeat(len(labels), 0))
+        load_corrupted(load("shapes", data))
+    dataset = load("shapes", data)
+    assert np.array_equal(dataset.train.images, shapes.draw_shapes(30, 0, "train")[0])
+    corrupted = load_corrupted(dataset)  # refuses those of other test images
+    assert np.ptp(corrupted.cell("brightness", 1)) > 100  # blank ones are even
+    assert_idempotent(lambda: prepare("shapes", data), data)
 
 
 def test_default_shapes_have_the_promised_size(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
