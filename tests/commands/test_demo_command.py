@@ -61,7 +61,7 @@ def test_one_command_compares_two_classifiers(small: Here, tmp_path: Path) -> No
      ((0.01, -0.01, 0.03), "level with"), ((0.0, 0.0, 0.0), "level with")],
 )  # fmt: skip
 def test_the_conclusion_is_computed(interval: tuple[float, float, float], said: str) -> None:
-    rows = [demo.Row("baseline", 0.9, 0.6, None), demo.Row("augmix", 0.9, 0.7, Difference(*interval))]
+    rows = [demo.Row("baseline", 0.9, 0.6, None), demo.Row("augmix", 0.9, 0.7, demo.Difference(*interval))]
     assert command._conclusion(rows).startswith(f"On corrupted images augmix is {said} the baseline.\n")
 
 
