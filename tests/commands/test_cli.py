@@ -210,7 +210,7 @@ EARLY = [
     ("--versoin", "unknown option '--versoin': did you mean '--version'?"),
     ("train-atoml", "unknown command 'train-atoml': did you mean 'train-automl'?"),
     ("train", "unknown command 'train': choose from train-single, train-automl$"),
-    ("xyz", "unknown command 'xyz': choose from prepare-data"),
+    ("xyz", "unknown command 'xyz': choose from demo, prepare-data"),
     ("train-automl --config none.yaml", "none.yaml"),
     ("train-automl --config .", "cannot read the configuration .: Is a directory"),
     ("train-automl --config typo.yaml", "unknown option 'epoch': did you mean 'epochs'?"),

@@ -89,7 +89,7 @@ def test_every_command_says_and_saves_all_where_stdout_is_ascii(home: Path) -> N
     assert [text.splitlines()[-1] for text in told] == ["exit 0"] * len(lines)
     assert (out + "".join(told)).isascii()
     assert "Weight lambda of each task" in out
-    assert re.search(r"mean of 19 [\d.]+% \* mean of the usual 15", out)
+    assert re.search(r"mean of 19 [\d.]+% \([\d.]+-[\d.]+\) \* mean of the usual 15", out)
     assert "| gaussian_noise " in out
     check_files(home, "plain-text")
 
