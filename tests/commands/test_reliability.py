@@ -137,20 +137,20 @@ def test_killed_at_random_moments_the_run_ends_the_same(ready: Path, kills: int,
 
 
 def test_a_killed_evaluation_goes_on(ready: Path) -> None:
-    succeed(" ".join(train(2, "judged")), cwd=ready)
-    succeed("eval-c judged --output whole.json", cwd=ready)
+    succeed(" ".join(train(2, "graded")), cwd=ready)
+    succeed("eval-c graded --output whole.json", cwd=ready)
     moments = random.Random(1)
     partial = ready / "killed.json.partial"
     for _ in range(3):
         known = partial.stat().st_mtime_ns if partial.exists() else 0
-        process = launch(["eval-c", "judged", "--output", "killed.json"], ready)
+        process = launch(["eval-c", "graded", "--output", "killed.json"], ready)
         wait_for(lambda known=known: partial.exists() and partial.stat().st_mtime_ns > known, process)  # type: ignore[misc]
         time.sleep(moments.uniform(0, 0.2))
         process.kill()
         process.communicate()
     cells = len(json.loads(partial.read_text())["cells"])
     assert 3 <= cells < 96, "killed in the middle"
-    succeed("eval-c judged --output killed.json", cwd=ready)
+    succeed("eval-c graded --output killed.json", cwd=ready)
     assert (ready / "killed.json").read_bytes() == (ready / "whole.json").read_bytes()
     assert not partial.exists()
 
