@@ -34,13 +34,6 @@ def corrupted_set(folder: Path, names: tuple[str, ...], labels: np.ndarray) -> C
 
 
 @pytest.fixture
-def test_split() -> Split:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (COUNT + 7, 32, 32, 3), dtype=np.uint8)
-    return make_split(images, rng.integers(0, 3, COUNT + 7), ["ant", "bee", "cow"])
-
-
-@pytest.fixture
 def network() -> WideResNet:
     torch.manual_seed(0)
     network = WideResNet(10, 1, classes=3)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_accuracy import CPU, corrupted_set
+from test_accuracy import COUNT, CPU, corrupted_set
 from torch import Tensor, nn
 
 import rsslcli
 from rsslcli.core.config import Config
 from rsslcli.core.data.corrupted import CorruptedSet
-from rsslcli.core.data.store import Split, make_split
+from rsslcli.core.data.store import Split
 from rsslcli.core.errors import DivergedError, UserError
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
@@ -31,7 +31,6 @@ from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import Checkpoint, save_checkpoint
 from rsslcli.core.weights.heads import TrainedTasks, trained_tasks
 
-COUNT = 30
 Batches = list[Tensor]
 
 
@@ -297,13 +296,6 @@ def test_a_loaded_classifier_adapts_by_its_tasks(
 
 
 # Evaluation
-
-
-@pytest.fixture
-def test_split() -> Split:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (COUNT + 7, 32, 32, 3), dtype=np.uint8)
-    return make_split(images, rng.integers(0, 3, COUNT + 7), ["ant", "bee", "cow"])
 
 
 @pytest.fixture
