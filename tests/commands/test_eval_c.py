@@ -257,9 +257,9 @@ def test_weights_near_chance_are_noted_in_the_result(home: Path) -> None:
     assert [line for line in public.stderr.splitlines() if line.startswith("note: ")] == [
         f"note: {spell_options(note)}" for note in notes
     ]
-    save_run(home / "bad", CONFIG, network=network)
-    assert "guessing" not in rssl("eval-c bad --corruptions fog --severity 1", cwd=home).stderr
-    assert json.loads((home / "bad" / "eval-c-partial.json").read_text())["notes"] == []
+    save_run(home / "guesser", CONFIG, network=network)
+    assert "guessing" not in rssl("eval-c guesser --corruptions fog --severity 1", cwd=home).stderr
+    assert json.loads((home / "guesser" / "eval-c-partial.json").read_text())["notes"] == []
 
 
 @pytest.mark.parametrize(
