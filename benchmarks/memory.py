@@ -1,4 +1,4 @@
-"""Peak memory of the commands as the number of images grows: python benchmarks/memory.py [--images 2000 20000]
+"""Peak memory of the commands as the number of images grows: python benchmarks/memory.py --images 2000 20000
 
 Images of 224x224 pixels are made up in a temporary folder: a few JPEG files under many names. For each number
 of them, the script prepares a data set, generates a corruption, trains for a while and evaluates, and prints
