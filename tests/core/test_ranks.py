@@ -39,8 +39,6 @@ MODES: dict[str, dict[str, Any]] = {
 class PerImageNorm(nn.GroupNorm):
     """A normalization that does not couple the images of a batch."""
 
-    updates_statistics = True
-
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
@@ -57,8 +55,7 @@ def train_steps(world: World, mode: str) -> dict[str, Tensor]:
     labels = torch.randint(10, (45,), generator=generator)
     data = TrainingData(ImageSource(images), labels, ImageSource(images[:12].flip(2)), labels[:12])
     with (
-        mock.patch("rsslcli.core.networks.wide_resnet.BatchNorm2d", PerImageNorm),
-        mock.patch("rsslcli.core.networks.heads.BatchNorm2d", PerImageNorm),
+        mock.patch("torch.nn.BatchNorm2d", PerImageNorm),
         mock.patch("rsslcli.core.training.step.to_float", partial(to_float, dtype=torch.float64)),
     ):
         trainer = Trainer(config, data, classes=10, world=world)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rsslcli.core.config import JSD, BatchNormMode
 from rsslcli.core.networks.batch_norm import keep_running_statistics
-from rsslcli.core.networks.wide_resnet import WideResNet, initialize
+from rsslcli.core.networks.network import Network, initialize
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import autocast
 from rsslcli.core.tasks.base import Task
@@ -36,7 +36,7 @@ class MultiTaskNetwork(nn.Module):
 
     def __init__(
         self,
-        network: WideResNet,
+        network: Network,
         tasks: dict[str, Task],
         *,
         batch_norm: BatchNormMode = "per-task",
