@@ -1,4 +1,4 @@
-"""What every classifier here is: a trunk, a linear classifier on its features, and what it knows of its data."""
+"""What every classifier here is: a trunk, and a linear classifier on its features."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """A classifier: the trunk θc (`features`) and the main task's classifier θmain (`fc`).
 
-    A subclass defines `features`, and sets `feature_width` and `fc`. The input is normalized as x·2 − 1 unless
-    the buffers `mu` and `sigma`, floats (1, 3, 1, 1), are set; their names are RobustBench's. In WideResNets
-    trained here they are None, and not part of the state dict.
+    A subclass defines `features`, and sets `feature_width` and `fc`. The input is normalized as x·2 − 1
+    unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), are set; their names are RobustBench's. In
+    WideResNets trained here they are None, and not part of the state dict.
 
     Attributes:
         feature_width: the number of features.
@@ -21,6 +21,7 @@ class Network(nn.Module):
             attribute, so that wrappers and copies of the network keep it.
         excluded: indices of the source images that tuned λ; no evaluation may use them.
         image_size: height and width of the images on which it trained, in pixels; None if unknown.
+        built_for: the height and width of the images for which it is built; it may take others.
     """
 
     feature_width: int
@@ -33,6 +34,7 @@ class Network(nn.Module):
         self.classes: tuple[str, ...] = ()
         self.excluded: tuple[int, ...] = ()
         self.image_size: int | None = None
+        self.built_for = 32
         self.register_buffer("mu", None)
         self.register_buffer("sigma", None)
 

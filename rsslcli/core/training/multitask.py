@@ -66,8 +66,9 @@ class MultiTaskNetwork(nn.Module):
                 head.compile(dynamic=False)
 
     def psi(self) -> dict[str, nn.Parameter]:
-        """The parameters ψ = (θc, θmain), by name."""
-        return {name: p for name, p in self.named_parameters() if name.startswith("network.")}
+        """The parameters ψ = (θc, θmain), by name, but for those that a network of one's own freezes."""
+        named = self.named_parameters()
+        return {name: p for name, p in named if name.startswith("network.") and p.requires_grad}
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images (N, 3, H, W) in [0, 1] → class scores (N, classes)."""
