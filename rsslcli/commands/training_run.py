@@ -32,7 +32,7 @@ from rsslcli.commands.terminal import Bar
 from rsslcli.core.config import Config, check_effective
 from rsslcli.core.errors import InterruptedTrainingError, UserError, command_arguments
 from rsslcli.core.files import other_runs
-from rsslcli.core.networks.names import WRN
+from rsslcli.core.networks.names import WRN, is_custom
 from rsslcli.core.presets import Layers, config_layers, explain, merge
 from rsslcli.core.run_folder import RunFolder
 
@@ -150,7 +150,10 @@ def _train(given: Given, config: Config, *, single: bool) -> None:
             )
         except InterruptedTrainingError as stopped:
             name = "train-single" if single else "train-automl"
-            words = command_arguments(name, resume=True, output=directory, task_file=given.task_file)
+            network = config.network if is_custom(config.network) else None
+            words = command_arguments(
+                name, resume=True, output=directory, network=network, task_file=given.task_file
+            )
             command = shell_command(*words, data_dir=data_dir, ranks=world.size)
             resumable = InterruptedTrainingError(f"{stopped}; resume with: {command}")
             # Another rank may be the one that was told to stop.

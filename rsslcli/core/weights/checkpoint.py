@@ -220,7 +220,7 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Net
         _check_finite(path, name, values[name])
     if (lambdas < 0).any():
         raise UserError(f"{path} is a damaged checkpoint: a λ is negative")
-    for state in filter(None, (values["classifier"], values["average"])):
+    for state in (values["classifier"], *filter(None, [values["average"]])):
         network = _network(path, state, config, values["image_size"])  # the last one is the one to evaluate
         if not _is_of(network, config) or network.fc.out_features != len(values["classes"]):
             raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +69,10 @@ def _imagenet(network: Network, config: Config) -> tuple[str, dict[str, Tensor]]
     where = f"{weights} of torchvision"
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints where it downloads
+            state = weights.get_state_dict(
+                progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
     except OSError as error:  # also of urllib
         raise RsslError(
             f"{where} cannot be downloaded ({sanitize(error)}): fetch {weights.url} elsewhere and put it at "
