@@ -839,3 +839,10 @@ def test_fuzz_with_parts_of_any_kind(saved: Path, parts: dict[str, Any]) -> None
         except UserError as error:
             refused = str(error)
         assert len(refused.splitlines()) == bool(refused)
+
+
+def test_a_run_folder_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "checkpoint.pt"
+    message = refusal(lambda: save_checkpoint(path, make_checkpoint(), make_folder=False), RsslError)
+    assert f"{path.parent} was deleted during the run" in message
+    assert not path.parent.exists()
