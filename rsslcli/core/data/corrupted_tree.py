@@ -67,7 +67,7 @@ class CorruptedTree:
         if None in labels:
             name = shown(self._members[labels.index(None)][0])
             raise UserError(
-                f"{source} has a class {name}, which the data set does not have: give the corrupted images of "
+                f"{source} has a class {name}, which the data set lacks: give the corrupted images of "
                 "this data set"
             )
         self.labels = np.array(labels, np.int64)

@@ -114,7 +114,7 @@ def test_other_classes_and_sizes_are_refused(clean: Path, source: Path, tmp_path
     for split in ("train", "test"):
         (clean / split / "n02").rename(clean / split / "n04")
     other = prepare("other", tmp_path / "data", source=clean, size=SIZE).dataset
-    with pytest.raises(UserError, match="has a class 'n02', which the data set does not have"):
+    with pytest.raises(UserError, match="has a class 'n02', which the data set lacks"):
         import_corrupted(source, other.corrupted_folder, test=other.test)
 
 
