@@ -314,5 +314,5 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "train_data": _is_word,
     "validation_data": _is_word,
     "average": _are_tensors,
-    "image_size": lambda value: value in SIZES,
+    "image_size": lambda value: _is_count(value) and value in SIZES,
 }
