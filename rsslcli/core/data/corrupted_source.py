@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.archives import archive_members, check_end, is_archive, one_line_errors, open_tar
 from rsslcli.core.data.cifar import official_name
+from rsslcli.core.data.corrupted_tree import corruption_folders
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.image_tree import is_image_tree
 from rsslcli.core.data.listing import is_image
@@ -41,7 +42,7 @@ def is_corrupted_set(source: Path) -> bool:
     """
     if not source.is_dir():
         return _archive_has_files(source)
-    if _holds_files(source):
+    if _holds_files(source) or corruption_folders(source):
         return True
     within = any(map(_holds_files, _folders(source)))
     return within and not official_name(source) and not is_image_tree(source)

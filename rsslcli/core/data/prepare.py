@@ -9,6 +9,7 @@ from rsslcli.core.data import cifar, image_tree, shapes
 from rsslcli.core.data.copies import find_copies
 from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted, record_test_images
 from rsslcli.core.data.corrupted_source import is_corrupted_set
+from rsslcli.core.data.corrupted_tree import corruption_folders
 from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
@@ -172,6 +173,7 @@ def _prepare_corrupted(
         source, dataset.corrupted_folder, test=dataset.test, limit=limit, progress=progress, note=notes.append
     )
     kind = "CIFAR-10-C folder" if source.is_dir() else "CIFAR-10-C archive"
+    kind = "folder of corrupted images" if corruption_folders(source) else kind
     return Prepared(dataset.folder, dataset, kind, changed, notes=tuple(notes), corrupted=corrupted)
 
 

@@ -312,6 +312,7 @@ class _Run:
                     average=trainer.averaged.state_dict() if trainer.averaged else {},
                     image_size=self.dataset.size,
                 ),
+                make_folder=False,
             )
         self.saved = time.perf_counter()
         self.saved_step = self.step

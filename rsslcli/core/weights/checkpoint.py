@@ -65,8 +65,10 @@ class Checkpoint:
         return network
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, make_folder: bool = True) -> None:
     """Write `checkpoint` atomically: `path` always holds either the old one or the new one.
+
+    Without `make_folder`, a run folder that was deleted is not made again.
 
     Raises:
         RsslError: the file cannot be written.
@@ -75,7 +77,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content |= {"format": FORMAT, "version": VERSION, "config": checkpoint.config.to_dict()}
     content |= {"classes": list(checkpoint.classes), "excluded": list(checkpoint.excluded)}
     try:
-        with replacing(path) as file:
+        with replacing(path, make_folder=make_folder) as file:
             torch.save(content, file)
     except RuntimeError as error:  # how torch reports a full disk
         raise RsslError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
@@ -373,5 +375,5 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "train_data": _is_word,
     "validation_data": _is_word,
     "average": _are_tensors,
-    "image_size": lambda value: value in SIZES,
+    "image_size": lambda value: _is_count(value) and value in SIZES,
 }
