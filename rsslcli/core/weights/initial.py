@@ -69,7 +69,8 @@ def _imagenet(network: Network, config: Config) -> tuple[str, dict[str, Tensor]]
     where = f"{weights} of torchvision"
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # torch prints where it downloads
+        told = io.StringIO()  # torch prints where it downloads
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
             state = weights.get_state_dict(
                 progress=False, check_hash=True, map_location="cpu", weights_only=True
             )
