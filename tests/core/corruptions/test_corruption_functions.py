@@ -12,10 +12,11 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, filters
 
-from rsslcli.core.corruptions import blur, digital, noise, operators, weather
+from rsslcli.core.corruptions import blur, digital, operators, weather
 from rsslcli.core.corruptions.generate import corrupt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.corruptions.registry import FUNCTIONS
+from rsslcli.core.corruptions.parameters import TABLE_32, parameters
+from rsslcli.core.corruptions.registry import FUNCTIONS, apply
 
 Images = NDArray[np.uint8]
 
@@ -38,7 +39,7 @@ def test_shape_range_and_determinism(name: str) -> None:
     pixels = torch.rand(3, 3, 32, 32, generator=generator())
     for severity in SEVERITIES:
         before = pixels.clone()
-        first, second = (FUNCTIONS[name](pixels, severity, generator(7)) for _ in range(2))
+        first, second = (apply(name, pixels, severity, generator(7)) for _ in range(2))
         assert first.shape == pixels.shape
         assert first.dtype == torch.float32
         assert first.isfinite().all()
@@ -50,7 +51,7 @@ def test_shape_range_and_determinism(name: str) -> None:
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_images_of_one_level_stay_finite(name: str, level: float) -> None:
     for severity in SEVERITIES:
-        assert FUNCTIONS[name](torch.full((2, 3, 32, 32), level), severity, generator()).isfinite().all()
+        assert apply(name, torch.full((2, 3, 32, 32), level), severity, generator()).isfinite().all()
 
 
 # Saturate takes color away at severities 1 and 2 and adds it from 3 on; elastic_transform goes from large
@@ -69,12 +70,12 @@ def test_a_higher_severity_changes_more(name: str, images: Images) -> None:
 @pytest.mark.usefixtures("small_chunks")
 class TestAgainstReference:
     def test_gaussian_blur(self, images: Images, severity: int) -> None:
-        sigma = blur.GAUSSIAN_SIGMA[severity - 1]
+        sigma = TABLE_32["gaussian_blur"][severity - 1]
         reference = np.stack([filters.gaussian(image / 255, sigma, channel_axis=-1) for image in images])
         assert difference(corrupt(images, "gaussian_blur", severity), reference) < 0.01
 
     def test_defocus_blur(self, images: Images, severity: int) -> None:
-        kernel = blur._disk(*blur.DEFOCUS_DISK[severity - 1])[0, 0].double().numpy()
+        kernel = blur.disk(*parameters("defocus_blur", 32, severity))[0, 0].double().numpy()
         assert kernel.sum() == pytest.approx(1)
         assert np.array_equal(kernel, kernel.T)
         reference = ndimage.correlate(images / 255, kernel[None, :, :, None], mode="mirror")
@@ -83,7 +84,7 @@ class TestAgainstReference:
 
     def test_zoom_blur(self, images: Images, severity: int) -> None:
         images = images[:8]
-        factors = np.arange(1, blur.ZOOM_END[severity - 1], 0.01)
+        factors = np.arange(1, *parameters("zoom_blur", 32, severity))
         reference = images / 255
         for factor in factors:
             crop = int(np.ceil(32 / factor))
@@ -98,20 +99,20 @@ class TestAgainstReference:
     def test_hsv(self, images: Images, severity: int, name: str) -> None:
         hsv = color.rgb2hsv(images / 255)
         if name == "brightness":
-            hsv[..., 2] = (hsv[..., 2] + digital.BRIGHTNESS_ADDED[severity - 1]).clip(0, 1)
+            hsv[..., 2] = (hsv[..., 2] + TABLE_32["brightness"][severity - 1]).clip(0, 1)
         else:
-            factor, summand = digital.SATURATE[severity - 1]
+            factor, summand = TABLE_32["saturate"][severity - 1]
             hsv[..., 1] = (hsv[..., 1] * factor + summand).clip(0, 1)
         assert difference(corrupt(images, name, severity), color.hsv2rgb(hsv)) < 0.1
 
     def test_contrast(self, images: Images, severity: int) -> None:
         pixels = images / 255
         mean = pixels.mean((1, 2), keepdims=True)
-        reference = (pixels - mean) * digital.CONTRAST_KEPT[severity - 1] + mean
+        reference = (pixels - mean) * TABLE_32["contrast"][severity - 1] + mean
         assert difference(corrupt(images, "contrast", severity), reference) < 0.01
 
     def test_pixelate(self, images: Images, severity: int) -> None:
-        side = int(32 * digital.PIXELATE_SCALE[severity - 1])
+        side = int(32 * TABLE_32["pixelate"][severity - 1])
         ours = corrupt(images, "pixelate", severity)
         for image, result in zip(images, ours, strict=True):
             small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
@@ -120,23 +121,23 @@ class TestAgainstReference:
     def test_jpeg_compression(self, images: Images, severity: int) -> None:
         for image, result in zip(images, corrupt(images, "jpeg_compression", severity), strict=True):
             file = BytesIO()
-            Image.fromarray(image).save(file, "JPEG", quality=digital.JPEG_QUALITY[severity - 1])
+            Image.fromarray(image).save(file, "JPEG", quality=TABLE_32["jpeg_compression"][severity - 1])
             assert np.array_equal(result, np.asarray(Image.open(file)))
 
     def test_noise_has_the_stated_strength(self, severity: int) -> None:
         gray = torch.full((20, 3, 32, 32), 0.5)
         index = severity - 1
-        assert noise.gaussian_noise(gray, severity, generator()).std().item() == pytest.approx(
-            noise.GAUSSIAN_SIGMA[index], rel=0.02
+        assert apply("gaussian_noise", gray, severity, generator()).std().item() == pytest.approx(
+            TABLE_32["gaussian_noise"][index], rel=0.02
         )
-        assert noise.speckle_noise(gray, severity, generator()).std().item() == pytest.approx(
-            0.5 * noise.SPECKLE_SIGMA[index], rel=0.02
+        assert apply("speckle_noise", gray, severity, generator()).std().item() == pytest.approx(
+            0.5 * TABLE_32["speckle_noise"][index], rel=0.02
         )
-        assert noise.shot_noise(gray, severity, generator()).var().item() == pytest.approx(
-            0.5 / noise.PHOTONS_AT_WHITE[index], rel=0.03
+        assert apply("shot_noise", gray, severity, generator()).var().item() == pytest.approx(
+            0.5 / TABLE_32["shot_noise"][index], rel=0.03
         )
-        hit = noise.impulse_noise(gray, severity, generator())
-        assert (hit != 0.5).float().mean().item() == pytest.approx(noise.IMPULSE_SHARE[index], rel=0.1)
+        hit = apply("impulse_noise", gray, severity, generator())
+        assert (hit != 0.5).float().mean().item() == pytest.approx(TABLE_32["impulse_noise"][index], rel=0.1)
         assert (hit == 1).float().sum() / (hit != 0.5).sum() == pytest.approx(0.5, abs=0.05)
 
 
@@ -192,7 +193,7 @@ def test_sampling_is_scipys_interpolation(edge_repeats: bool, mode: str) -> None
 def test_elastic_transform_moves_the_corners_at_most_by_its_table() -> None:
     """A picture of its own x coordinate shows how far pixels came from; at severity 1 that is affine."""
     ramp = (torch.arange(32.0) / 31).expand(64, 3, 32, 32)
-    result = digital.elastic_transform(ramp, 1, generator())
+    result = apply("elastic_transform", ramp, 1, generator())
     moved = (result - ramp).abs()[:, :, 6:27, 6:27] * 31
     assert 1 < moved.max() < 2 * 32 * 0.08 * 2
 
@@ -255,10 +256,11 @@ def test_edges_are_opencvs() -> None:
     ]
 
 
-def test_distance_is_euclidean() -> None:
+def test_distance_is_euclidean_up_to_a_limit() -> None:
     edges = torch.rand(5, 1, 32, 24, generator=generator()) < 0.02
     edges[0] = False
-    ours = weather._distance(edges)
-    assert ours[0].isinf().all()
+    ours = weather._distance(edges, 6)
+    assert (ours[0] == 6).all()
     reference = np.stack([ndimage.distance_transform_edt(~plane) for plane in edges[1:, 0].numpy()])
-    np.testing.assert_allclose(ours[1:, 0].numpy(), reference, atol=1e-5)
+    assert reference.max() > 6
+    np.testing.assert_allclose(ours[1:, 0].numpy(), reference.clip(max=6), atol=1e-5)
