@@ -2,15 +2,15 @@
 
     python benchmarks/corruption_fidelity.py GOLDEN.npz [GOLDEN.npz ...]
 
-GOLDEN.npz holds `clean` (N, S, S, 3) uint8 and, per corruption, the original's output (5, N, S, S, 3), of a
-deterministic corruption maybe for the first images only. For a random one it may hold statistics instead: per
-severity and image `<name>/change` (the mean absolute change from the clean image), `<name>/mean` and `<name>/std`
+GOLDEN.npz holds `clean` (N, S, S, 3) uint8 and, per corruption, the original's output (5, N, S, S, 3), or for a
+deterministic corruption that of the first images only. For a random one it may hold statistics instead: per
+severity and image `<name>/change` (mean absolute change from the clean image), `<name>/mean` and `<name>/std`
 (of the pixels), each (5, N), and `<name>/spectrum` (5, 8).
 
-Deterministic corruptions are compared pixel by pixel, random ones by these four, over all images. The spectrum is
-the mean power of the change of the gray image in eight rings of frequency; compared is the ring that differs most.
-Ours are drawn for at least 100 images, so that little of a difference is our own chance. Every miss of a target is
-marked; the exit code is 1 if there is any.
+Deterministic corruptions are compared pixel by pixel, random ones by these four, over all images. The spectrum
+is the mean power of the gray image's change in eight rings of frequency; the ring that differs most is printed.
+Ours are drawn for at least 100 images, so that little of a difference is our own chance. Every miss of a target
+is marked; the exit code is 1 if there is any.
 """
 
 import argparse
@@ -89,9 +89,7 @@ def compare(name: str, golden: dict[str, NDArray[Any]]) -> list[Measure]:
         return [Measure("difference", np.abs(ours - theirs).mean((1, 2, 3, 4)), 1.5, ".3f")]
 
     repeated = np.tile(clean, (-(-DRAWN // len(clean)), 1, 1, 1))
-    ours_per_severity = [
-        statistics(corrupt(repeated, name, severity), repeated) for severity in SEVERITIES
-    ]
+    ours_per_severity = [statistics(corrupt(repeated, name, severity), repeated) for severity in SEVERITIES]
     theirs_per_severity = [original(name, golden, severity) for severity in SEVERITIES]
     pairs = list(zip(ours_per_severity, theirs_per_severity, strict=True))
 

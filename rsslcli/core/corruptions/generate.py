@@ -1,8 +1,8 @@
 """Corrupt images in memory, or write a set of files in the layout of CIFAR-10-C.
 
 Images are processed in chunks, each with its own random generator, seeded by the corruption, the severity and
-the chunk's index. How many images a chunk has depends on their size alone. So any part can be regenerated alone with the same bytes, whatever the
-number of workers and the images that follow.
+the chunk's index; the length of a chunk depends only on the size of the images. So any part can be regenerated
+alone with the same bytes, whatever the number of workers and the images that follow.
 """
 
 import hashlib

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from rsslcli.core.corruptions.blur import smear
 from rsslcli.core.corruptions.operators import apply_separably, gaussian_filter, zoom_matrix
+from rsslcli.core.corruptions.parameters import ICE
 
 GRAY_SHARES = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 TURQUOISE = torch.tensor([175, 238, 238]).view(3, 1, 1) / 255
@@ -91,26 +92,33 @@ def snow(
 
 def frost(images: Tensor, generator: Generator, image_share: float, ice_share: float) -> Tensor:
     """Lay ice over the image. The original crops it from five photographs; here `ice` synthesizes it."""
-    count, _, height, width = images.shape
-    return image_share * images + ice_share * ice(count, height, width, generator)
+    return image_share * images + ice_share * ice(len(images), images.shape[-1], generator)
 
 
-def ice(count: int, height: int, width: int, generator: Generator) -> Tensor:
-    """Textures of ice (count, 3, H, W) in [0, 1]: crossing needles on a smooth fractal relief.
+def ice(count: int, side: int, generator: Generator) -> Tensor:
+    """Textures of ice (count, 3, side, side) in [0, 1]: crossing needles on a smooth fractal relief.
 
     Each has one of five colors, with a random brightness.
     """
+    thin, thick, rough = ICE[side]
     kind = torch.randint(len(ICE_COLOR), (count,), generator=generator)
-    grain = torch.randn(2, count, 1, height, width, generator=generator)
-    degrees = torch.rand(2, count, generator=generator) * 180
-    needles = torch.maximum(smear(grain[0], degrees[0], 3, 1.0), smear(grain[1], degrees[1], 3, 1.0))
-    side = 1 << (max(height, width) - 1).bit_length()
-    ground = plasma(count, side, 1.4, generator)[:, None, :height, :width]
-    relief = _standardized(_standardized(needles) + 0.6 * _standardized(ground))
+    needles = thin * _standardized(_needles(count, side, generator))
+    if thick:
+        enlarged = F.interpolate(_needles(count, round(side / 1.5), generator), side, mode="bilinear")
+        needles += thick * _standardized(enlarged)
+    ground = plasma(count, 1 << (side - 1).bit_length(), 1.4, generator)[:, None, :side, :side]
+    relief = _standardized(needles + rough * _standardized(ground))
     relief += 0.5 * torch.randn(count, 1, 1, 1, generator=generator)
     color = ICE_COLOR[kind, :, None, None]
     contrast = ICE_RELIEF[kind, :, None, None]
     return ((color + contrast * relief) / 255).clamp(0, 1)
+
+
+def _needles(count: int, side: int, generator: Generator) -> Tensor:
+    """Planes (count, 1, side, side) of needles in two random directions, one pixel thick."""
+    grain = torch.randn(2, count, 1, side, side, generator=generator)
+    degrees = torch.rand(2, count, generator=generator) * 180
+    return torch.maximum(smear(grain[0], degrees[0], 3, 1.0), smear(grain[1], degrees[1], 3, 1.0))
 
 
 def _standardized(planes: Tensor) -> Tensor:

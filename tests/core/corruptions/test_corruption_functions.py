@@ -226,7 +226,7 @@ def test_snow_and_frost_and_water_brighten(images: Images) -> None:
 
 
 def test_ice_differs_between_images_and_has_five_colors() -> None:
-    textures = weather.ice(200, 32, 32, generator())
+    textures = weather.ice(200, 32, generator())
     assert textures.min() >= 0
     assert textures.max() <= 1
     blueness = (textures[:, 2] - textures[:, 0]).mean((1, 2))
