@@ -1,8 +1,8 @@
 """Corrupt images in memory, or write a set of files in the layout of CIFAR-10-C.
 
-Images are processed in chunks, each with its own random generator, seeded by the corruption, the severity and
-the chunk's index; the length of a chunk depends only on the size of the images. So any part can be regenerated
-alone with the same bytes, whatever the number of workers and the images that follow.
+Images are processed in chunks, each with its own random generator, seeded by the corruption, the severity
+and the chunk's index; the length of a chunk depends only on the size of the images. So any part can be
+regenerated alone with the same bytes, whatever the number of workers and the images that follow.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from rsslcli.core.progress import Progress, silent
 #: Increased whenever the same call would give other bytes, so that older files are regenerated.
 GENERATOR_VERSION = 1
 #: Images per chunk by their side: about as many pixels as the processor's cache holds.
-CHUNK = {32: 250, 64: 50, 224: 4}
+CHUNK = {32: 250, 64: 16, 224: 1}
 
 Images = NDArray[np.uint8]
 
