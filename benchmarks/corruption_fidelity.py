@@ -79,8 +79,11 @@ def main() -> int:
     return 1 if misses else 0
 
 
-def compare(name: str, golden: dict[str, NDArray[Any]]) -> list[Measure]:
-    """Compare a corruption with the original's output, by one measure or by four."""
+def compare(name: str, golden: dict[str, NDArray[Any]], drawn: int = DRAWN) -> list[Measure]:
+    """Compare a corruption with the original's output, by one measure or by four.
+
+    Of a random one, at least `drawn` images of ours are drawn.
+    """
     clean = golden["clean"]
     if name in DETERMINISTIC:
         theirs = golden[name].astype(float)
@@ -88,7 +91,7 @@ def compare(name: str, golden: dict[str, NDArray[Any]]) -> list[Measure]:
         ours = np.stack([corrupt(first, name, severity) for severity in SEVERITIES])
         return [Measure("difference", np.abs(ours - theirs).mean((1, 2, 3, 4)), 1.5, ".3f")]
 
-    repeated = np.tile(clean, (-(-DRAWN // len(clean)), 1, 1, 1))
+    repeated = np.tile(clean, (-(-drawn // len(clean)), 1, 1, 1))
     ours_per_severity = [statistics(corrupt(repeated, name, severity), repeated) for severity in SEVERITIES]
     theirs_per_severity = [original(name, golden, severity) for severity in SEVERITIES]
     pairs = list(zip(ours_per_severity, theirs_per_severity, strict=True))

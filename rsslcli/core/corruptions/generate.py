@@ -166,6 +166,7 @@ class _CorruptionFiles:
             "generator": GENERATOR_VERSION,
             "images": len(images),
             "seed": seed,
+            "size": images.shape[1],
             "source": source_checksum(images, labels),
         }
         self.shape = (len(SEVERITIES) * len(images), *images.shape[1:])
@@ -184,7 +185,8 @@ class _CorruptionFiles:
         """Prepare the file of a corruption for writing; return the severities that it lacks."""
         complete, partial = self._paths(name)
         entry = self.record.get(name)
-        if entry and entry["identity"] == self.identity:
+        # Records from before other sizes than 32 do not state it.
+        if entry and {"size": 32} | entry["identity"] == self.identity:
             finished = entry["severities"]
             all_finished = len(finished) == len(SEVERITIES)
             if all_finished and self._is_ours(partial):

@@ -111,6 +111,29 @@ class TestFiles:
             for severity in SEVERITIES:
                 assert np.array_equal(blocks[severity - 1], corrupt(images, name, severity))
 
+    @pytest.mark.parametrize("side", [64, 224])
+    def test_larger_images_are_written_at_their_own_size(self, side: int, tmp_path: Path) -> None:
+        large = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+        generate_corrupted(large, np.arange(3), tmp_path, corruptions=PAIR)
+        for name in PAIR:
+            stored = np.load(tmp_path / f"{name}.npy")
+            assert stored.shape == (15, side, side, 3)
+            assert np.array_equal(stored[6:8], corrupt(large[:2], name, 3))
+        record = json.loads((tmp_path / "corruptions.json").read_text(encoding="utf-8"))
+        assert record["contrast"]["identity"]["size"] == side
+
+    def test_a_record_without_the_size_is_of_32_pixels(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generate_corrupted(images, labels, tmp_path, corruptions=PAIR)
+        path = tmp_path / "corruptions.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for entry in record.values():
+            del entry["identity"]["size"]
+        path.write_text(json.dumps(record), encoding="utf-8")
+        monkeypatch.setattr(module, "_corrupt_chunk", None)  # finished: not called
+        generate_corrupted(images, labels, tmp_path, corruptions=PAIR)
+
     def test_number_of_workers_does_not_matter(
         self, images: Images, labels: NDArray[np.int64], tmp_path: Path
     ) -> None:

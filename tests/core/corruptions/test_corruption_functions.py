@@ -15,7 +15,7 @@ from skimage import color, filters
 from rsslcli.core.corruptions import blur, digital, operators, weather
 from rsslcli.core.corruptions.generate import corrupt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.corruptions.parameters import TABLE_32, parameters
+from rsslcli.core.corruptions.parameters import ICE, TABLE_32, TABLES, parameters
 from rsslcli.core.corruptions.registry import FUNCTIONS, apply
 
 Images = NDArray[np.uint8]
@@ -34,10 +34,18 @@ def test_every_name_has_its_function() -> None:
     assert tuple(FUNCTIONS) == CORRUPTIONS
 
 
+@pytest.mark.parametrize("side", TABLES)
+def test_every_size_has_parameters_for_every_corruption(side: int) -> None:
+    assert TABLES[side].keys() == set(CORRUPTIONS)
+    assert {len(row) for row in TABLES[side].values()} == {len(SEVERITIES)}
+    assert side in ICE
+
+
+@pytest.mark.parametrize("side", TABLES)
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_shape_range_and_determinism(name: str) -> None:
-    pixels = torch.rand(3, 3, 32, 32, generator=generator())
-    for severity in SEVERITIES:
+def test_shape_range_and_determinism(name: str, side: int) -> None:
+    pixels = torch.rand(3 if side == 32 else 1, 3, side, side, generator=generator())
+    for severity in SEVERITIES if side == 32 else (1, 5):
         before = pixels.clone()
         first, second = (apply(name, pixels, severity, generator(7)) for _ in range(2))
         assert first.shape == pixels.shape
@@ -149,6 +157,60 @@ def test_glass_blur_takes_pixels_from_above_and_left(images: Images) -> None:
     assert (candidates == result).all(-1).any(0).all()
     assert np.array_equal(result[:, :2], images[:, :2])
     assert np.array_equal(result[:, :, :2], images[:, :, :2])
+
+
+@pytest.mark.parametrize(("reach", "passes"), [(1, 1), (2, 2), (4, 1)])
+def test_glass_blur_copies_neighbors_as_the_original_walk_does(reach: int, passes: int) -> None:
+    images = torch.rand(2, 3, 24, 24, generator=generator())
+    expected = (images.permute(0, 2, 3, 1).numpy() * 255 + 1e-3).astype(np.uint8)
+    random = generator(1)
+    for _ in range(passes):
+        moves = (reach - 1 - torch.randint(2 * reach, (2, 2, 24, 24), generator=random)).numpy()
+        for image, picture in enumerate(expected):
+            for y in range(24 - reach, reach, -1):
+                for x in range(24 - reach, reach, -1):
+                    down, right = moves[:, image, y, x]
+                    picture[y, x] = picture[y + down, x + right]
+    ours = blur.glass_blur(images, generator(1), 0.05, reach, passes)  # a sigma too small to blur
+    assert np.array_equal((ours * 255).round().permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize(("radius", "softness"), [(1.5, 0.1), (3, 0.5), (8, 0.5), (10, 0.5)])
+def test_defocus_disk_is_softened_with_mirrored_edges(radius: float, softness: float) -> None:
+    reach = max(int(radius), 8)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    hard = (x * x + y * y <= radius**2).astype(float)
+    soft = np.exp(-(np.arange(-1 - (radius > 8), 2 + (radius > 8)) ** 2) / (2 * softness**2))
+    expected = hard / hard.sum()
+    for axis in (0, 1):
+        expected = ndimage.correlate1d(expected, soft / soft.sum(), axis, mode="mirror")
+    kernel = blur.disk(radius, softness)[0, 0].numpy()
+    outside = (len(expected) - len(kernel)) // 2
+    np.testing.assert_allclose(np.pad(kernel, outside), expected, atol=1e-7)
+
+
+@given(side=st.integers(8, 70), factor=st.floats(1, 4.5))
+@settings(max_examples=30, deadline=None)
+def test_zoom_is_that_of_the_matrices(side: int, factor: float) -> None:
+    images = torch.rand(1, 2, side, side, generator=generator())
+    matrix = operators.zoom_matrix(side, factor)
+    expected = operators.apply_separably(images, matrix, matrix)
+    torch.testing.assert_close(operators.zoom(images, factor), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("severity", [1, 5])
+def test_zoom_blur_of_larger_images_is_the_mean_of_scipys_zooms(severity: int) -> None:
+    image = np.random.default_rng(0).random((64, 64))
+    factors = np.arange(1, *parameters("zoom_blur", 64, severity))
+    expected = image.copy()
+    for factor in factors:
+        crop = int(np.ceil(64 / factor))
+        start = (64 - crop) // 2
+        zoomed = ndimage.zoom(image[start : start + crop, start : start + crop], factor, order=1)
+        trim = (len(zoomed) - 64) // 2
+        expected += zoomed[trim : trim + 64, trim : trim + 64]
+    ours = apply("zoom_blur", torch.from_numpy(image).float().expand(1, 3, -1, -1), severity, generator())
+    np.testing.assert_allclose(ours[0, 0].numpy(), expected / (len(factors) + 1), atol=1e-4)
 
 
 def test_smear_follows_each_image_s_own_direction() -> None:
