@@ -92,11 +92,12 @@ def smear(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor:
     border = 2 * radius
     top = border + (steps[:, None] * torch.sin(angle) - 0.5).ceil().long()
     left = border + (steps[:, None] * torch.cos(angle) - 0.5).ceil().long()
-    result = torch.zeros_like(images)
     padded = F.pad(images, (border,) * 4, mode="replicate")
-    for index, (tops, lefts) in enumerate(zip(top.T.tolist(), left.T.tolist(), strict=True)):
-        for weight, y, x in zip(weights.tolist(), tops, lefts, strict=False):
-            result[index] += weight * padded[index, :, y : y + height, x : x + width]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1).movedim(1, 3)  # a view (N, top, left, C, H, W)
+    every = torch.arange(len(images))
+    result = torch.zeros_like(images)
+    for weight, tops, lefts in zip(weights.tolist(), top, left, strict=False):
+        result += weight * windows[every, tops, lefts]
     return result
 
 
