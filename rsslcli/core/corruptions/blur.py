@@ -87,7 +87,8 @@ def smear(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor:
     steps = torch.arange(2 * radius + 1)
     weights = torch.exp(-0.5 * (steps / sigma) ** 2)
     weights /= weights.sum()
-    steps = steps[weights > 1e-5]  # smaller weights change no gray level
+    kept = weights > 1e-5  # smaller ones change no gray level
+    steps = steps[kept]
     angle = torch.deg2rad(degrees)
     border = 2 * radius
     top = border + (steps[:, None] * torch.sin(angle) - 0.5).ceil().long()
@@ -96,7 +97,7 @@ def smear(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tensor:
     windows = padded.unfold(2, height, 1).unfold(3, width, 1).movedim(1, 3)  # a view (N, top, left, C, H, W)
     every = torch.arange(len(images))
     result = torch.zeros_like(images)
-    for weight, tops, lefts in zip(weights.tolist(), top, left, strict=False):
+    for weight, tops, lefts in zip(weights[kept].tolist(), top, left, strict=True):
         result += weight * windows[every, tops, lefts]
     return result
 
