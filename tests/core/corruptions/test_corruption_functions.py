@@ -17,6 +17,7 @@ from rsslcli.core.corruptions.generate import corrupt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.parameters import ICE, TABLE_32, TABLES, parameters
 from rsslcli.core.corruptions.registry import FUNCTIONS, apply
+from rsslcli.core.data.store import SIZES
 
 Images = NDArray[np.uint8]
 
@@ -32,6 +33,10 @@ def difference(ours: Images, reference: NDArray[np.float64]) -> float:
 
 def test_every_name_has_its_function() -> None:
     assert tuple(FUNCTIONS) == CORRUPTIONS
+
+
+def test_images_of_every_prepared_size_can_be_corrupted() -> None:
+    assert tuple(TABLES) == SIZES
 
 
 @pytest.mark.parametrize("side", TABLES)
