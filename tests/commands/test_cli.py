@@ -80,6 +80,8 @@ def test_eval_c(home: Path, run: Path, here: Here) -> None:
     assert result["mean_accuracy"] == pytest.approx(np.mean(every))
     assert f"{100 * result['mean_accuracy']:.2f}%" in out
     assert result["dataset"] == "mine"
+    assert (run / "eval-c.jpg").is_file(), "the images of the surest mistakes, for the report"
+    assert sum(result["diagnostics"]["reliability"]["corrupted"]["images"]) == 95 * 30
 
     here.succeed("eval-c run/checkpoint.pt --limit 7 --corruptions fog,snow --output part.md")
     assert "| fog |" in (home / "part.md").read_text()

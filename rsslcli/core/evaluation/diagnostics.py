@@ -150,9 +150,9 @@ class Diagnostics:
         reliability = dict(content["reliability"])
         calibrated = reliability.pop("calibrated", {})
         mistakes = {
-            name: [_mistake(**entry) for entry in content["mistakes"][name][:MISTAKES]]
-            for name in ("clean", *CORRUPTIONS)
-            if name in content["mistakes"]
+            name: [_mistake(**entry) for entry in entries[:MISTAKES]]
+            for name, entries in content["mistakes"].items()
+            if name in ("clean", *CORRUPTIONS)
         }
         return cls(
             classes=tuple(map(str, classes)),
@@ -162,18 +162,14 @@ class Diagnostics:
                 for name in BOTH
                 if name in content["confused"]
             },
-            reliability=_read_both(reliability),
-            calibrated=_read_both(calibrated),
+            reliability={name: Reliability.from_dict(reliability[name]) for name in BOTH},
+            calibrated={name: Reliability.from_dict(calibrated[name]) for name in BOTH if name in calibrated},
             mistakes=mistakes,
             sheet_digest=str(content["mistakes_sheet"]),
         )
 
 
 BOTH = ("clean", "corrupted")
-
-
-def _read_both(content: Mapping[str, Any]) -> dict[str, Reliability]:
-    return {name: Reliability.from_dict(content[name]) for name in BOTH if name in content}
 
 
 def _mistake(severity: int, image: int, label: str, predicted: str, probability: float) -> ShownMistake:

@@ -74,5 +74,6 @@ def _gallery(diagnostics: Diagnostics, prefix: str) -> Gallery:
 
 def _lines(mistake: ShownMistake) -> list[str]:
     severity = f", severity {mistake.severity}" if mistake.severity else ""
+    percent = ">99.9" if mistake.probability > 0.9995 else f"{100 * mistake.probability:.1f}"  # not 100.0
     said = f"{sanitize(mistake.label)} → {sanitize(mistake.predicted)}"
-    return [said, f"{100 * mistake.probability:.1f} %{severity}"]
+    return [said, f"{percent} %{severity}"]

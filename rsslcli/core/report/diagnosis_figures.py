@@ -108,7 +108,7 @@ def _draw_bins(axes: Axes, found: Reliability) -> None:
     bars = axes.bar(edges, accuracy, 1 / ECE_BINS, align="edge", color=COLORS[0], edgecolor="white")
     for bar, each in zip(bars, share, strict=True):
         bar.set_alpha(0.25 + 0.75 * float(each))
-    axes.plot([0, 1], [0, 1], color="#555555", linewidth=0.9, linestyle="--", label="right probabilities")
+    axes.plot([0, 1], [0, 1], color="#555555", linewidth=0.9, linestyle="--", label="perfect calibration")
 
 
 def _known(found: Reliability) -> tuple[list[float], list[float]]:
