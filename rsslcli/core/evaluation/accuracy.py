@@ -20,11 +20,12 @@ from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
-from rsslcli.core.data.store import Images, Split
+from rsslcli.core.data.store import DEFAULT_SIZE, Images, Split, check_image_size
 from rsslcli.core.errors import DivergedError, UserError, sanitize
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.cells import CLEAN, Cell, FinishedCells, Group, adapted_groups, measure_groups
+from rsslcli.core.evaluation.class_names import networks_in
 from rsslcli.core.evaluation.confidence import scaled_means
 from rsslcli.core.evaluation.files import outcomes_in
 from rsslcli.core.evaluation.outcome import Outcome
@@ -38,16 +39,16 @@ from rsslcli.core.runtime import autocast, derive_seed
 if TYPE_CHECKING:
     from rsslcli.core.weights.heads import TrainedTasks
 
-#: Images per forward pass by device type. Small batches on the CPU keep the activations in its caches
-#: (docs/performance.md).
+#: Images of 32x32 pixels per forward pass by device type. Small batches on the CPU keep the activations in
+#: its caches (docs/performance.md).
 BATCH_SIZE = {"cpu": 100, "cuda": 500}
 #: Images per forward pass on other devices.
 _OTHER_BATCH_SIZE = 500
 
 
-def batch_size(device: torch.device) -> int:
-    """Images per forward pass on this device."""
-    return BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE)
+def batch_size(device: torch.device, size: int = DEFAULT_SIZE) -> int:
+    """Images of `size`x`size` pixels per forward pass on this device."""
+    return BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE) * DEFAULT_SIZE // size
 
 
 def check_scores(scores: object, images: int) -> Tensor:
@@ -118,7 +119,7 @@ def scores_of(
     precision: str = "float32",
 ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
     """Yield the indices and the scores of one batch after the other; the arguments are those of `measure`."""
-    size = batch_size(device)
+    size = batch_size(device, images.shape[1])
     dtype = model_dtype(classifier)
     with autocast(device, precision == "bfloat16"):
         for start in range(0, len(chosen), size):
@@ -284,6 +285,8 @@ def evaluate(
             float32 model.
         DivergedError: scores are NaN or infinite.
     """
+    for network in networks_in(classifier):
+        check_image_size(network.image_size, test.size, str((about or {}).get("dataset", "the data set")))
     images = Selection(test, corrupted, score_of, excluded, limit, corruptions)
     computed_in = _computed_in(classifier, precision)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)

@@ -12,13 +12,11 @@ from rsslcli.core.corruptions.generate import corrupt
 from rsslcli.core.corruptions.names import CORRUPTIONS, GROUPS, SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet, aligned, check_source, open_corrupted
 from rsslcli.core.data.image_files import read_image_file
-from rsslcli.core.data.store import Dataset, Images
+from rsslcli.core.data.store import SIZES, Dataset, Images
 from rsslcli.core.errors import UserError
 from rsslcli.core.pictures.drawing import GAP, MARGIN, Pen, cell_side
 from rsslcli.core.progress import Progress, silent
 
-#: The sizes that the generator has parameters for.
-_SIZES = (32, 64, 224)
 #: The least side of a cell in pixels: each pixel of a 32×32 image becomes a crisp 3×3 square.
 CELL = 96
 #: The distance between the images of a group.
@@ -76,9 +74,9 @@ def read_own_image(path: Path) -> Images:
     Raises:
         UserError: the file is missing, damaged, too large or not an image.
     """
-    largest = _SIZES[-1]
+    largest = SIZES[-1]
     image, original = read_image_file(path, largest)
-    side = max((size for size in _SIZES if size <= min(original)), default=_SIZES[0])
+    side = max((size for size in SIZES if size <= min(original)), default=SIZES[0])
     return image if side == largest else read_image_file(path, side)[0]
 
 

@@ -38,9 +38,11 @@ class Pen:
         self.large, self.small = (ImageFont.load_default(size) for size in (FONT_SIZE, CAPTION_SIZE))
 
     def image(self, left: int, top: int, pixels: Images) -> None:
-        """An image, uint8 (H, W, 3) or (H, W, 1), enlarged unsmoothed, with its corner at (left, top)."""
-        enlarged = Image.fromarray(pixels).resize((self.cell, self.cell), Image.Resampling.NEAREST)
-        self.picture.paste(enlarged, (left, top))
+        """An image, uint8 (H, W, 3) or (H, W, 1), scaled to a cell, with its corner at (left, top)."""
+        # Whole multiples stay crisp; other sizes would lose lines of pixels.
+        method = Image.Resampling.LANCZOS if self.cell % len(pixels) else Image.Resampling.NEAREST
+        scaled = Image.fromarray(pixels).resize((self.cell, self.cell), method)
+        self.picture.paste(scaled, (left, top))
 
     def title(self, left: int, bottom: int, title: str) -> None:
         """The title of a column, wrapped into lines."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.augmix import augmix
-from rsslcli.core.data.store import Images, Split, class_balanced_subset
+from rsslcli.core.data.store import Images, Split, check_image_size, class_balanced_subset
 from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.class_names import match_classes
 from rsslcli.core.pictures.drawing import GAP, MARGIN, Pen, cell_side
@@ -73,6 +73,8 @@ def draw_tasks(
         raise UserError(f"{rows} images: expected 1 to {len(split.labels)}")
     options = checkpoint.config.task_options if checkpoint else {}
     built = build_tasks(tasks, {name: options[name] for name in tasks if name in options})
+    if checkpoint is not None:
+        check_image_size(checkpoint.image_size, split.size, dataset)
     network = None if checkpoint is None else checkpoint.network()
     heads = None if checkpoint is None else load_heads(checkpoint, built)
     chosen = _different_classes(split, rows, seed)

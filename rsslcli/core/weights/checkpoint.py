@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rsslcli.core.config import Config
+from rsslcli.core.data.store import DEFAULT_SIZE, SIZES
 from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.batch_norm import STATISTICS
@@ -42,20 +43,24 @@ class Checkpoint:
     validation_data: str  #: checksum of the data on which it tuned λ
     #: state dict of the moving average of the WideResNet; empty without `config.ema`
     average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    image_size: int = DEFAULT_SIZE  #: height and width of the images on which it trained, in pixels
 
     def network(self) -> WideResNet:
         """The trained classifier, on the CPU and in evaluation mode; the moving average if there is one."""
         return self.describe(WideResNet.from_state_dict(self.average or self.classifier).eval())
 
     def describe(self, network: WideResNet) -> WideResNet:
-        """Attach the class names and the excluded images to a network with these weights, and return it."""
+        """Attach what is known about a network with these weights to it, and return it."""
         network.classes = self.classes
+        network.image_size = self.image_size
         network.excluded = self.excluded
         return network
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, make_folder: bool = True) -> None:
     """Write `checkpoint` atomically: `path` always holds either the old one or the new one.
+
+    Without `make_folder`, a run folder that was deleted is not made again.
 
     Raises:
         RsslError: the file cannot be written.
@@ -64,7 +69,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content |= {"format": FORMAT, "version": VERSION, "config": checkpoint.config.to_dict()}
     content |= {"classes": list(checkpoint.classes), "excluded": list(checkpoint.excluded)}
     try:
-        with replacing(path) as file:
+        with replacing(path, make_folder=make_folder) as file:
             torch.save(content, file)
     except RuntimeError as error:  # how torch reports a full disk
         raise RsslError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
@@ -147,7 +152,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, WideResNet]:
     """Check `content`, read from `path`, part by part; return the checkpoint and its classifier."""
-    content = {"average": {}} | copied(path, content)  # version 0.1 kept no average
+    content = {"average": {}, "image_size": DEFAULT_SIZE} | copied(path, content)  # version 0.1 had neither
     version = content.get("version")
     if not isinstance(version, int) or version != VERSION:
         raise UserError(
@@ -309,4 +314,5 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "train_data": _is_word,
     "validation_data": _is_word,
     "average": _are_tensors,
+    "image_size": lambda value: _is_count(value) and value in SIZES,
 }
