@@ -79,16 +79,17 @@ def reliability(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     canvas, panels = _panels(len(kinds), size, 3.4)
     words = []
     for axes, kind in zip(panels, kinds, strict=True):
-        title = f"{_TITLES[kind]}: ECE {100 * diagnostics.reliability[kind].ece:.1f} %"
-        _draw_bins(axes, diagnostics.reliability[kind])
+        label = f"ECE {100 * diagnostics.reliability[kind].ece:.1f} %"
+        _draw_bins(axes, diagnostics.reliability[kind], label)
+        words.append(f"{_TITLES[kind]}: {label}")
         if (scaled := diagnostics.calibrated.get(kind)) is not None:
-            title += f", calibrated {100 * scaled.ece:.1f} %"
+            label = f"calibrated: ECE {100 * scaled.ece:.1f} %"
             line: Any = {"color": COLORS[1], "marker": "D", "markersize": 3.5}
-            axes.plot(*_known(scaled), **line, label="calibrated", zorder=4)
-        axes.set(title=title, xlabel="probability of the predicted class", ylabel="accuracy")
+            axes.plot(*_known(scaled), **line, label=label, zorder=4)
+            words[-1] += f", {label}"
+        axes.set(title=_TITLES[kind], xlabel="probability of the predicted class", ylabel="accuracy")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.legend(loc="upper left")
-        words.append(f"{title}.")
     caption = (
         "Reliability: how often images are right, by the probability of their predicted class, in "
         f"{ECE_BINS} bins of equal width. On the diagonal the probabilities are right; below it the network "
@@ -96,19 +97,22 @@ def reliability(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
         "that of all images of a panel together."
     )
     if diagnostics.calibrated:
-        caption += " Calibrated: with all scores divided by the temperature fitted on clean images."
-    return canvas, caption, " ".join(words)
+        caption += (
+            " Calibrated: with all scores divided by the temperature, which was fitted on clean images."
+        )
+    return canvas, caption, f"{'; '.join(words)}."
 
 
-def _draw_bins(axes: Axes, found: Reliability) -> None:
+def _draw_bins(axes: Axes, found: Reliability, label: str) -> None:
     """Bars of the accuracy in each bin, darker for more images, and the diagonal."""
     edges = np.arange(ECE_BINS) / ECE_BINS
     accuracy = np.nan_to_num(found.accuracy)
     share = np.array(found.images) / max(found.images)
     bars = axes.bar(edges, accuracy, 1 / ECE_BINS, align="edge", color=COLORS[0], edgecolor="white")
+    bars.set_label(label)
     for bar, each in zip(bars, share, strict=True):
         bar.set_alpha(0.25 + 0.75 * float(each))
-    axes.plot([0, 1], [0, 1], color="#555555", linewidth=0.9, linestyle="--", label="perfect calibration")
+    axes.plot([0, 1], [0, 1], color="#555555", linewidth=0.9, linestyle="--")
 
 
 def _known(found: Reliability) -> tuple[list[float], list[float]]:

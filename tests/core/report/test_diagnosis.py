@@ -16,7 +16,12 @@ from rsslcli.core.evaluation.details import Details
 from rsslcli.core.evaluation.diagnostics import Diagnostics, diagnose
 from rsslcli.core.evaluation.files import mistakes_path
 from rsslcli.core.evaluation.outcome import Outcome
-from rsslcli.core.report.runs import read_run
+from rsslcli.core.report import figures
+from rsslcli.core.report.comparison import make_studies
+from rsslcli.core.report.diagnosis import diagnosis
+from rsslcli.core.report.diagnosis_figures import confusion
+from rsslcli.core.report.page import Block, Gallery, Table
+from rsslcli.core.report.runs import read_run, read_runs
 from rsslcli.core.report.write import write_report
 
 CLASSES = ("cat", "<b>dog</b>", "newt")
@@ -99,7 +104,9 @@ def test_a_run_with_records_shows_its_confusions_reliability_and_surest_mistakes
     assert "](mistakes.jpg)" in text
     assert "- fog: " in text
     calibrated = 100 * found.calibrated["corrupted"].ece
-    assert f"ECE {100 * found.reliability['corrupted'].ece:.1f} %, calibrated {calibrated:.1f} %." in text
+    assert (
+        f"ECE {100 * found.reliability['corrupted'].ece:.1f} %, calibrated: ECE {calibrated:.1f} %." in text
+    )
 
 
 def test_runs_without_records_have_no_such_headings(runs: Path) -> None:
@@ -125,22 +132,33 @@ def test_calibrated_bins_may_come_from_the_evaluation_that_left_images_out(runs:
     assert found.calibrated == {}
 
 
+def blocks(runs: Path) -> list[Block]:
+    """The blocks without the figures."""
+    (study,) = make_studies(read_runs([runs])[0])[0]
+    return list(diagnosis(study, {}, ""))
+
+
+def gallery(runs: Path) -> Gallery:
+    (found,) = (block for block in blocks(runs) if isinstance(block, Gallery))
+    return found
+
+
 def test_a_missing_foreign_or_damaged_sheet_leaves_the_words(runs: Path) -> None:
     run = record(runs / "rotation-s0", invented())
     sheet = mistakes_path(run / "eval-c.json")
     whole = sheet.read_bytes()
-    for content in (None, whole[:-9], b""):
-        sheet.unlink(missing_ok=True)
-        if content is not None:
-            sheet.write_bytes(content)
-        page = Page(write_report([runs], runs / "report").page)
-        assert "The surest mistakes" in page.text
-        assert "jpeg" not in images(page)
+    assert gallery(runs).jpeg == whole
     content = json.loads((run / "eval-c.json").read_text())
-    content["diagnostics"]["mistakes_sheet"] = hashlib.sha256(b"no picture").hexdigest()[:16]
-    (run / "eval-c.json").write_text(json.dumps(content))
-    sheet.write_bytes(b"no picture")
-    assert "jpeg" not in images(Page(write_report([runs], runs / "report").page))
+    for damaged, is_named in ((None, False), (whole[:-9], False), (b"", False), (b"no picture", True)):
+        sheet.unlink(missing_ok=True)
+        if damaged is not None:
+            sheet.write_bytes(damaged)
+        if is_named:
+            content["diagnostics"]["mistakes_sheet"] = hashlib.sha256(damaged or b"").hexdigest()[:16]
+            (run / "eval-c.json").write_text(json.dumps(content))
+        found = gallery(runs)
+        assert (found.jpeg, len(found.rows)) == (None, 20)
+        assert all(tile.jpeg is None and tile.lines for _, tiles in found.rows for tile in tiles)
 
 
 @pytest.mark.parametrize("entry", [None, [], {}, {"confused": {}}, {"mistakes": {"fog": 3}}])
@@ -154,8 +172,8 @@ def test_damaged_records_are_passed_over(runs: Path, entry: object) -> None:
 
 def test_many_classes_have_a_table_of_confusions_but_no_matrix(runs: Path) -> None:
     record(runs / "rotation-s0", invented(classes=tuple(f"class {index}" for index in range(21))))
-    report = write_report([runs], runs / "report")
-    assert "The most frequent confusions" in Page(report.page).text
-    names = {path.name for path in report.figures}
-    assert "confusion.png" not in names
-    assert "reliability.png" in names
+    (study,) = make_studies(read_runs([runs])[0])[0]
+    assert confusion(study, study.rows, figures._WIDE) is None
+    (table,) = (block for block in blocks(runs) if isinstance(block, Table))
+    assert table.caption.startswith("The most frequent confusions")
+    assert len(table.rows) == 10
