@@ -50,7 +50,7 @@ class Evaluation:
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     confidence: Confidence | None = None
-    diagnostics: Diagnostics | None = None
+    diagnostics: Diagnostics | None = field(default=None, compare=False)
     adapted: Evaluation | None = None
 
     @property

@@ -97,9 +97,7 @@ def reliability(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
         "that of all images of a panel together."
     )
     if diagnostics.calibrated:
-        caption += (
-            " Calibrated: with all scores divided by the temperature, which was fitted on clean images."
-        )
+        caption += " Calibrated: all scores are divided by the temperature, which was fitted on clean images."
     return canvas, caption, f"{'; '.join(words)}."
 
 
