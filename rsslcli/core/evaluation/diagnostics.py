@@ -64,7 +64,7 @@ class Reliability:
 
         return {
             "images": list(self.images),
-            "confidence": known(self.confidence),
+            "probability": known(self.confidence),
             "accuracy": known(self.accuracy),
         }
 
@@ -78,7 +78,7 @@ class Reliability:
         images = tuple(content["images"])
         rows = [
             tuple(np.nan if value is None else float(value) for value in content[name])
-            for name in ("confidence", "accuracy")
+            for name in ("probability", "accuracy")
         ]
         if {len(images), *map(len, rows)} != {ECE_BINS} or not all(type(n) is int and n >= 0 for n in images):
             raise ValueError("not the bins of an evaluation")
