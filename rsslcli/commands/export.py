@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rsslcli.commands.console import check_checkpoints, err, note, out, waiting
-from rsslcli.commands.options import Checkpoint, Normalization
+from rsslcli.commands.options import Checkpoint, Network, Normalization
 from rsslcli.core.errors import UserError
 from rsslcli.core.networks.normalization import parse_normalization
 
@@ -20,6 +20,7 @@ def export(
         Path,
         typer.Option(help="The file to write: ONNX if it ends in .onnx, torch.export if in .pt2."),
     ],
+    network: Network = None,
     normalization: Normalization = None,
 ) -> None:
     """Write a classifier as a program that runs without rssl, checked against the checkpoint.
@@ -41,9 +42,11 @@ def export(
 
         check_export(output)
     notes: list[str] = []
-    network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
+    classifier, trained = load_classifier(
+        checkpoint, network=network, normalization=normalization, note=notes.append
+    )
     about = {"rssl": __version__} | ({"dataset": trained.config.dataset} if trained else {})
-    done = export_classifier(network, output, classes=trained.classes if trained else None, about=about)
+    done = export_classifier(classifier, output, classes=trained.classes if trained else None, about=about)
     for text in notes:
         note(text)
     if done.difference is None:
@@ -52,7 +55,8 @@ def export(
     if done.difference is not None:
         most = f"by at most {done.difference:.0e} of the largest" if done.difference else "in nothing"
         checked = f"; run and compared with the checkpoint: the scores differ {most}"
-    shapes = f"images (N, 3, 32, 32) in [0, 1] → scores (N, {network.fc.out_features})"
+    size = done.image_size
+    shapes = f"images (N, 3, {size}, {size}) in [0, 1] → scores (N, {classifier.fc.out_features})"
     out.print(f"written to {output}: {shapes}{checked}")
     place = json.dumps(str(output), ensure_ascii=False)
     loads = {

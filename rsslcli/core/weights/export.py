@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.evaluation.class_names import carried_names, check_names
+from rsslcli.core.evaluation.class_names import carried_names, check_names, networks_in
 from rsslcli.core.files import quietly, replacing
 
 SUFFIXES = (".onnx", ".pt2")
@@ -32,6 +32,7 @@ class Exported:
     """The result of an export."""
 
     path: Path  #: the file
+    image_size: int  #: height and width of the images that the program takes, in pixels
     #: the largest difference of a score from the network's on random images, relative to the largest score;
     #: None if nothing installed here can run the program
     difference: float | None
@@ -55,11 +56,12 @@ def export_classifier(
     path: Path | str,
     *,
     classes: Sequence[str] | None = None,
+    image_size: int | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Exported:
     """Write `network` to `path` as an ONNX (.onnx) or torch.export (.pt2) program.
 
-    The program takes `images`, float32 (N, 3, 32, 32) in [0, 1] with any N, and returns `scores`, float32
+    The program takes `images`, float32 (N, 3, S, S) in [0, 1] with any N, and returns `scores`, float32
     (N, classes); it includes the normalization. Before it is written, it is run on random images and compared
     with `network`, for ONNX only if onnxruntime is installed.
 
@@ -68,6 +70,7 @@ def export_classifier(
         path: the file to write.
         classes: class names in the order of the scores, for the file's metadata. By default those that a
             network of ours in `network` carries, such as a `Classifier`'s.
+        image_size: S, in pixels. By default that on which a network of ours in `network` trained, or else 32.
         about: other entries of its metadata.
 
     Raises:
@@ -76,13 +79,14 @@ def export_classifier(
     """
     path = Path(path)
     check_export(path)
+    size = _size(network) if image_size is None else image_size
     described = {
-        "input": "images: float32 (N, 3, 32, 32), RGB in [0, 1]",
+        "input": f"images: float32 (N, 3, {size}, {size}), RGB in [0, 1]",
         "output": "scores",
         **(about or {}),
     }
     network = network.eval()
-    outputs = _outputs(network, path)
+    outputs = _outputs(network, size, path)
     if classes is None:
         classes = carried_names(network, outputs) or None
     if classes is not None:
@@ -90,36 +94,36 @@ def export_classifier(
         described["classes"] = json.dumps(list(classes), ensure_ascii=False)
     with _silence():
         try:
-            data, run = (_onnx if path.suffix == ".onnx" else _torch_export)(network, described)
-            difference = None if run is None else _difference(network, run)
+            data, run = (_onnx if path.suffix == ".onnx" else _torch_export)(network, size, described)
+            difference = None if run is None else _difference(network, size, run)
         except Exception as error:  # the exporters raise almost anything
             raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
     if difference is not None and not difference < TOLERANCE:
         raise RsslError(f"{path} is not written: its scores are off by {difference:.2g} of the largest score")
     with replacing(path) as file:
         file.write(data)
-    return Exported(path, difference)
+    return Exported(path, size, difference)
 
 
 Run = Callable[[Tensor], Tensor]
 
 
-def _torch_export(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run]:
+def _torch_export(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run]:
     """Export to the bytes of a .pt2 file; also return a function that runs them."""
     file = io.BytesIO()
-    program = torch.export.export(network, (_images(2),), dynamic_shapes=_any_batch())
+    program = torch.export.export(network, (_images(2, size),), dynamic_shapes=_any_batch())
     torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(described, ensure_ascii=False)})
     module = torch.export.load(io.BytesIO(file.getvalue())).module()
     return file.getvalue(), module
 
 
-def _onnx(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run | None]:
+def _onnx(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run | None]:
     """Export to the bytes of an .onnx file; also return a function that runs them, if onnxruntime can."""
     import onnx
 
     program: Any = torch.onnx.export(
         network,
-        (_images(2),),
+        (_images(2, size),),
         dynamo=True,
         dynamic_shapes=_any_batch(),
         input_names=["images"],
@@ -143,27 +147,32 @@ def _any_batch() -> dict[str, dict[int, Any]]:
     return {"images": {0: torch.export.Dim("batch")}}
 
 
-def _images(count: int) -> Tensor:
+def _size(network: nn.Module) -> int:
+    """The size of the images for the network of ours in a model; 32 if there is none."""
+    return next((each.image_size or each.built_for for each in networks_in(network)), 32)
+
+
+def _images(count: int, size: int) -> Tensor:
     random = np.random.default_rng(count)
-    return torch.from_numpy(random.random((count, 3, 32, 32), np.float32))
+    return torch.from_numpy(random.random((count, 3, size, size), np.float32))
 
 
-def _outputs(network: nn.Module, path: Path) -> int:
+def _outputs(network: nn.Module, size: int, path: Path) -> int:
     """How many scores the network gives an image."""
     try:
         with torch.inference_mode():
-            return int(network(_images(1)).shape[1])
+            return int(network(_images(1, size)).shape[1])
     except Exception as error:  # whatever a network of the user's own raises
         raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
 
 
-def _difference(network: nn.Module, run: Run) -> float:
+def _difference(network: nn.Module, size: int, run: Run) -> float:
     """The largest difference between the scores of `network` and `run`, relative to the largest score."""
     worst = 0.0
     with torch.inference_mode():
         for count in (1, 2, 7):  # the exporter has seen only batches of 2
-            expected = network(_images(count))
-            found = run(_images(count))
+            expected = network(_images(count, size))
+            found = run(_images(count, size))
             if found.shape != expected.shape:
                 return float("inf")
             worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)))
