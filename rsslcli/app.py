@@ -24,6 +24,7 @@ from rsslcli.commands.reproduce import reproduce
 from rsslcli.commands.terminal import lost_output, replace_unprintable
 from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
+from rsslcli.commands.visualize_corruptions import visualize_corruptions
 from rsslcli.commands.visualize_tasks import visualize_tasks
 from rsslcli.core.errors import (
     InterruptedTrainingError,
@@ -39,7 +40,7 @@ from rsslcli.core.version import __version__
 #: The commands in the order of a first session, by section of the help.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "First look": (demo,),
-    "Data": (prepare_data, visualize_tasks),
+    "Data": (prepare_data, visualize_tasks, visualize_corruptions),
     "Training": (train_single, train_automl),
     "Results": (eval_c, report, predict, export, list_),
     "The whole study": (reproduce,),

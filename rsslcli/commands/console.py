@@ -149,6 +149,16 @@ def check_dataset(name: str | None, data_dir: Path) -> None:
         check_prepared(data_dir, name)
 
 
+def choose_dataset(data_dir: Path) -> str:
+    """The data set to show where none is named: CIFAR-10 if it is prepared."""
+    from rsslcli.core.data.store import EMBEDDED, prepared_datasets
+
+    prepared = prepared_datasets(data_dir)
+    dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
+    err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
+    return dataset
+
+
 def check_checkpoints(*paths: Path | None) -> None:
     """Raise UserError unless all given paths are checkpoints, before anything heavy is loaded."""
     for path in paths:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rsslcli.core.report.comparison import Study
     from rsslcli.core.report.page import Table as Content
 
-#: Columns of Table 1 that a terminal shows only if it is wide enough.
-_WIDE_ONLY = ("seeds", "the usual 15", "clean")
+#: Columns of Table 1 that a terminal shows only if it is wide enough, the first to go first.
+_WIDE_ONLY = ("the usual 15", "clean", "seeds")
 
 
 #: The length of names that stay on one line.
@@ -26,7 +26,7 @@ _ANY_WIDTH = 10_000
 
 
 def print_study(study: Study) -> None:
-    """The warnings, the answer, and Table 1: in a short form if the whole one does not fit the terminal."""
+    """The warnings, the answer, and Table 1, with as many of its columns as fit the terminal."""
     from rsslcli.core.report.answer import answer
     from rsslcli.core.report.write import table_1
 
@@ -35,20 +35,24 @@ def print_study(study: Study) -> None:
     out.print(answer(study))
     content = table_1(study)
     title = f"{study.title}\n{content.caption}"
-    whole = _table(title, [*zip(content.columns, *content.rows, strict=True)], content.words)
-    fits = out.measure(whole, options=out.options.update(width=_ANY_WIDTH)).maximum <= out.width
-    out.print(whole if fits else _table(title, _without_details(content), content.words))
+    tables = [_table(title, columns, content.words) for columns in _forms(content)]
+    width = out.options.update(width=_ANY_WIDTH)
+    out.print(next((t for t in tables if out.measure(t, options=width).maximum <= out.width), tables[-1]))
 
 
-def _without_details(content: Content) -> list[Sequence[str]]:
-    """The columns of the short form: accuracies, and their differences to the baseline."""
-    kept: list[Sequence[str]] = []
-    for column in zip(content.columns, *content.rows, strict=True):
-        if column[0].startswith("paper"):  # without its own differences to its baseline
-            kept.append([cell.partition(" (")[0] for cell in column])
-        elif column[0] not in _WIDE_ONLY:
-            kept.append(column)
-    return kept
+def _forms(content: Content) -> Iterator[Sequence[Sequence[str]]]:
+    """The columns of the whole table, then ever fewer; the last are accuracies, and their differences."""
+    columns: list[Sequence[str]] = [*zip(content.columns, *content.rows, strict=True)]
+    yield columns
+    # The paper's accuracies without their own differences to its baseline.
+    columns = [
+        [cell.partition(" (")[0] for cell in column] if column[0].startswith("paper") else column
+        for column in columns
+    ]
+    yield columns
+    for name in _WIDE_ONLY:
+        columns = [column for column in columns if column[0] != name]
+        yield columns
 
 
 def _table(title: str, columns: Sequence[Sequence[str]], words: frozenset[str]) -> Table:

@@ -11,7 +11,7 @@ from rsslcli.commands import completion, options
 from rsslcli.commands.console import (
     check_checkpoints,
     check_dataset,
-    err,
+    choose_dataset,
     note,
     out,
     progress_bar,
@@ -83,7 +83,8 @@ def visualize_tasks(
 
     with waiting():
         from rsslcli.core.data.loading import load
-        from rsslcli.core.task_pictures import draw_tasks, save_png
+        from rsslcli.core.pictures.drawing import save_png
+        from rsslcli.core.pictures.tasks import draw_tasks
         from rsslcli.core.weights.checkpoint import load_checkpoint
 
     trained = None if checkpoint is None else load_checkpoint(checkpoint)
@@ -91,7 +92,7 @@ def visualize_tasks(
         dataset = dataset or trained.config.dataset
         columns = columns if tasks else list(trained.config.tasks)
         augment = augment or trained.config.augment
-    dataset = dataset or _choose_dataset(data_dir)
+    dataset = dataset or choose_dataset(data_dir)
     with progress_bar() as progress:
         data = load(dataset, data_dir, progress)
     # A network's answers are meaningful only on images that it was not trained on.
@@ -113,13 +114,3 @@ def visualize_tasks(
         suggest_evaluation(checkpoint, trained.config, data_dir)
     else:
         suggest_training(data, data_dir)
-
-
-def _choose_dataset(data_dir: Path) -> str:
-    """The data set to show where none is named: CIFAR-10 if it is prepared."""
-    from rsslcli.core.data.store import EMBEDDED, prepared_datasets
-
-    prepared = prepared_datasets(data_dir)
-    dataset = "cifar10" if "cifar10" in prepared else next(iter(prepared), EMBEDDED)
-    err.print(f"showing '{dataset}'; choose another with --dataset", soft_wrap=True)
-    return dataset

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from rsslcli.core.config import Config, check_effective
 from rsslcli.core.corruptions.names import SEVERITIES
-from rsslcli.core.data.archives import one_line_errors
 from rsslcli.core.data.augment import to_float
-from rsslcli.core.data.decoding import decode, shown
+from rsslcli.core.data.image_files import read_image_file
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.errors import UserError, sanitize, short_repr
@@ -169,10 +168,7 @@ def load_images(paths: str | Path | Sequence[str | Path], *, size: int = 32) -> 
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     images = np.empty((len(files), size, size, 3), np.uint8)
     for place, path in zip(images, files, strict=True):
-        if not path.is_file():  # opening a pipe would wait for its writer
-            raise UserError(f"{path} is no file: give the paths of image files")
-        with one_line_errors(path), path.open("rb") as file:
-            place[:], _ = decode(file, shown(str(path)), resize=True, side=size)
+        place[:], _ = read_image_file(path, size)
     return to_float(torch.from_numpy(images))
 
 

@@ -80,6 +80,8 @@ def test_eval_c(home: Path, run: Path, here: Here) -> None:
     assert result["mean_accuracy"] == pytest.approx(np.mean(every))
     assert f"{100 * result['mean_accuracy']:.2f}%" in out
     assert result["dataset"] == "mine"
+    assert (run / "eval-c.jpg").is_file(), "the images of the surest mistakes, for the report"
+    assert sum(result["diagnostics"]["reliability"]["corrupted"]["images"]) == 95 * 30
 
     here.succeed("eval-c run/checkpoint.pt --limit 7 --corruptions fog,snow --output part.md")
     assert "| fog |" in (home / "part.md").read_text()
@@ -177,6 +179,17 @@ def test_visualize_tasks(home: Path, here: Here) -> None:
         assert picture.width > 7 * 100
 
 
+def test_visualize_corruptions_of_a_test_image_and_of_a_file(home: Path, here: Here) -> None:
+    out = here.succeed("visualize-corruptions --corruptions fog,contrast")
+    assert "written to corruptions.png" in out
+    with Image.open(home / "corruptions.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 2 * 5 * 96, "two groups stand side by side"
+        picture.resize((70, 80)).save(home / "own-image.jpg")
+    out = here.succeed("visualize-corruptions --corruptions contrast --file own-image.jpg --output own.png")
+    assert out.splitlines()[0] == "corrupted images: generated for this picture; written to own.png"
+
+
 #: Mistakes that are found before torch is loaded: arguments, and what the one line says.
 EARLY = [
     ("train-automl --tasks rotaton", "unknown task 'rotaton': did you mean 'rotation'?"),
@@ -235,6 +248,9 @@ EARLY = [
     ("visualize-tasks --dataset none", "no prepared data set 'none'"),
     ("visualize-tasks --tasks drawing", "unknown task 'drawing'"),
     ("visualize-tasks --checkpoint none", "no checkpoint at none"),
+    ("visualize-corruptions --output figure.jpg", r"end in \.png"),
+    ("visualize-corruptions --corruptions mist", "unknown corruption 'mist'"),
+    ("visualize-corruptions --file a.jpg --image 3", "leave out --dataset and --image"),
     ("export none --output model.onnx", "no checkpoint at none"),
 ]  # fmt: skip
 #: Mistakes that take a look at data or weights.
@@ -244,6 +260,11 @@ LATE = [
     ("eval-c w.pt --dataset bare", "no corrupted test set for 'bare'.*--corruptions generate"),
     ("prepare-data --dataset mine --source nowhere", "no such source"),
     ("visualize-tasks --dataset mine --images 0", "0 images"),
+    (
+        "visualize-corruptions --dataset mine --image 100000",
+        "--image 100000: 'mine' has test images 0 to",
+    ),
+    ("visualize-corruptions --file nowhere.jpg", "nowhere.jpg is no file"),
 ]
 
 

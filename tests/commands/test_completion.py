@@ -38,6 +38,7 @@ from helpers import RSSL, Here
         ("prepare-data --dataset cifar", ["cifar10", "cifar100"]),
         ("visualize-tasks --tasks col", ["color"]),
         ("visualize-tasks --checkpoint do", ["done"]),
+        ("visualize-corruptions --corruptions fog,sno", ["fog,snow"]),
     ],
 )
 def test_completion(here: Here, monkeypatch: pytest.MonkeyPatch, typed: str, offered: list[str]) -> None:

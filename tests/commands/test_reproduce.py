@@ -126,6 +126,22 @@ def test_table_1_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert ("[" in line) == ("]" in line), "an interval is on one line"
 
 
+def test_table_1_shows_as_many_columns_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        make_run(tmp_path / f"baseline-s{seed}", seed=seed)
+        make_run(tmp_path / f"rotation-s{seed}", tasks=("rotation",), seed=seed)
+    (study,) = write_report([tmp_path], tmp_path / "report").studies
+    widths = {80: (), 100: ("seeds",), 120: ("seeds", "clean", "the usual 15"), 200: ("(− baseline)",)}
+    for width, columns in widths.items():
+        text = io.StringIO()
+        monkeypatch.setattr("rsslcli.commands.study_table.out", Console(file=text, width=width))
+        print_study(study)
+        head = text.getvalue().partition("───")[0].partition("computed in")[2]
+        assert all(column in head for column in columns), width
+        assert ("seeds" in head, "the usual 15" in head) == (width > 80, width > 100)
+        assert max(map(len, text.getvalue().splitlines())) <= width
+
+
 def test_a_bar_tells_the_time_that_is_left(tmp_path: Path) -> None:
     """By what this invocation has done of the training, or of the evaluation."""
     cell, clock = plan("quick", tmp_path)[0], [0.0]

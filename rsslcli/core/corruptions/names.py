@@ -13,6 +13,14 @@ STANDARD = (
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 #: All 19, which the paper averages over (section 3).
 CORRUPTIONS = STANDARD + EXTRA
+#: The groups in which the benchmark's authors present them.
+GROUPS = {
+    "noise": STANDARD[:3],
+    "blur": STANDARD[3:7],
+    "weather": STANDARD[7:11],
+    "digital": STANDARD[11:],
+    "extra": EXTRA,
+}
 SEVERITIES = (1, 2, 3, 4, 5)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rsslcli.core.data.archives import Parts, is_archive, one_line_errors
-from rsslcli.core.data.decoding import ImageError, shown
+from rsslcli.core.data.decoding import ImageError, decode, shown
 from rsslcli.core.data.file_tree import Key, Tree, open_tree
 from rsslcli.core.data.image_tree import changed_source, read_image, source_state
 from rsslcli.core.data.listing import MAX_IMAGES, is_image, list_files, told
@@ -111,6 +111,18 @@ class ImageFiles:
                         yield image, pixels
                 if count < len(group.images) or source_state(source) != group.state:
                     raise changed_source(source)
+
+
+def read_image_file(path: Path, size: int) -> tuple[Images, tuple[int, int]]:
+    """Read an image file as uint8 (size, size, 3); also the width and height that it had.
+
+    Raises:
+        UserError: the file is missing or not a file, damaged, too large or not an image.
+    """
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise UserError(f"{path} is no file: give the paths of image files")
+    with one_line_errors(path), path.open("rb") as file:
+        return decode(file, shown(str(path)), resize=True, side=size)
 
 
 def find_images(paths: Sequence[Path]) -> ImageFiles:

@@ -89,12 +89,13 @@ def image_values(scores: Tensor, labels: Tensor, temperature: float | None = Non
         temperature: also give the last three columns for the scores divided by it.
 
     Returns:
-        At least float32 (N, 5): 1 if the right class has the highest score; 1 if that score is NaN or
-        infinite; the negative log-likelihood in nats; the Brier score, from 0 to 2; the highest probability.
+        At least float32 (N, 6): 1 if the right class has the highest score; 1 if that score is NaN or
+        infinite; the index of the highest score; the negative log-likelihood in nats; the Brier score, from 0
+        to 2; the highest probability.
     """
     highest, predicted = scores.max(1)
     logits = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    columns = [predicted == labels, ~highest.isfinite(), *_sureness(logits, labels)]
+    columns = [predicted == labels, ~highest.isfinite(), predicted, *_sureness(logits, labels)]
     if temperature is not None:
         columns += _sureness(logits / temperature, labels)
     return torch.stack([column.to(logits.dtype) for column in columns], 1)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.evaluation.bootstrap import Bools, Interval, interval
-from rsslcli.core.evaluation.outcome import ECE_BINS, METRICS, Outcome
+from rsslcli.core.evaluation.details import ECE_BINS
+from rsslcli.core.evaluation.outcome import METRICS, Outcome
 
 #: What the metrics are called in a line of text.
 _TITLES = {"nll": "NLL", "brier": "Brier score", "ece": "ECE"}

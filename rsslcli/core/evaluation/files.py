@@ -31,6 +31,11 @@ def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: str |
     return checkpoint.with_name("-".join(words) + ".json")
 
 
+def mistakes_path(evaluation: Path) -> Path:
+    """Where the images of an evaluation's surest mistakes are: beside it, as eval-c.jpg."""
+    return evaluation.with_suffix(".jpg")
+
+
 def other_evaluations(directory: Path) -> list[str]:
     """The sorted file names of the evaluations in a run directory besides its complete one."""
     return sorted(path.name for path in directory.glob(f"{Path(EVALUATION).stem}-*.json"))
@@ -42,7 +47,7 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
     An earlier one in higher precision stays at `path`, and `result` goes beside it, named after its
     precision. An earlier one that excluded other images moves aside, named after its number of images. Any
     other file at `path` is replaced: it has other weights or data, covers no more than `result`, or is
-    damaged.
+    damaged. The images of the surest mistakes go beside `result`.
 
     Returns:
         The path of `result`, and notes on the evaluation that was at `path`, one line each.
@@ -63,6 +68,9 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
             with replacing(kept) as file:
                 file.write(path.read_bytes())
             notes.append(f"{kept.name} keeps the evaluation that excluded other images")
+    if result.diagnostics is not None and result.diagnostics.sheet is not None:
+        with replacing(mistakes_path(path)) as file:
+            file.write(result.diagnostics.sheet)
     result.save(path)
     return path, notes
 

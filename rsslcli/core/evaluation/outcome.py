@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.evaluation.bootstrap import Bools
+from rsslcli.core.evaluation.details import ECE_BINS, Details, bin_of
 
 Floats = npt.NDArray[np.float64]
-
-#: Equal-width bins of the highest probability in the expected calibration error.
-ECE_BINS = 15
 
 #: The numbers that say how sure a classifier is of a cell; lower is better.
 METRICS = ("nll", "brier", "ece")
@@ -36,6 +34,7 @@ class Outcome:
         brier: the mean Brier score, Σ (p − y)² over the classes, from 0 to 2 (Brier 1950).
         ece: the expected calibration error with 15 equal-width bins, in [0, 1] (Guo et al. 2017).
         scaled: these three with the scores divided by a temperature; None without one.
+        details: what a report shows beside the numbers; None if that is not known.
     """
 
     images: int
@@ -46,11 +45,12 @@ class Outcome:
     brier: float | None = None
     ece: float | None = None
     scaled: tuple[float, ...] | None = None
+    details: Details | None = None
 
     @classmethod
     def of(cls, values: Floats) -> Outcome:
-        """Summarize the `image_values` of a cell, float64 (images, 5), or (images, 8) with a temperature."""
-        right, undecided, *columns = values.T
+        """Summarize the `image_values` of a cell, float64 (images, 6), or (images, 9) with a temperature."""
+        right, undecided, predicted, *columns = values.T
         nll, brier, ece = _metrics(columns[:3], right)
         return cls(
             images=len(values),
@@ -61,6 +61,7 @@ class Outcome:
             brier=brier,
             ece=ece,
             scaled=_metrics(columns[3:], right) if len(columns) > 3 else None,
+            details=Details.of(predicted, right, columns[2], columns[5] if len(columns) > 3 else None),
         )
 
     @property
@@ -78,7 +79,9 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, which `from_dict` reads."""
         bits = None if self.bits is None else base64.b64encode(self.bits).decode()
-        return {**{name: getattr(self, name) for name in _NAMES}, "scaled": self.scaled, "bits": bits}
+        details = None if self.details is None else self.details.to_dict()
+        found = {name: getattr(self, name) for name in _NAMES}
+        return {**found, "scaled": self.scaled, "bits": bits, "details": details}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], images: int | None = None) -> Outcome:
@@ -91,7 +94,9 @@ class Outcome:
         bits = content["bits"]
         bits = None if bits is None else base64.b64decode(bits, validate=True)
         scaled = None if content["scaled"] is None else tuple(map(float, content["scaled"]))
-        outcome = cls(**found, bits=bits, scaled=scaled)
+        details = content["details"]
+        details = None if details is None else Details.from_dict(details, found["images"])
+        outcome = cls(**found, bits=bits, scaled=scaled, details=details)
         count = outcome.images
         if any(type(found[name]) is not int for name in _NAMES[:3]) or images not in (None, count):
             raise ValueError("not the counts of this cell")
@@ -113,9 +118,8 @@ def _metrics(columns: Sequence[Floats], right: Floats) -> tuple[float, float, fl
 
 
 def _calibration_error(confidence: Floats, right: Floats) -> float:
-    """Σ over bins of |right − confidence|, divided by the number of images; bin i is (i/15, (i+1)/15]."""
+    """Σ over bins of |right − confidence|, divided by the number of images."""
     if not np.isfinite(confidence).all():
         return float("nan")
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-    gaps = np.bincount(bins, right - confidence, minlength=ECE_BINS)
+    gaps = np.bincount(bin_of(confidence), right - confidence, minlength=ECE_BINS)
     return float(np.abs(gaps).sum() / len(right))

@@ -16,6 +16,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, co
 from rsslcli.core.data.store import Split
 from rsslcli.core.evaluation.bootstrap import Interval
 from rsslcli.core.evaluation.confidence import Confidence
+from rsslcli.core.evaluation.diagnostics import Diagnostics
 from rsslcli.core.evaluation.relative import describe_relative
 from rsslcli.core.files import replacing
 
@@ -36,6 +37,7 @@ class Evaluation:
         about: names and fingerprints of the weights and data.
         notes: what the reader of the numbers should know, one line each.
         confidence: how sure the classifier and the accuracies are; None if that was not measured.
+        diagnostics: what goes wrong, for the report; None if that was not measured.
         adapted: the accuracies with adaptation to the images of each cell, and its settings in `about`; None
             unless they were measured.
     """
@@ -48,6 +50,7 @@ class Evaluation:
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     confidence: Confidence | None = None
+    diagnostics: Diagnostics | None = field(default=None, compare=False)
     adapted: Evaluation | None = None
 
     @property
@@ -158,6 +161,8 @@ class Evaluation:
             **self.about,
             "notes": list(self.notes),
         }
+        if self.diagnostics is not None:
+            content["diagnostics"] = self.diagnostics.to_dict()
         if self.adapted is not None:
             content["adapted"] = {**self.adapted.about, **self.adapted._accuracies()}
         return json.dumps(content, indent=2) + "\n"

@@ -14,6 +14,7 @@ from rsslcli.core.data.store import Images, Split
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.evaluation.cells import CLEAN, Cell
 from rsslcli.core.evaluation.confidence import Confidence
+from rsslcli.core.evaluation.diagnostics import Diagnostics, diagnose
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.result import Evaluation
 
@@ -90,6 +91,7 @@ class Selection:
             for name in self.names
         }
         first = outcomes[Cell(CLEAN, 0, adapted).key]
+        diagnostics = None if adapted else self._diagnose({CLEAN: [first], **rows})
         return Evaluation(
             clean_accuracy=first.accuracy,
             clean_images=len(clean),
@@ -104,6 +106,20 @@ class Selection:
             confidence=Confidence.of(
                 first, rows, self._test.labels[clean], self._corrupted.labels[chosen], self._test.classes
             ),
+            diagnostics=diagnostics,
+        )
+
+    def _diagnose(self, rows: Mapping[str, Sequence[Outcome | None]]) -> Diagnostics | None:
+        """What goes wrong in the cells, by "clean" and by corruption."""
+        cells = {name: Cell(name, 0 if name == CLEAN else 1) for name in rows}
+        labels = {CLEAN: self._test.labels}
+        return diagnose(
+            rows,
+            lambda name: labels.get(name, self._corrupted.labels)[self.chosen(cells[name])],
+            lambda name: self.chosen(cells[name]),
+            lambda name, severity, index: self.of(Cell(name, severity))[index],
+            self._test.classes,
+            self._scores,
         )
 
 

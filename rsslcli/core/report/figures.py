@@ -15,6 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.files import quietly
 from rsslcli.core.report.comparison import FOUR, Row, Study
+from rsslcli.core.report.diagnosis_figures import confusion, reliability
 from rsslcli.core.report.drawing import (
     COLORS,
     STYLE,
@@ -51,8 +52,8 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
     """Draw the figures of a study that its runs have the numbers for.
 
     Returns:
-        The figures among "accuracy", "difference", "figure-2a", "figure-2b", "corruptions", "severities" and
-        "training", by name. The names of their PNG files begin with `prefix`.
+        The figures among "accuracy", "difference", "figure-2a", "figure-2b", "corruptions", "severities",
+        "confusion", "reliability" and "training", by name. The names of their PNG files begin with `prefix`.
     """
     figures = {}
     with mpl.rc_context(), quietly():  # or it warns of every character that the font lacks
@@ -308,5 +309,7 @@ _PLOTS: dict[str, Callable[[Study, Sequence[Row], Size], _Drawn]] = {
     "figure-2b": _figure_2b,
     "corruptions": _corruptions,
     "severities": _severities,
+    "confusion": confusion,
+    "reliability": reliability,
     "training": _training,
 }

@@ -70,7 +70,25 @@ class Figure:
     png: bytes
 
 
-Block = Heading | Text | Answer | Notes | Table | Figure
+@dataclass(frozen=True)
+class Tile:
+    """A small image with lines of text below it."""
+
+    lines: Sequence[str]
+    jpeg: bytes | None  #: None leaves the text alone
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of small images, each with its name; the JPEG file `name` beside the page has them all."""
+
+    name: str
+    caption: str
+    rows: Sequence[tuple[str, Sequence[Tile]]]
+    jpeg: bytes | None  #: None if there are no images
+
+
+Block = Heading | Text | Answer | Notes | Table | Figure | Gallery
 
 
 def to_html(blocks: Sequence[Block]) -> str:
@@ -104,11 +122,27 @@ def _html(block: Block) -> str:
         return f'<aside role="note"><strong>{html.escape(block.title)}</strong><ul>{items}</ul></aside>'
     if isinstance(block, Figure):
         return (
-            f'<figure><picture><source media="{_NARROW}" srcset="{_data_url(block.narrow_svg)}">'
-            f'<img src="{_data_url(block.svg)}" alt="{html.escape(block.alt)}"></picture>'
+            f'<figure><picture><source media="{_NARROW}" srcset="{_data_url(block.narrow_svg, "svg+xml")}">'
+            f'<img src="{_data_url(block.svg, "svg+xml")}" alt="{html.escape(block.alt)}"></picture>'
             f"<figcaption>{html.escape(block.caption)}</figcaption></figure>"
         )
+    return _gallery(block) if isinstance(block, Gallery) else _table(block)
 
+
+def _gallery(block: Gallery) -> str:
+    rows = "".join(
+        f"<section><h4>{html.escape(name)}</h4><ul>{''.join(map(_tile, tiles))}</ul></section>\n"
+        for name, tiles in block.rows
+    )
+    return f'<p>{html.escape(block.caption)}</p>\n<div class="gallery">\n{rows}</div>'
+
+
+def _tile(tile: Tile) -> str:
+    image = "" if tile.jpeg is None else f'<img src="{_data_url(tile.jpeg, "jpeg")}" alt="">'
+    return f"<li>{image}{''.join(f'<span>{html.escape(line)}</span>' for line in tile.lines)}</li>"
+
+
+def _table(block: Table) -> str:
     head = "".join(f'<th scope="col"{_side(block, name)}>{html.escape(name)}</th>' for name in block.columns)
     body = ""
     for first, *others in block.rows:
@@ -130,8 +164,8 @@ def _side(table: Table, column: str) -> str:
     return ' class="words"' if column in table.words else ""
 
 
-def _data_url(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _markdown(block: Block) -> str:
@@ -145,6 +179,19 @@ def _markdown(block: Block) -> str:
         return "\n".join([f"**{_escape(block.title)}**", "", *(f"- {_escape(item)}" for item in block.items)])
     if isinstance(block, Figure):
         return f"![{_escape(block.alt)}]({block.name})\n\n*{_escape(block.caption)}*"
+    return _gallery_as_list(block) if isinstance(block, Gallery) else _markdown_table(block)
+
+
+def _gallery_as_list(block: Gallery) -> str:
+    lines = [f"**{_escape(block.caption)}**", ""]
+    if block.jpeg is not None:
+        lines += [f"![The images, a row for each line of the list]({block.name})", ""]
+    for name, tiles in block.rows:
+        lines.append(f"- {_escape(name)}: {_escape('; '.join(', '.join(tile.lines) for tile in tiles))}")
+    return "\n".join(lines)
+
+
+def _markdown_table(block: Table) -> str:
     sides = [":--", *(":--" if name in block.words else "--:" for name in block.columns[1:])]
     head, *rows = ([*map(_escape, row)] for row in (block.columns, *block.rows))
     lines = [f"| {' | '.join(row)} |" for row in (head, sides, *rows)]
@@ -190,6 +237,14 @@ td:last-child.words { white-space: normal; overflow-wrap: anywhere; min-width: 1
 figure { margin: 1.5rem 0; } figcaption { color: var(--faint); font-size: .9rem; max-width: 46rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: .6rem;
   margin-bottom: .5rem; border: 1px solid var(--line); }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr));
+  gap: .8rem 2rem; margin: 1.2rem 0; }
+.gallery h4 { margin: 0 0 .3rem; font-size: .9rem; }
+.gallery ul { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .5rem; margin: 0;
+  padding: 0; list-style: none; font-size: .75rem; line-height: 1.3; }
+.gallery span { display: block; overflow-wrap: anywhere; } .gallery span + span { color: var(--faint); }
+.gallery img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; padding: 0; border: 0;
+  border-radius: 3px; margin-bottom: .25rem; }
 @media NARROW {
   .scroll tbody th { min-width: 9.5rem; font-size: .8rem; }
   .stacked table, .stacked tbody, .stacked tr, .stacked th, .stacked td { display: block; }
@@ -206,7 +261,7 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
   @page { margin: 14mm; } body { font-size: 10pt; } main { max-width: none; padding: 0; }
   table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
   th, td.words { white-space: normal; min-width: 0; }
-  .scroll, .stacked { overflow: visible; } .scroll, .stacked, figure, aside { break-inside: avoid; }
+  .scroll, .stacked { overflow: visible; } .scroll, .stacked, figure, aside, section { break-inside: avoid; }
   .scroll th:first-child, caption { position: static; } caption { max-width: none; }
   h1, h2, h3 { break-after: avoid; } img { border: 0; padding: 0; max-height: 230mm; }
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -18,7 +20,8 @@ import numpy.typing as npt
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, sanitize
-from rsslcli.core.evaluation.files import other_evaluations
+from rsslcli.core.evaluation.diagnostics import Diagnostics
+from rsslcli.core.evaluation.files import mistakes_path, other_evaluations, read_evaluation
 from rsslcli.core.files import other_runs
 from rsslcli.core.report.conditions import ORIGINS
 from rsslcli.core.run_folder import CONFIG, EVALUATION, METRICS, RunFolder
@@ -70,6 +73,7 @@ class Run:
     #: the versions and the machine of the training, as its log says: "rssl 0.1.0, torch 2.9.0, NVIDIA H100";
     #: empty if there is no log
     trained_with: str = ""
+    diagnostics: Diagnostics | None = None  #: what goes wrong; None if the evaluation did not record it
 
     @property
     def name(self) -> str:
@@ -193,7 +197,32 @@ def read_run(directory: Path) -> Run:
         dataset=str(content.get("dataset", config.dataset)),
         precision=sanitize(content.get("precision", "float32")),
         trained_with=_trained_with(folder.log),
+        diagnostics=_diagnostics(content, folder.evaluation),
     )
+
+
+def _diagnostics(content: Mapping[str, Any], evaluation: Path) -> Diagnostics | None:
+    """What an evaluation recorded of its mistakes; None if it recorded none, or they are damaged."""
+    try:
+        found = Diagnostics.from_dict(content["diagnostics"], content["classes"])
+        if not found.calibrated and (calibrated := read_evaluation(_calibrated(evaluation))):
+            same = all(calibrated.get(key) == content.get(key) for key in ("weights", "corrupted_data"))
+            other = Diagnostics.from_dict(calibrated["diagnostics"], calibrated["classes"]) if same else found
+            found = dataclasses.replace(found, calibrated=other.calibrated)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
+    try:
+        with mistakes_path(evaluation).open("rb") as file:
+            sheet = file.read(_MAX_EVALUATION_BYTES)
+    except OSError:
+        return found
+    is_its = hashlib.sha256(sheet).hexdigest().startswith(found.sheet_digest or "-")
+    return dataclasses.replace(found, sheet=sheet) if is_its else found
+
+
+def _calibrated(evaluation: Path) -> Path:
+    """Where an evaluation with a temperature is, if it could not use all images."""
+    return evaluation.with_name(f"{evaluation.stem}-calibrated.json")
 
 
 def _trained_with(log: Path) -> str:

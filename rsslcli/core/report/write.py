@@ -14,7 +14,19 @@ from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import replacing
 from rsslcli.core.report.answer import answer, interval, other_rows, signed
 from rsslcli.core.report.comparison import Study, departures, make_studies
-from rsslcli.core.report.page import Answer, Block, Figure, Heading, Notes, Table, Text, to_html, to_markdown
+from rsslcli.core.report.diagnosis import diagnosis
+from rsslcli.core.report.page import (
+    Answer,
+    Block,
+    Figure,
+    Gallery,
+    Heading,
+    Notes,
+    Table,
+    Text,
+    to_html,
+    to_markdown,
+)
 from rsslcli.core.report.provenance import cost, provenance
 from rsslcli.core.report.runs import LeftOut, read_runs
 from rsslcli.core.version import __version__
@@ -26,7 +38,7 @@ class Report:
 
     page: Path  #: the path of report.html
     markdown: Path  #: the path of report.md
-    figures: tuple[Path, ...]  #: the paths of the PNGs
+    figures: tuple[Path, ...]  #: the paths of the PNGs, and of the JPEG with the surest mistakes
     studies: tuple[Study, ...]  #: the studies that it shows, the largest first
     left_out: tuple[LeftOut, ...]  #: the folders that it could not use, with the reasons
 
@@ -62,13 +74,16 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     blocks += [Answer(title + answer(study)) for title, study in zip(titles, studies, strict=True)]
     blocks.append(Text(about))
     for number, (title, study) in enumerate(zip(titles, studies, strict=True), 1):
-        blocks += _study(study, draw(study, f"study-{number}-" if several else ""), title)
+        prefix = f"study-{number}-" if several else ""
+        blocks += _study(study, draw(study, prefix), title, prefix)
     blocks += [
         Heading("How the comparison is made"),
         *map(Text, _METHOD.split("\n\n")),
         *_runs(studies, left_out),
     ]
     pictures = {output / block.name: block.png for block in blocks if isinstance(block, Figure)}
+    galleries = [block for block in blocks if isinstance(block, Gallery)]
+    pictures |= {output / each.name: each.jpeg for each in galleries if each.jpeg is not None}
     markdown = output / "report.md"
     page = output / "report.html"
     texts = {markdown: to_markdown(blocks).encode(), page: to_html(blocks).encode()}
@@ -118,10 +133,11 @@ def _spread(values: Sequence[float] | np.typing.NDArray[np.float64]) -> str:
     return "–" if np.isnan(values).any() else f"{100 * np.mean(values):.2f}{deviation}"
 
 
-def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator[Block]:
-    yield Heading(f"{prefix}{study.title}")
+def _study(study: Study, figures: Mapping[str, Figure], title: str, prefix: str) -> Iterator[Block]:
+    """The blocks of a study; `title` and the `prefix` of its files are empty if it is the only one."""
+    yield Heading(f"{title}{study.title}")
     notes = list(study.warnings)
-    if prefix:
+    if title:
         notes.append(
             "The runs of this report differ in settings or in the corruptions they were evaluated on: only "
             "runs within one study are compared."
@@ -136,9 +152,9 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
     yield table_1(study)
     yield from (figures[name] for name in ("accuracy", "difference") if name in figures)
     yield from other_comparisons(study)
-    for name, title in (("figure-2a", "Test error"), ("figure-2b", "The weights λ")):
+    for name, heading in (("figure-2a", "Test error"), ("figure-2b", "The weights λ")):
         if name in figures:
-            yield from (Heading(title, 3), figures[name])
+            yield from (Heading(heading, 3), figures[name])
     labels = [row.label for row in study.rows]
     cells = np.array([[row.cells(name) for row in study.rows] for name in study.corruptions])
     for kind, key, names, means, over in (
@@ -150,6 +166,7 @@ def _study(study: Study, figures: Mapping[str, Figure], prefix: str) -> Iterator
             yield figures[key]
         rows = [[str(n), *(f"{100 * v:.2f}" for v in of)] for n, of in zip(names, means, strict=True)]
         yield Table(f"Accuracy in % by {kind}, mean over {over} and seeds", [kind, *labels], rows)
+    yield from diagnosis(study, figures, prefix)
     yield from (Heading("Training", 3), figures["training"])
     yield from (Heading("Where the numbers come from", 3), provenance(study))
     if rows := departures(study):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.augmix import augmix
-from rsslcli.core.data.store import Split, check_image_size, class_balanced_subset
+from rsslcli.core.data.store import Images, Split, check_image_size, class_balanced_subset
 from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.class_names import match_classes
-from rsslcli.core.files import replacing
+from rsslcli.core.pictures.drawing import GAP, MARGIN, Pen, cell_side
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks.base import Task
@@ -25,15 +24,11 @@ from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.weights.checkpoint import Checkpoint
 from rsslcli.core.weights.heads import load_heads
 
-#: Side of a cell in pixels: each pixel of a 32×32 image becomes a crisp 5×5 square.
+#: The least side of a cell in pixels: each pixel of a 32×32 image becomes a crisp 5×5 square.
 CELL = 160
-GAP = 12
-MARGIN = 24
 LABEL_HEIGHT = 56
-FONT_SIZE = 21
 #: Where predictions are shown: room below a row of cells for two lines, and left of it for its name.
 CAPTION_HEIGHT = 52
-CAPTION_SIZE = 18
 SIDE = 26
 #: Right and wrong: two colors that the color-blind tell apart too, beside the tick and the cross.
 RIGHT = "#0072B2"
@@ -114,12 +109,6 @@ def draw_tasks(
     return _draw(columns, answered=network is not None)
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, atomically."""
-    with replacing(path) as file:
-        picture.save(file, "PNG", optimize=True)
-
-
 @dataclass
 class _Column:
     """The content of a column, with one row per image."""
@@ -178,74 +167,53 @@ def _one_view_each(views: Tensor, rows: int) -> Tensor:
 def _draw(columns: Sequence[_Column], *, answered: bool) -> Image.Image:
     """Draw the columns: for each image a row of inputs and, if `answered`, the answers to them."""
     rows = len(columns[0].images)
+    cell = cell_side(columns[0].images.shape[-1], CELL)
     offsets = {"": 0}
-    band = CELL
+    band = cell
     if answered:
-        offsets = {"input": 0, "answer": CELL + GAP}
-        band = 2 * CELL + GAP + CAPTION_HEIGHT
+        offsets = {"input": 0, "answer": cell + GAP}
+        band = 2 * cell + GAP + CAPTION_HEIGHT
         if any(column.truth is not None for column in columns):
             offsets["truth"] = band
-            band += CELL + GAP
+            band += cell + GAP
     side = SIDE if answered else 0
-    width = 2 * MARGIN + side + len(columns) * CELL + (len(columns) - 1) * GAP
+    width = 2 * MARGIN + side + len(columns) * cell + (len(columns) - 1) * GAP
     height = 2 * MARGIN + LABEL_HEIGHT + rows * band + (rows - 1) * GAP
-    pen = _Pen(Image.new("RGB", (width, height), "white"))
+    pen = _Pen(width, height, cell)
     for row in range(rows):
         top = MARGIN + LABEL_HEIGHT + row * (band + GAP)
         for name, offset in offsets.items():
             pen.side(MARGIN - GAP // 2, top + offset, name)
         for index, column in enumerate(columns):
-            left = MARGIN + side + index * (CELL + GAP)
+            left = MARGIN + side + index * (cell + GAP)
             if row == 0:
                 pen.title(left, top - GAP, column.title)
-            pen.image(left, top, column.images[row])
+            pen.image(left, top, _pixels(column.images[row]))
             if column.picture is not None:
-                pen.image(left, top + offsets["answer"], column.picture[row])
+                pen.image(left, top + offsets["answer"], _pixels(column.picture[row]))
             if column.likely is not None and column.right is not None:
                 likely = column.likely[row]
                 right = int(column.right[row])
                 below = top + offsets["answer"]
                 if column.picture is None:
                     pen.bars(left, below, likely, column.names)
-                pen.verdict(left, below + CELL, column.names, int(likely.argmax()), right)
+                pen.verdict(left, below + cell, column.names, int(likely.argmax()), right)
             if column.truth is not None:
-                pen.image(left, top + offsets["truth"], column.truth[row])
+                pen.image(left, top + offsets["truth"], _pixels(column.truth[row]))
     return pen.picture
 
 
-class _Pen:
-    """Draws the contents of cells of `CELL` × `CELL` pixels, and their labels, into a picture."""
-
-    def __init__(self, picture: Image.Image) -> None:
-        self.picture = picture
-        self.canvas = ImageDraw.Draw(picture)
-        self.large, self.small = (ImageFont.load_default(size) for size in (FONT_SIZE, CAPTION_SIZE))
-
-    def image(self, left: int, top: int, image: Tensor) -> None:
-        """An image, float (3, H, W) or, in gray, (1, H, W), with its corner at (left, top)."""
-        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        # Whole multiples stay crisp; other sizes would lose lines of pixels.
-        method = Image.Resampling.LANCZOS if CELL % len(pixels) else Image.Resampling.NEAREST
-        self.picture.paste(Image.fromarray(pixels).resize((CELL, CELL), method), (left, top))
-
-    def title(self, left: int, bottom: int, title: str) -> None:
-        """The title of a column, wrapped into lines."""
-        self.canvas.multiline_text(
-            (left + CELL / 2, bottom),
-            self._wrap(title),
-            fill="black",
-            font=self.large,
-            anchor="md",
-            align="center",
-            spacing=2,
-        )
+class _Pen(Pen):
+    """Also draws answers in cells, and the names of rows of cells."""
 
     def side(self, left: int, top: int, name: str) -> None:
         """The name of a row of cells, written upwards at its left."""
         if not name:
             return
-        strip = Image.new("RGB", (CELL, SIDE), "white")
-        ImageDraw.Draw(strip).text((CELL / 2, SIDE / 2), name, fill="dimgray", font=self.small, anchor="mm")
+        strip = Image.new("RGB", (self.cell, SIDE), "white")
+        ImageDraw.Draw(strip).text(
+            (self.cell / 2, SIDE / 2), name, fill="dimgray", font=self.small, anchor="mm"
+        )
         self.picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (left, top))
 
     def verdict(self, left: int, top: int, names: Sequence[str], said: int, right: int) -> None:
@@ -258,37 +226,26 @@ class _Pen:
         cross = [[(x, y), (x + 12, y + 12)], [(x, y + 12), (x + 12, y)]]
         for line in [tick] if correct else cross:
             self.canvas.line(line, fill=RIGHT if correct else WRONG, width=3, joint="curve")
-        self._text(left + size + 9, top + 5, names[said], CELL - size - 9)
+        self.text(left + size + 9, top + 5, names[said], self.cell - size - 9)
         if not correct:
-            self._text(left + size + 9, top + 27, f"truth: {names[right]}", CELL - size - 9)
+            self.text(left + size + 9, top + 27, f"truth: {names[right]}", self.cell - size - 9)
 
     def bars(self, left: int, top: int, likely: Tensor, names: Sequence[str]) -> None:
         """The likeliest answers in place of an image, each with a bar for its probability."""
         for index, (share, answer) in enumerate(zip(*likely.topk(min(3, len(names))), strict=True)):
             y = top + 8 + 52 * index
             percent = f"{100 * float(share):.0f}%"
-            room = CELL - 8 - self.canvas.textlength(percent, font=self.small)
-            self._text(left, y, names[int(answer)], room)
-            self.canvas.text((left + CELL, y), percent, fill="black", font=self.small, anchor="ra")
-            frame = (left, y + 24, left + CELL - 1, y + 34)
-            self.canvas.rectangle((*frame[:2], left + round((CELL - 1) * float(share)), frame[3]), fill=BAR)
+            room = self.cell - 8 - self.canvas.textlength(percent, font=self.small)
+            self.text(left, y, names[int(answer)], room)
+            self.canvas.text((left + self.cell, y), percent, fill="black", font=self.small, anchor="ra")
+            frame = (left, y + 24, left + self.cell - 1, y + 34)
+            self.canvas.rectangle(
+                (*frame[:2], left + round((self.cell - 1) * float(share)), frame[3]), fill=BAR
+            )
             self.canvas.rectangle(frame, outline="dimgray")
 
-    def _text(self, left: float, top: float, text: str, room: float) -> None:
-        """A line of small text, truncated to the width `room`."""
-        shown = text
-        while shown and self.canvas.textlength(shown, font=self.small) > room:
-            text = text[:-1]
-            shown = f"{text.rstrip()}…" if text else ""
-        self.canvas.text((left, top), shown, fill="black", font=self.small)
 
-    def _wrap(self, title: str) -> str:
-        """Break a title into lines that are no wider than a cell."""
-        lines: list[str] = []
-        for word in title.split():
-            longer = f"{lines[-1]} {word}" if lines else word
-            if lines and self.canvas.textlength(longer, font=self.large) <= CELL:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        return "\n".join(lines)
+def _pixels(image: Tensor) -> Images:
+    """A float image (3, H, W) or, in gray, (1, H, W), as uint8 (H, W, 3) or (H, W, 1)."""
+    pixels: Images = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return pixels

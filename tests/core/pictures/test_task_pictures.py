@@ -15,8 +15,9 @@ from rsslcli.core.config import Config
 from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.pictures.drawing import save_png
+from rsslcli.core.pictures.tasks import CAPTION_HEIGHT, RIGHT, SIDE, WRONG, draw_tasks
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.task_pictures import CAPTION_HEIGHT, RIGHT, SIDE, WRONG, draw_tasks, save_png
 from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.registry import TASKS, build_tasks
