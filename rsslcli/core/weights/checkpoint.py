@@ -19,7 +19,7 @@ from rsslcli.core.networks.batch_norm import STATISTICS
 from rsslcli.core.networks.normalization import HALF, parse_normalization
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.public import find_weights, note_on_variant
-from rsslcli.core.weights.tensor_files import copied, read_tensors
+from rsslcli.core.weights.tensor_files import copied, described_classes, read_tensors
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
@@ -120,6 +120,7 @@ def load_classifier(
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     network = _classifier(path, {str(name): value for name, value in state.items()})
+    network.classes = described_classes(path, network.fc.out_features)
     variant = note_on_variant(network.state_dict())
     stored = found.normalization if found else None
     if wanted and stored and not torch.allclose(torch.tensor(wanted), torch.tensor(stored), atol=1e-3):

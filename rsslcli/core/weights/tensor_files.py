@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +50,25 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     return dict(dict.items(content))  # see `copied`
+
+
+def described_classes(path: Path, outputs: int) -> tuple[str, ...]:
+    """The class names in the metadata of a safetensors file, as our export writes them.
+
+    Empty if there are none, or not one name, of its own, for each of `outputs` scores.
+    """
+    with path.open("rb") as file:
+        if not _is_safetensors(file, path.stat().st_size):
+            return ()
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names = json.loads((opened.metadata() or {}).get("classes", "[]"))
+    except (ValueError, RecursionError):
+        return ()
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list and len({*names}) == len(names) == outputs else ()
 
 
 def copied(path: Path, content: Any) -> Any:
