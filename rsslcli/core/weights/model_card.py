@@ -76,9 +76,7 @@ def evaluation_of(path: Path, weights: str, step: int | None) -> Evaluation | No
         accuracy = {name: list(cells) for name, cells in content["accuracy"].items()}
         clean = content["clean_accuracy"]
         fractions = [clean, *(value for cells in accuracy.values() for value in cells if value is not None)]
-        if not accuracy.keys() <= {*CORRUPTIONS} or any(
-            len(row) != len(SEVERITIES) for row in accuracy.values()
-        ):
+        if not accuracy.keys() <= {*CORRUPTIONS} or {*map(len, accuracy.values())} != {len(SEVERITIES)}:
             return None
         if not all(isinstance(value, float) and 0 <= value <= 1 for value in fractions):
             return None
