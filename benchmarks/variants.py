@@ -21,9 +21,10 @@ from torchvision.transforms import v2
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import SEVERITIES
-from rsslcli.core.data.augment import pad_images, to_float
+from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.augmix import augmix
 from rsslcli.core.data.corrupted import open_corrupted
+from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.data.shapes import SHAPES, draw_shapes
 from rsslcli.core.data.store import make_split, save_split
 from rsslcli.core.evaluation.accuracy import BATCH_SIZE, evaluate
@@ -31,7 +32,7 @@ from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import keep_freed_memory, resolve_device
 from rsslcli.core.training.automl import MAIN, automl_gradients
-from rsslcli.core.training.step import DeviceData, Trainer
+from rsslcli.core.training.step import Trainer, TrainingData
 
 TASKS = ("rotation", "bir", "color", "ir")
 CLASSES = tuple(SHAPES)
@@ -194,7 +195,7 @@ def _trainer(
     device = resolve_device(setting.device)
     images, labels = _drawn(2 * config.batch_size, "train", device)
     validation_images, validation_labels = _drawn(config.validation_images, "test", device)
-    data = DeviceData(pad_images(images), labels, validation_images, validation_labels)
+    data = TrainingData(ImageSource(images), labels, ImageSource(validation_images), validation_labels)
     trainer = Trainer(config, data, len(CLASSES))
     trainer.model.train()
     batch, meta = slice(config.batch_size), slice(config.meta_batch_size)

@@ -43,7 +43,7 @@ def export(
     with waiting():
         from rsslcli.core.version import __version__
         from rsslcli.core.weights.checkpoint import load_classifier
-        from rsslcli.core.weights.export import check_export, export_classifier
+        from rsslcli.core.weights.export import check_export, export_classifier, image_size
         from rsslcli.core.weights.model_card import describe_model, write_card
 
         check_export(output)
@@ -62,7 +62,8 @@ def export(
     if done.difference is not None:
         most = f"by at most {done.difference:.0e} of the largest" if done.difference else "in nothing"
         checked = f"; run and compared with the checkpoint: the scores differ {most}"
-    shapes = f"images (N, 3, 32, 32) in [0, 1] → scores (N, {network.fc.out_features})"
+    size = image_size(network)
+    shapes = f"images (N, 3, {size}, {size}) in [0, 1] → scores (N, {network.fc.out_features})"
     out.print(f"written to {output}: {shapes}{checked}")
     note(f"model card: {' and '.join(map(str, cards))}; fill in the license")
     place = json.dumps(str(output), ensure_ascii=False)

@@ -97,6 +97,7 @@ def predict(
 
     found = find_images(files)
     with waiting():
+        from rsslcli.core.data.store import DEFAULT_SIZE
         from rsslcli.core.evaluation import predictions as engine
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
         from rsslcli.core.weights.checkpoint import load_classifier
@@ -129,7 +130,7 @@ def predict(
             write(engine.csv_header(top, labeled=labeled))
         for prediction in engine.predict(
             classifier, found, classes, device=target, batch=batch, top=top, precision=precision,
-            temperature=temperature, skip=skip, progress=progress,
+            size=network.image_size or DEFAULT_SIZE, temperature=temperature, skip=skip, progress=progress,
         ):  # fmt: skip
             write(line(prediction))
             summary.add(prediction)

@@ -56,9 +56,16 @@ def prepare_data(
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Height and width of the images in pixels: 32, 64 or 224.  [default: 32]",
+            metavar="<pixels>",
+        ),
+    ] = None,
     resize: Annotated[
         bool,
-        typer.Option("--resize/--no-resize", help="Resize images of other sizes to 32x32, or refuse them."),
+        typer.Option("--resize/--no-resize", help="Resize images of other sizes, or refuse them."),
     ] = True,
     skip_damaged: Annotated[
         bool,
@@ -94,13 +101,14 @@ def prepare_data(
 
     # the paper's
     rssl prepare-data --dataset cifar10 --corruptions generate
-    # images of your own: a folder of class folders
-    rssl prepare-data --dataset mine --source path/to/images --corruptions generate
+    # images of your own: a folder of class folders, here with more pixels
+    rssl prepare-data --dataset mine --source path/to/images --size 64 --corruptions generate
     """
     prepared, usable = bring_in_place(
         dataset,
         source,
         data_dir,
+        size=size,
         resize=resize,
         skip_damaged=skip_damaged,
         limit=limit,
@@ -121,6 +129,7 @@ def bring_in_place(
     data_dir: Path,
     *,
     corruptions: Corruptions | None,
+    size: int | None = None,
     limit: int | None = None,
     resize: bool = True,
     skip_damaged: bool = False,
@@ -157,6 +166,7 @@ def bring_in_place(
             dataset,
             data_dir,
             source=Path(source) if source is not None and not downloads else None,
+            size=size,
             limit=None if downloads or generates else limit,
             resize=resize,
             skip_damaged=skip_damaged,

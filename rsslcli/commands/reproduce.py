@@ -276,7 +276,7 @@ def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
     from rsslcli.core.data.corrupted import open_corrupted
     from rsslcli.core.data.loading import EMBEDDED_LIMIT
     from rsslcli.core.data.shapes import TEST_SIZE, TRAIN_SIZE
-    from rsslcli.core.data.store import EMBEDDED, dataset_folder, load_dataset
+    from rsslcli.core.data.store import DEFAULT_SIZE, EMBEDDED, dataset_folder, load_dataset
     from rsslcli.core.data.validation import validation_source
     from rsslcli.core.study.estimate import Sizes
 
@@ -287,14 +287,16 @@ def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
         train = len(data.train.labels)
         test = len(data.test.labels)
         classes = len(data.train.classes)
+        side = data.size
     except UserError:
         train, test, classes = (TRAIN_SIZE, TEST_SIZE, 10) if embedded else (50_000, 10_000, 10)
+        side = DEFAULT_SIZE
     try:
         source = open_corrupted(dataset_folder(data_dir, name) / "corrupted", name).images_per_cell
     except UserError:
         limit = EMBEDDED_LIMIT if embedded else PRESETS[preset].corrupted_images
         source = min(limit or test, test)
-    return Sizes(train, test, source - len(validation_source(cell.config, source)), classes)
+    return Sizes(train, test, source - len(validation_source(cell.config, source)), classes, side)
 
 
 def _duration(low: float, high: float) -> str:

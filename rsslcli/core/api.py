@@ -38,12 +38,13 @@ from rsslcli.core.weights.heads import TrainedTasks, trained_tasks
 
 
 class Classifier(nn.Module):
-    """A trained classifier, in evaluation mode: float images (N, 3, 32, 32) in [0, 1] → scores (N, classes).
+    """A trained classifier, in evaluation mode: float images (N, 3, S, S) in [0, 1] → scores (N, classes).
 
     Attributes:
         network: the WideResNet; `network.features(images)` are the features (N, 64 · width).
         classes: class names in the order of the scores; empty if unknown.
         excluded: indices of the source images that tuned λ; `evaluate` excludes them.
+        image_size: S, height and width of the images on which it trained, in pixels; None if unknown.
         checkpoint: the checkpoint of rssl that it was loaded from, for `adapt`; None for public weights.
     """
 
@@ -70,6 +71,11 @@ class Classifier(nn.Module):
     def excluded(self) -> tuple[int, ...]:
         """Indices of the source images that tuned λ."""
         return self.network.excluded
+
+    @property
+    def image_size(self) -> int | None:
+        """Height and width of the images on which it trained, in pixels."""
+        return self.network.image_size
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.network(images)
@@ -229,9 +235,10 @@ def evaluate(
     """Measure the accuracy of any classifier on a data set and its corrupted versions, like `rssl eval-c`.
 
     Args:
-        model: maps float images (N, 3, 32, 32) in [0, 1] to scores (N, classes), and normalizes them
-            itself. The images have the dtype of its parameters: a model in half precision is evaluated in it.
-            It is evaluated in evaluation mode; afterwards its modules return to their modes, on `device`.
+        model: maps float images (N, 3, S, S) in [0, 1], of the data set's size, to scores (N, classes), and
+            normalizes them itself. The images have the dtype of its parameters: a model in half precision is
+            evaluated in it. It is evaluated in evaluation mode; afterwards its modules return to their
+            modes, on `device`.
         dataset: a prepared data set with corrupted versions, such as "cifar10", or "shapes".
         data_dir: the folder of prepared data sets, as for `train`.
         corruptions: names among `rsslcli.CORRUPTIONS`; by default all that the data set has.
@@ -281,7 +288,7 @@ def evaluate(
     tuned = {index for network in networks_in(model) for index in network.excluded}
     with _evaluating(model):
         with _inputs_of(networks_in(model)) as inputs:
-            target, scores = _scores_of_one(model, place, precision)
+            target, scores = _scores_of_one(model, place, data.size, precision)
         outputs = evaluation.check_scores(scores, 1).shape[1]
         if classes is None:
             classes = () if classes_by_position else carried_names(model, outputs)
@@ -347,7 +354,7 @@ def _notes_on_inputs(inputs: Sequence[Tensor]) -> list[str]:
 
 
 def _scores_of_one(
-    model: nn.Module, place: str | torch.device, precision: str
+    model: nn.Module, place: str | torch.device, size: int, precision: str
 ) -> tuple[torch.device, object]:
     """Move the model to a device; return the device and the model's output for one image, black to white.
 
@@ -357,14 +364,14 @@ def _scores_of_one(
     dtype = evaluation.model_dtype(model)
     try:
         device = torch.device(place)
-        image = torch.linspace(0, 1, 3 * 32 * 32, device=device).reshape(1, 3, 32, 32).to(dtype)
+        image = torch.linspace(0, 1, 3 * size * size, device=device).reshape(1, 3, size, size).to(dtype)
         with autocast(device, precision == "bfloat16" and dtype is torch.float32):
             scores = model.to(device)(image)
         if isinstance(scores, Tensor):
             scores = scores.cpu()  # makes asynchronous device errors surface, and fails on the meta device
     except Exception as error:  # a custom model may raise anything
         raise UserError(
-            f"the model fails on one image (1, 3, 32, 32) of {dtype} in evaluation mode on {place}: "
+            f"the model fails on one image (1, 3, {size}, {size}) of {dtype} in evaluation mode on {place}: "
             f"{type(error).__name__}: {sanitize(error)}"
         ) from error
     return device, scores

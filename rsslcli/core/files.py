@@ -17,8 +17,12 @@ _FEW_RUNS = 5
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, make_folder: bool = True) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when complete; an interruption leaves the old file intact.
+
+    Args:
+        path: the file.
+        make_folder: make its folder if there is none; otherwise a folder that is gone stays gone.
 
     Raises:
         RsslError: the file cannot be written.
@@ -26,7 +30,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     # Machines that share a disk may have processes of the same number.
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # it may be a symbolic link
         with temporary.open("xb") as file:
             yield file
@@ -34,7 +39,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RsslError(f"cannot write {path}: {error.strerror or error}") from error
+        gone = not make_folder and not path.parent.exists()
+        reason = f"{path.parent} was deleted during the run" if gone else error.strerror or error
+        raise RsslError(f"cannot write {path}: {reason}") from error
     finally:
         with suppress(OSError):  # after success it no longer exists
             temporary.unlink()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.augmix import augmix
-from rsslcli.core.data.store import Split, class_balanced_subset
+from rsslcli.core.data.store import Split, check_image_size, class_balanced_subset
 from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.class_names import match_classes
 from rsslcli.core.files import replacing
@@ -78,6 +78,8 @@ def draw_tasks(
         raise UserError(f"{rows} images: expected 1 to {len(split.labels)}")
     options = checkpoint.config.task_options if checkpoint else {}
     built = build_tasks(tasks, {name: options[name] for name in tasks if name in options})
+    if checkpoint is not None:
+        check_image_size(checkpoint.image_size, split.size, dataset)
     network = None if checkpoint is None else checkpoint.network()
     heads = None if checkpoint is None else load_heads(checkpoint, built)
     chosen = _different_classes(split, rows, seed)
@@ -222,8 +224,9 @@ class _Pen:
     def image(self, left: int, top: int, image: Tensor) -> None:
         """An image, float (3, H, W) or, in gray, (1, H, W), with its corner at (left, top)."""
         pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        enlarged = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
-        self.picture.paste(enlarged, (left, top))
+        # Whole multiples stay crisp; other sizes would lose lines of pixels.
+        method = Image.Resampling.LANCZOS if CELL % len(pixels) else Image.Resampling.NEAREST
+        self.picture.paste(Image.fromarray(pixels).resize((CELL, CELL), method), (left, top))
 
     def title(self, left: int, bottom: int, title: str) -> None:
         """The title of a column, wrapped into lines."""

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core.config import Config
-from rsslcli.core.data.augment import pad_images, to_float
+from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World, join_world
 from rsslcli.core.tasks.registry import TASKS
-from rsslcli.core.training.step import DeviceData, Trainer
+from rsslcli.core.training.step import Trainer, TrainingData
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -54,7 +55,7 @@ def train_steps(world: World, mode: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (45, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (45,), generator=generator)
-    data = DeviceData(pad_images(images), labels, images[:12].flip(2), labels[:12])
+    data = TrainingData(ImageSource(images), labels, ImageSource(images[:12].flip(2)), labels[:12])
     with (
         mock.patch("rsslcli.core.networks.wide_resnet.BatchNorm2d", PerImageNorm),
         mock.patch("rsslcli.core.networks.heads.BatchNorm2d", PerImageNorm),

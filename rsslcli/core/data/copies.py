@@ -13,7 +13,7 @@ _EXAMPLES = 10  # of each kind
 
 
 def find_copies(train: Arrays, test: Arrays) -> dict[str, tuple[int, list[str]]]:
-    """Count images whose 32x32 pixels are exactly those of another image.
+    """Count images whose pixels are exactly those of another image.
 
     Returns:
         The number of images and some examples, each "image = other image", of each kind that there is:

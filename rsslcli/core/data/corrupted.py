@@ -19,7 +19,7 @@ import numpy as np
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.record import GENERATED, source_checksum
 from rsslcli.core.data.place import default_data_dir
-from rsslcli.core.data.store import IMAGE_SHAPE, Dataset, Images, Labels, Split
+from rsslcli.core.data.store import SIZES, Dataset, Images, Labels, Split
 from rsslcli.core.errors import StaleCorruptionsError, UserError, rssl_command, sanitize
 from rsslcli.core.files import quietly, read_json, remove, replacing, write_json
 
@@ -41,8 +41,13 @@ class CorruptedSet:
         """N: the number of images per corruption and severity."""
         return len(self.labels)
 
+    @property
+    def size(self) -> int:
+        """S: the height and width of the images, in pixels."""
+        return int(self.cell(self.names[0], SEVERITIES[0]).shape[1])
+
     def cell(self, name: str, severity: int) -> Images:
-        """The images of one corruption at one severity: a read-only memory map, uint8 (N, 32, 32, 3).
+        """The images of one corruption at one severity: a read-only memory map, uint8 (N, S, S, 3).
 
         Raises:
             UserError: there is no such cell, or its file was damaged after the folder was opened.
@@ -80,8 +85,13 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
             f"run `{rssl_command('prepare-data', dataset=dataset_name, corruptions='generate')}`"
         )
     labels = _read_labels(folder / "labels.npy")
-    for name in names:
-        _map_blocks(folder / f"{name}.npy", len(labels))
+    sizes = {_map_blocks(folder / f"{name}.npy", len(labels)).shape[1]: name for name in names}
+    if len(sizes) > 1:
+        (one, first), (other, second) = list(sizes.items())[:2]
+        raise UserError(
+            f"{folder} mixes sizes: {first}.npy has images of {one}x{one} pixels, {second}.npy of "
+            f"{other}x{other}: prepare the corrupted test set again"
+        )
     return CorruptedSet(folder, names, labels)
 
 
@@ -168,7 +178,7 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
 
 
 def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
-    """Write the five severities of a corruption, each uint8 (N, 32, 32, 3), atomically to one .npy file.
+    """Write the five severities of a corruption, each uint8 (N, S, S, 3), atomically to one .npy file.
 
     Only one block needs to be in memory at a time.
 
@@ -183,7 +193,7 @@ def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
         for index, block in enumerate(blocks):
             parts = [np.ascontiguousarray(block, np.uint8).data]
             if index == 0:
-                shape = (len(SEVERITIES) * len(block), *IMAGE_SHAPE)
+                shape = (len(SEVERITIES) * len(block), *block.shape[1:])
                 header = io.BytesIO()
                 np.lib.format.write_array_header_1_0(
                     header, {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -224,8 +234,8 @@ def _read_labels(path: Path) -> Labels:
 
 
 def _map_blocks(path: Path, images_per_cell: int) -> Images:
-    """Map a corruption's file, uint8 (5 * images_per_cell, 32, 32, 3)."""
-    expected = (len(SEVERITIES) * images_per_cell, *IMAGE_SHAPE)
+    """Map a corruption's file, uint8 (5 * images_per_cell, S, S, 3)."""
+    count = len(SEVERITIES) * images_per_cell
     try:
         # Unlike np.load, this never unpickles, and a truncated file raises here rather than when read.
         with quietly():
@@ -233,9 +243,10 @@ def _map_blocks(path: Path, images_per_cell: int) -> Images:
         complete = path.stat().st_size == array.offset + array.nbytes
     except Exception as error:  # as above
         raise _damaged(path, "is damaged, truncated or not an array") from error
-    if array.dtype != np.uint8 or array.shape != expected:
+    if array.dtype != np.uint8 or array.shape not in [(count, size, size, 3) for size in SIZES]:
         found = sanitize(f"{array.dtype} {array.shape}")
-        raise UserError(f"{path} is {found}, not uint8 {expected}: prepare it again")
+        side = next((size for size in SIZES if size in array.shape[1:]), SIZES[0])
+        raise UserError(f"{path} is {found}, not uint8 {(count, side, side, 3)}: prepare it again")
     if not complete:
         raise _damaged(path, "has bytes after its array")
     return array

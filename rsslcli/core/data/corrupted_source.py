@@ -17,10 +17,11 @@ import numpy.typing as npt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.archives import archive_members, check_end, is_archive, one_line_errors, open_tar
 from rsslcli.core.data.cifar import official_name
+from rsslcli.core.data.corrupted_tree import corruption_folders
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.image_tree import is_image_tree
 from rsslcli.core.data.listing import is_image
-from rsslcli.core.data.store import IMAGE_SHAPE, Images, Labels
+from rsslcli.core.data.store import SIZES, Images, Labels
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import quietly
 
@@ -41,7 +42,7 @@ def is_corrupted_set(source: Path) -> bool:
     """
     if not source.is_dir():
         return _archive_has_files(source)
-    if _holds_files(source):
+    if _holds_files(source) or corruption_folders(source):
         return True
     within = any(map(_holds_files, _folders(source)))
     return within and not official_name(source) and not is_image_tree(source)
@@ -122,6 +123,7 @@ class CorruptedSource:
     source: Path
     names: tuple[str, ...]  #: its corruptions, in the order of CORRUPTIONS
     available: int  #: the number of images per corruption and severity
+    size: int  #: the height and width of the images, in pixels
     labels: Labels  #: (available,)
     one_label_each: bool  #: whether the file holds the labels once, not five times
 
@@ -148,17 +150,19 @@ class CorruptedSource:
                 f"{source} has no {lacking}.npy, but {', '.join(has) or 'none'} of {_EXPECTED}: get it again"
             )
         self.names = tuple(name for name in CORRUPTIONS if name in arrays)
-        self.available = self._check_images(arrays)
+        self.available, self.size = self._check_images(arrays)
         self.one_label_each = stored.shape == (self.available,)
         self.labels = self._check_labels(stored, classes)
         self._arrays = arrays
         self._all = (stored, *arrays.values())
 
-    def _check_images(self, arrays: dict[str, _Array]) -> int:
-        """Check the shapes; return the number of images per corruption and severity."""
+    def _check_images(self, arrays: dict[str, _Array]) -> tuple[int, int]:
+        """Check the shapes; return the number of images per corruption and severity, and their side."""
         shapes = Counter(array.shape for array in arrays.values())
-        rows = next((shape[0] for shape, _ in shapes.most_common() if len(shape) == 4), len(SEVERITIES))
-        expected = (rows, *IMAGE_SHAPE)
+        common = next((shape for shape, _ in shapes.most_common() if len(shape) == 4), (len(SEVERITIES), 0))
+        rows = common[0]
+        size = common[1] if common[1] in SIZES else SIZES[0]
+        expected = (rows, size, size, 3)
         for name, array in arrays.items():
             if array.dtype != np.uint8 or array.shape != expected:
                 raise UserError(f"{name}.npy in {self.source} is {array}, not uint8 {expected}: get it again")
@@ -166,7 +170,7 @@ class CorruptedSource:
             raise UserError(
                 f"the arrays in {self.source} have {rows} images each, not the same ones at five severities"
             )
-        return rows // len(SEVERITIES)
+        return rows // len(SEVERITIES), size
 
     def _check_labels(self, stored: _Array, classes: int) -> Labels:
         """Read and check the labels; return one per source image, int64."""

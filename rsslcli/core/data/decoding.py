@@ -1,4 +1,4 @@
-"""Decode untrusted image files of any format, mode and size to small squares, by default 32x32 pixels."""
+"""Decode untrusted image files of any format, mode and size to squares, by default 32x32 pixels."""
 
 import io
 import logging
@@ -14,12 +14,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rsslcli.core.data.jpeg import with_end_marker
-from rsslcli.core.data.store import IMAGE_SHAPE, Images
+from rsslcli.core.data.store import DEFAULT_SIZE, Images
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import quietly
 
 MAX_FILE_BYTES = 64 * 2**20  # of an image file; an uncompressed 20-megapixel photo fits
-SIZE = IMAGE_SHAPE[:2]
 _NEAR = 4  # larger images are averaged down to about this many times the side before resampling
 #: Raster formats that Pillow decodes by itself; PostScript, for example, would run another program.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -36,7 +35,7 @@ class ImageError(UserError):
 
 
 def decode(
-    file: IO[bytes], name: str, *, resize: bool, side: int = SIZE[0]
+    file: IO[bytes], name: str, *, resize: bool, side: int = DEFAULT_SIZE
 ) -> tuple[Images, tuple[int, int]]:
     """Decode an image to upright RGB, with transparency over white.
 

@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli.core.data.archives import READ_ERRORS, Opener, Parts, is_archive, one_line_errors
-from rsslcli.core.data.decoding import SIZE, ImageError, decode, shown
+from rsslcli.core.data.decoding import ImageError, decode, shown
 from rsslcli.core.data.file_tree import Key, Tally, Tree, open_tree, walk
 from rsslcli.core.data.layout import SPLITS, Layout, TreeImage, find_layout
 from rsslcli.core.data.listing import is_image, list_files
-from rsslcli.core.data.store import IMAGE_SHAPE, Arrays, Images, class_balanced_subset
+from rsslcli.core.data.store import (
+    DEFAULT_SIZE,
+    Arrays,
+    Images,
+    class_balanced_subset,
+    empty_images,
+)
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -31,6 +37,7 @@ _Wanted = tuple[list[TreeImage], Arrays]
 def read_image_tree(
     source: Path,
     *,
+    size: int = DEFAULT_SIZE,
     limit: int | None = None,
     resize: bool = True,
     damaged: list[str] | None = None,
@@ -49,8 +56,9 @@ def read_image_tree(
 
     Args:
         source: the tree.
+        size: the height and width of the result, in pixels.
         limit: keep a class-balanced subset of at most this many images per split.
-        resize: scale images of another size to 32x32 (see `decoding`); otherwise refuse them.
+        resize: scale images of another size (see `decoding`); otherwise refuse them.
         damaged: a list that receives the names of unusable images, each with the reason; these images are
             then left out. Without a list they are refused.
         progress: called after every few images.
@@ -58,7 +66,7 @@ def read_image_tree(
 
     Raises:
         UserError: there is no such tree, classes differ between the splits or have no images, images are
-            damaged or too large, or one is not 32x32 pixels and `resize` is false.
+            damaged or too large, or one has another size and `resize` is false.
     """
     with one_line_errors(source):
         before = source_state(source)
@@ -66,7 +74,7 @@ def read_image_tree(
         layout = find_layout(tree)
         for text in layout.notes:
             note(text)
-        wanted = [_choose(layout, split, limit) for split in SPLITS]
+        wanted = [_choose(layout, split, size, limit) for split in SPLITS]
         failed = _read(tree, wanted, resize, progress, note)
         if source_state(source) != before:
             raise changed_source(source)
@@ -86,7 +94,7 @@ def read_image_tree(
     return train, test
 
 
-def tree_fingerprint(source: Path, *, resize: bool = True) -> str:
+def tree_fingerprint(source: Path, *, size: int = DEFAULT_SIZE, resize: bool = True) -> str:
     """A fingerprint that changes when the tree of images changes, computed without reading the images.
 
     Raises:
@@ -101,7 +109,9 @@ def tree_fingerprint(source: Path, *, resize: bool = True) -> str:
                 for image in (image for images in classes.values() for image in images):
                     status = Path(str(image.key)).stat()
                     described.append((image.parts, status.st_size, status.st_mtime_ns))
-    content = TREE_VERSION, resize, sorted(described, key=repr)
+    content: tuple[object, ...] = TREE_VERSION, resize, sorted(described, key=repr)
+    if size != DEFAULT_SIZE:
+        content = (*content, size)
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
@@ -133,7 +143,7 @@ def changed_source(source: Path) -> UserError:
     return UserError(f"{source} changed while it was being read: try again")
 
 
-def _choose(layout: Layout, split: str, limit: int | None) -> _Wanted:
+def _choose(layout: Layout, split: str, size: int, limit: int | None) -> _Wanted:
     """Order the images of a split and choose `limit` of them."""
     # Rank before class, so that the first images of a split cover every class.
     ordered = sorted(
@@ -147,7 +157,7 @@ def _choose(layout: Layout, split: str, limit: int | None) -> _Wanted:
         chosen = class_balanced_subset(labels, limit, seed=0)
         labels = labels[chosen]
         members = [members[index] for index in chosen]
-    images = np.empty((len(members), *IMAGE_SHAPE), np.uint8)
+    images = empty_images(len(members), size)
     return members, Arrays(images, labels, layout.classes, tuple("/".join(image.parts) for image in members))
 
 
@@ -161,6 +171,7 @@ def _read(
         for image, pixels in zip(members, arrays.images, strict=True):
             places[image.key].append((image.parts, pixels))
     total = sum(len(members) for members, _ in wanted)
+    side = wanted[0][1].images.shape[1]
     sizes: Counter[tuple[int, int]] = Counter()
     one_color = Tally()
     failed: dict[Parts, ImageError] = {}
@@ -169,13 +180,13 @@ def _read(
         targets = places[key]
         name = shown("/".join(targets[0][0]))
         try:
-            pixels, size = read_image(tree, opener, name, resize=resize)
+            pixels, original = read_image(tree, opener, name, resize=resize, side=side)
         except FileNotFoundError:
             raise changed_source(tree.source) from None
         except ImageError as error:
             failed |= dict.fromkeys((parts for parts, _ in targets), error)
         else:
-            sizes[size] += len(targets)
+            sizes[original] += len(targets)
             if (pixels == pixels[0, 0]).all():
                 one_color.add(name, len(targets))
             for _, place in targets:
@@ -185,11 +196,11 @@ def _read(
             progress("reading images", done, len(places))
     if done < len(places):
         raise changed_source(tree.source)
-    if other := sorted(sizes.keys() - {SIZE}, key=math.prod):
+    if other := sorted(sizes.keys() - {(side, side)}, key=math.prod):
         smallest, largest = ("x".join(map(str, size)) for size in (other[0], other[-1]))
         span = smallest if smallest == largest else f"{smallest} to {largest}"
         note(
-            f"{sum(sizes[size] for size in other)} of {total} images resized to 32x32, "
+            f"{sum(sizes[size] for size in other)} of {total} images resized to {side}x{side}, "
             f"the center square of each: they had {span} pixels"
         )
     if one_color.count:
@@ -201,7 +212,7 @@ def _read(
 
 
 def read_image(
-    tree: Tree, opener: Opener, name: str, *, resize: bool = True, side: int = SIZE[0]
+    tree: Tree, opener: Opener, name: str, *, resize: bool = True, side: int = DEFAULT_SIZE
 ) -> tuple[Images, tuple[int, int]]:
     """Decode an image of a tree, see `decode`; an error while it is read concerns only this image if it can.
 

@@ -1,6 +1,5 @@
 """Import a corrupted test set: stage a copy, check it, then replace the existing set."""
 
-import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -18,15 +17,19 @@ from rsslcli.core.data.corrupted import (
     write_blocks,
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
+from rsslcli.core.data.corrupted_tree import CorruptedTree, corruption_folders
 from rsslcli.core.data.digests import check_space, file_digest
 from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
-from rsslcli.core.data.store import IMAGE_SHAPE, Split
+from rsslcli.core.data.store import DEFAULT_SIZE, Split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
 #: The subfolder of the set for unfinished downloads and imports.
 UNFINISHED = "download"
+
+#: A corrupted set to import.
+_Found = CorruptedSource | CorruptedTree
 
 
 def import_corrupted(
@@ -46,7 +49,8 @@ def import_corrupted(
     or interrupted import leaves the existing set in place.
 
     Args:
-        source: a folder with the files of CIFAR-10-C, its parent, or a tar or zip archive of them.
+        source: a folder with the files of CIFAR-10-C, its parent, or a tar or zip archive of them; or a
+            folder of image files, see `corrupted_tree`.
         folder: the corrupted folder of the data set.
         test: the clean test images, used to check the labels.
         limit: the number of images to keep per corruption and severity, at least 1; all if None.
@@ -66,7 +70,17 @@ def import_corrupted(
     scratch = folder / UNFINISHED / "unpacked"
     try:
         shutil.rmtree(scratch, ignore_errors=True)
-        found = CorruptedSource(source, scratch / "archive", classes=len(test.classes), complete=complete)
+        found: _Found
+        if corruption_folders(source):
+            found = CorruptedTree(source, test, complete=complete)
+        else:
+            found = CorruptedSource(source, scratch / "archive", classes=len(test.classes), complete=complete)
+        if found.size != test.size:
+            raise UserError(
+                f"{source} has images of {found.size}x{found.size} pixels, but the test images have "
+                f"{test.size}x{test.size}: give a set of that size, or prepare the data set with `size` "
+                f"{found.size}"
+            )
         count = min(limit or found.available, found.available)
         record: dict[str, Any] = {
             "origin": origin or str(source.resolve()),
@@ -135,9 +149,9 @@ def find_imported(
     return present
 
 
-def image_bytes(images: int) -> int:
-    """The size in bytes of one corruption with `images` images at each severity."""
-    return math.prod(IMAGE_SHAPE) * len(SEVERITIES) * images
+def image_bytes(images: int, size: int = DEFAULT_SIZE) -> int:
+    """The bytes of one corruption with `images` images of `size`x`size` pixels at each severity."""
+    return size * size * 3 * len(SEVERITIES) * images
 
 
 def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> None:
@@ -153,9 +167,7 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> No
         note(text)
 
 
-def _open_if_same(
-    folder: Path, found: CorruptedSource, count: int, progress: Progress
-) -> CorruptedSet | None:
+def _open_if_same(folder: Path, found: _Found, count: int, progress: Progress) -> CorruptedSet | None:
     """The set in `folder` if it equals the source, compared byte by byte."""
     try:
         present = open_corrupted(folder, folder.name)
@@ -172,10 +184,10 @@ def _open_if_same(
     return present
 
 
-def _stage(found: CorruptedSource, count: int, scratch: Path, progress: Progress) -> dict[str, str]:
+def _stage(found: _Found, count: int, scratch: Path, progress: Progress) -> dict[str, str]:
     """Copy the first `count` images of all blocks to `scratch`; return the sha256 of each file."""
     scratch.mkdir(parents=True, exist_ok=True)
-    check_space(scratch, image_bytes(count) * len(found.names))
+    check_space(scratch, image_bytes(count, found.size) * len(found.names))
     checksums = {}
     for done, name in enumerate(found.names):
         progress("copying corruptions", done, len(found.names))

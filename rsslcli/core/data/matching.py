@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
-from rsslcli.core.data.store import IMAGE_SHAPE, Images, Split
+from rsslcli.core.data.store import Images, Split
 from rsslcli.core.errors import UserError, short_repr
 
 _SIDE = 8  # pixels of the shrunk images
@@ -107,7 +107,7 @@ def _recognize(corrupted: CorruptedSet, test: Split) -> tuple[npt.NDArray[np.int
 
 def _features(images: Images) -> _Features:
     """Shrink images and remove mean color and contrast: float32 (N, 8 * 8 * 3) of norm 1 or 0."""
-    block = IMAGE_SHAPE[0] // _SIDE
+    block = images.shape[1] // _SIDE
     blocks = images.reshape(len(images), _SIDE, block, _SIDE, block, 3)
     small: _Features = blocks.mean((2, 4), dtype=np.float32).reshape(len(images), -1, 3)
     small -= small.mean(1, keepdims=True)

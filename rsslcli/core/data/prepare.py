@@ -9,10 +9,20 @@ from rsslcli.core.data import cifar, image_tree, shapes
 from rsslcli.core.data.copies import find_copies
 from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted, record_test_images
 from rsslcli.core.data.corrupted_source import is_corrupted_set
+from rsslcli.core.data.corrupted_tree import corruption_folders
 from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
-from rsslcli.core.data.store import EMBEDDED, Arrays, Dataset, dataset_folder, load_dataset, save_split
+from rsslcli.core.data.store import (
+    DEFAULT_SIZE,
+    EMBEDDED,
+    SIZES,
+    Arrays,
+    Dataset,
+    dataset_folder,
+    load_dataset,
+    save_split,
+)
 from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, rssl_command, sanitize
 from rsslcli.core.files import read_json, remove, write_json
 from rsslcli.core.progress import Note, Progress, silent
@@ -22,8 +32,8 @@ _EXAMPLES = 10  # of images that were left out, in the record
 #: What the record counts, each kind with examples, and the note on it.
 _NOTES = {
     "damaged": "left out: damaged images, {count} in all, e.g. {example}",
-    "test_in_training": "test images that are training images too, pixel for pixel at 32x32: {count} in all, "
-    "e.g. {example}: the accuracy on them flatters; remove them from one of the splits",
+    "test_in_training": "test images that are training images too, pixel for pixel at {size}: {count} in "
+    "all, e.g. {example}: the accuracy on them flatters; remove them from one of the splits",
     "contradicting": "images with the same pixels as an image of another class: {count} in all, "
     "e.g. {example}: only one of the classes can be right",
 }
@@ -61,6 +71,7 @@ def prepare(
     data_dir: Path,
     *,
     source: Path | None = None,
+    size: int | None = None,
     limit: int | None = None,
     resize: bool = True,
     skip_damaged: bool = False,
@@ -77,9 +88,11 @@ def prepare(
         name: the data set.
         data_dir: the folder of prepared data sets.
         source: a folder or an archive.
+        size: the height and width of the images, one of `SIZES`; by default the size that the data set has,
+            or 32 for a new one.
         limit: keep a class-balanced subset of at most this many images per split, or this many of the first
             images of a corrupted set.
-        resize: scale images that are not 32x32 pixels; otherwise refuse them.
+        resize: scale images of another size; otherwise refuse them.
         skip_damaged: leave out unusable images and record that; otherwise refuse them.
         progress: called as the work advances.
 
@@ -93,19 +106,26 @@ def prepare(
         raise UserError(f"a limit of {limit} images: give a positive number")
     if source is not None and not source.exists():
         raise UserError(f"no such source: {source}: give {_ACCEPTED}")
+    if size is not None and size not in SIZES:
+        raise UserError(f"size: expected {', '.join(map(str, SIZES[:-1]))} or {SIZES[-1]}, got {size}")
     if source is not None and is_corrupted_set(source):
+        if size is not None:
+            raise UserError("size: a corrupted set has the size of the data set that it is for")
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
     record = _read_record(folder)
     present = _load_or_none(data_dir, name)
     recorded = _notes(record) if present else []
-    if present and source is None and limit is None and resize and not _is_outdated(name, record):
+    if size is None:
+        size = present.size if present else DEFAULT_SIZE
+    unchanged = present is not None and present.size == size and not _is_outdated(name, record)
+    if present and unchanged and source is None and limit is None and resize:
         kind = str(record.get("kind", "prepared before"))
         return Prepared(folder, present, kind, False, _is_stale(present), notes=tuple(recorded))
     source = source or _recorded_source(record)
     notes: list[str] = []
     damaged: list[str] | None = [] if skip_damaged else None
-    origin = _recognize(name, folder, source, resize, damaged, progress, notes.append)
+    origin = _recognize(name, folder, source, size, resize, damaged, progress, notes.append)
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     in_place = present and record.items() >= (wanted | _checksums(present)).items()
     if present and in_place and (skip_damaged or "damaged" not in record):
@@ -125,7 +145,7 @@ def prepare(
     ]
     dataset = Dataset(name, folder, *splits)
     place = str(source.resolve()) if source else None
-    done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place}
+    done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place, "size": size}
     for counted, (count, examples) in tallies.items():
         done |= {counted: count, f"{counted}_examples": examples}
     write_json(folder / _RECORD, done)
@@ -153,6 +173,7 @@ def _prepare_corrupted(
         source, dataset.corrupted_folder, test=dataset.test, limit=limit, progress=progress, note=notes.append
     )
     kind = "CIFAR-10-C folder" if source.is_dir() else "CIFAR-10-C archive"
+    kind = "folder of corrupted images" if corruption_folders(source) else kind
     return Prepared(dataset.folder, dataset, kind, changed, notes=tuple(notes), corrupted=corrupted)
 
 
@@ -160,17 +181,23 @@ def _recognize(
     name: str,
     folder: Path,
     source: Path | None,
+    size: int,
     resize: bool,
     damaged: list[str] | None,
     progress: Progress,
     note: Note,
 ) -> _Source:
     """Identify the source from its content; None stands for the default source of `name`."""
+    official = cifar.official_name(source) if source else name if name in cifar.OFFICIAL else None
+    if size != DEFAULT_SIZE and (official or name == EMBEDDED):
+        raise UserError(
+            f"size: {official or name} has images of {DEFAULT_SIZE}x{DEFAULT_SIZE} pixels, with no more "
+            f"to see at {size}x{size}: leave `size` out, or give images of your own"
+        )
     if name == EMBEDDED:
         if source is not None:
             raise UserError("shapes is drawn and takes no `source`: choose another name for your images")
         return _Source("drawn shapes", _drawing(), _draw)
-    official = cifar.official_name(source) if source else name if name in cifar.OFFICIAL else None
     if official:
         if name in cifar.OFFICIAL and name != official:
             command = rssl_command("prepare-data", dataset=official, source=source)
@@ -189,9 +216,9 @@ def _recognize(
     if image_tree.is_image_tree(source):
         return _Source(
             "image folder" if source.is_dir() else "image archive",
-            image_tree.tree_fingerprint(source, resize=resize),
+            image_tree.tree_fingerprint(source, size=size, resize=resize),
             lambda limit: image_tree.read_image_tree(
-                source, limit=limit, resize=resize, damaged=damaged, progress=progress, note=note
+                source, size=size, limit=limit, resize=resize, damaged=damaged, progress=progress, note=note
             ),
         )
     held = image_tree.what_it_holds(source) if source.is_dir() else ""
@@ -239,7 +266,8 @@ def _notes(record: dict[str, Any]) -> list[str]:
         examples = record.get(f"{kind}_examples")
         if isinstance(count, int) and 0 < count <= MAX_IMAGES:
             known = examples[0] if isinstance(examples, list) and examples else "one of unknown name"
-            notes.append(text.format(count=count, example=sanitize(known, 300)))
+            side = record.get("size") if record.get("size") in SIZES else DEFAULT_SIZE
+            notes.append(text.format(count=count, example=sanitize(known, 300), size=f"{side}x{side}"))
     return notes
 
 

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import math
+import os
 import re
+import struct
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +16,17 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rsslcli.core.errors import UserError, nearest, rssl_command, sanitize
+from rsslcli.core.errors import RsslError, UserError, nearest, rssl_command, sanitize
 from rsslcli.core.files import quietly, replacing
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
-IMAGE_SHAPE = (32, 32, 3)
+#: The sides of images in pixels that a data set may have.
+SIZES = (32, 64, 224)
+DEFAULT_SIZE = 32
+#: Images of a split that take more bytes are mapped from their file instead of being read into memory.
+MAPPED_BYTES = 1 << 30
 #: The data set that needs no source.
 EMBEDDED = "shapes"
 _FORMAT = "rssl-split-1"
@@ -30,10 +38,15 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 class Split:
     """The images, labels and classes of one split; `checksum` identifies all three."""
 
-    images: Images  #: (N, 32, 32, 3)
+    images: Images  #: (N, S, S, 3)
     labels: Labels  #: (N,), each an index into `classes`
     classes: tuple[str, ...]
     checksum: str  #: sha256 in hexadecimal
+
+    @property
+    def size(self) -> int:
+        """S: the height and width of the images, in pixels, one of `SIZES`."""
+        return int(self.images.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +59,11 @@ class Dataset:
     test: Split
 
     @property
+    def size(self) -> int:
+        """The height and width of the images, in pixels."""
+        return self.test.size
+
+    @property
     def corrupted_folder(self) -> Path:
         """The folder of the corrupted test set, which need not be prepared."""
         return self.folder / "corrupted"
@@ -54,7 +72,7 @@ class Dataset:
 class Arrays(NamedTuple):
     """One split in memory, before it is prepared."""
 
-    images: Images  #: (N, 32, 32, 3)
+    images: Images  #: (N, S, S, 3)
     labels: Labels  #: (N,)
     classes: tuple[str, ...]
     files: tuple[str, ...] = ()  #: the file of each image, where there is one
@@ -68,7 +86,34 @@ class Arrays(NamedTuple):
     def take(self, chosen: npt.NDArray[np.integer[Any]]) -> "Arrays":
         """The images with these indices."""
         files = tuple(self.files[index] for index in chosen) if self.files else ()
-        return Arrays(self.images[chosen], self.labels[chosen], self.classes, files)
+        images = empty_images(len(chosen), self.images.shape[1])
+        for place, index in zip(images, chosen, strict=True):
+            place[:] = self.images[index]
+        return Arrays(images, self.labels[chosen], self.classes, files)
+
+
+def empty_images(count: int, size: int) -> Images:
+    """Room for images, uint8 (count, size, size, 3): in memory, or over `MAPPED_BYTES` in a temporary file.
+
+    The file takes no space once the array is gone, or the process.
+
+    Raises:
+        RsslError: the file cannot be made.
+    """
+    shape = (count, size, size, 3)
+    if math.prod(shape) <= MAPPED_BYTES:
+        return np.empty(shape, np.uint8)
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(math.prod(shape))
+            if hasattr(os, "posix_fallocate"):  # on a full disk, a write to a mapped hole kills the process
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        raise RsslError(
+            f"no room for {math.prod(shape) / 1e9:.1f} GB of images in {tempfile.gettempdir()} "
+            f"({error.strerror}): set TMPDIR to another folder"
+        ) from error
 
 
 def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str]) -> Split:
@@ -79,8 +124,12 @@ def make_split(images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[s
     """
     images = np.ascontiguousarray(images)
     labels = np.ascontiguousarray(labels)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE or not len(images):
-        raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3)")
+    shapes = [(size, size, 3) for size in SIZES]
+    if images.dtype != np.uint8 or images.shape[1:] not in shapes or not len(images):
+        sides = ", ".join(map(str, SIZES))
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}, not uint8 (N, S, S, 3) with S one of {sides}"
+        )
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
         raise ValueError(f"labels are {labels.dtype} {labels.shape}, not integers ({len(images)},)")
     if labels.min() < 0 or labels.max() >= len(classes):
@@ -107,7 +156,7 @@ def save_split(path: Path, images: npt.ArrayLike, labels: npt.ArrayLike, classes
 
 
 def load_split(path: Path) -> Split:
-    """Read a split and verify its format and checksum.
+    """Read a split and verify its format and checksum; images of over `MAPPED_BYTES` stay in the file.
 
     Raises:
         UserError: the file is missing, damaged or not a prepared split.
@@ -115,11 +164,13 @@ def load_split(path: Path) -> Split:
     try:
         with quietly(), path.open("rb") as opened:
             _check_archive(opened)
+            mapped = _mapped_images(path, opened)
             with np.load(opened, allow_pickle=False) as file:
                 metadata: dict[str, Any] = json.loads(file["metadata"].item())
                 if metadata["format"] != _FORMAT:
                     raise ValueError("another format version")
-                split = make_split(file["images"], file["labels"], _class_names(metadata["classes"]))
+                images = file["images"] if mapped is None else mapped
+                split = make_split(images, file["labels"], _class_names(metadata["classes"]))
         if split.checksum != metadata["checksum"]:
             raise ValueError("the checksum does not match")
     except FileNotFoundError:
@@ -130,6 +181,27 @@ def load_split(path: Path) -> Split:
             f"{path} is damaged or not a prepared split ({reason}): delete it and run `rssl prepare-data`"
         ) from error
     return split
+
+
+def _mapped_images(path: Path, opened: IO[bytes]) -> Images | None:
+    """Map the images in a split's file if they are large; None if they are to be read."""
+    with zipfile.ZipFile(opened) as archive:
+        member = archive.getinfo("images.npy")
+    if member.file_size <= MAPPED_BYTES:
+        opened.seek(0)
+        return None
+    # Before the data, a zip file repeats the member's name and further entries, whose lengths come first.
+    opened.seek(member.header_offset)
+    name_length, extra_length = struct.unpack("<26xHH", opened.read(30))
+    opened.seek(name_length + extra_length, 1)
+    np.lib.format.read_magic(opened)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(opened)
+    if fortran_order or dtype != np.uint8:
+        raise ValueError("its images are not plain uint8")
+    offset = opened.tell()
+    opened.seek(0)
+    # "c": torch accepts only arrays that can be written, and writing to this one leaves the file as it is.
+    return np.memmap(path, np.uint8, "c", offset, shape)
 
 
 def describe_split(path: Path) -> tuple[int, tuple[int, int], tuple[str, ...]]:
@@ -196,6 +268,22 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
         command = rssl_command("prepare-data", dataset=name)
         raise UserError(f"the splits in {folder} have different classes: run `{command}` again")
     return Dataset(name, folder, train, test)
+
+
+def check_image_size(trained: int | None, size: int, dataset: str) -> None:
+    """Raise UserError if a network was trained on images of another size than a data set has.
+
+    Args:
+        trained: height and width of the images on which it trained, in pixels; None if unknown.
+        size: those of the data set's images.
+        dataset: the name of the data set.
+    """
+    if trained not in (None, size):
+        command = rssl_command("prepare-data", dataset=dataset, size=trained, source="PATH")
+        raise UserError(
+            f"the network was trained on images of {trained}x{trained} pixels, and {dataset!r} has "
+            f"{size}x{size}: prepare it in that size with `{command}`"
+        )
 
 
 def check_prepared(data_dir: Path, name: str) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import EXTRA, SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.gathering import ChosenImages
 from rsslcli.core.data.store import Dataset
 from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import derive_seed
@@ -19,7 +20,7 @@ from rsslcli.core.runtime import derive_seed
 class ValidationSet:
     """The corrupted images that tune λ (section 4): the same random source images in every cell."""
 
-    images: npt.NDArray[np.uint8]  #: uint8 (V, H, W, 3), V = corruptions · severities · source images
+    images: ChosenImages  #: V images of (H, W, 3), V = corruptions · severities · source images
     labels: npt.NDArray[np.int64]  #: int64 (V,)
     source: tuple[int, ...]  #: sorted indices of the source images
 
@@ -48,9 +49,8 @@ def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSe
         UserError: there is no corrupted set, or it does not fit the data set or the settings.
     """
     if not config.automl:
-        return ValidationSet(
-            np.empty((0, *dataset.train.images.shape[1:]), np.uint8), np.empty(0, np.int64), ()
-        )
+        none = np.empty(0, np.int64)
+        return ValidationSet(ChosenImages([dataset.test.images], none), none, ())
     if corrupted is None:
         raise UserError(f"AutoML tunes λ on a corrupted test set, but none is prepared for '{dataset.name}'")
     source = validation_source(config, corrupted.images_per_cell)
@@ -60,5 +60,6 @@ def draw_validation_set(config: Config, dataset: Dataset, corrupted: CorruptedSe
             f"{corrupted.folder} has none of {', '.join(EXTRA)}, which `validation_corruptions` asks for"
         )
     chosen = np.array(source)
-    cells = [corrupted.cell(name, severity)[chosen] for name in names for severity in SEVERITIES]
-    return ValidationSet(np.concatenate(cells), np.tile(corrupted.labels[chosen], len(cells)), source)
+    cells = [corrupted.cell(name, severity) for name in names for severity in SEVERITIES]
+    labels = np.tile(corrupted.labels[chosen], len(cells))
+    return ValidationSet(ChosenImages(cells, chosen), labels, source)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial as partial_function
@@ -22,7 +20,7 @@ from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
-from rsslcli.core.data.store import Images, Split
+from rsslcli.core.data.store import DEFAULT_SIZE, Images, Split, check_image_size
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
@@ -35,8 +33,10 @@ from rsslcli.core.evaluation.cells import (
     check_decided,
     measure_groups,
 )
+from rsslcli.core.evaluation.class_names import networks_in
 from rsslcli.core.evaluation.confidence import scaled_means
 from rsslcli.core.evaluation.files import outcomes_in
+from rsslcli.core.evaluation.fingerprint import fingerprint, setting_of
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.relative import Reference
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
@@ -49,16 +49,16 @@ from rsslcli.core.runtime import autocast, derive_seed
 if TYPE_CHECKING:
     from rsslcli.core.weights.heads import TrainedTasks
 
-#: Images per forward pass by device type. Small batches on the CPU keep the activations in its caches
-#: (docs/performance.md).
+#: Images of 32x32 pixels per forward pass by device type. Small batches on the CPU keep the activations in
+#: its caches (docs/performance.md).
 BATCH_SIZE = {"cpu": 100, "cuda": 500}
 #: Images per forward pass on other devices.
 _OTHER_BATCH_SIZE = 500
 
 
-def batch_size(device: torch.device) -> int:
-    """Images per forward pass on this device."""
-    return BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE)
+def batch_size(device: torch.device, size: int = DEFAULT_SIZE) -> int:
+    """Images of `size`x`size` pixels per forward pass on this device."""
+    return BATCH_SIZE.get(device.type, _OTHER_BATCH_SIZE) * DEFAULT_SIZE // size
 
 
 def check_scores(scores: object, images: int) -> Tensor:
@@ -128,7 +128,7 @@ def scores_of(
     precision: str = "float32",
 ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
     """Yield the indices and the scores of one batch after the other; the arguments are those of `measure`."""
-    size = batch_size(device)
+    size = batch_size(device, images.shape[1])
     dtype = model_dtype(classifier)
     with autocast(device, precision == "bfloat16"):
         for start in range(0, len(chosen), size):
@@ -308,6 +308,8 @@ def evaluate(
             float32 model, or several ranks were to write `predictions`.
         DivergedError: scores are NaN or infinite.
     """
+    world = world or World()
+    _check_possible(classifier, test, about or {}, predictions, world)
     images = Selection(test, corrupted, score_of, excluded, limit, corruptions)
     computed_in = _computed_in(classifier, precision)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
@@ -332,13 +334,10 @@ def evaluate(
 
     if reference is not None:
         reference.check(about | images.conditions, images.names, severities)
-    world = world or World()
-    if predictions is not None and world.size > 1:
-        raise UserError("`predictions` are written by a single process: evaluate without torchrun")
     partial = partial if world.is_main else None
-    setting = test.checksum + corrupted.identity + computed_in + _options(adaptation, tasks, temperature)
-    fingerprint = _fingerprint(classifier, setting, images.indices) if partial else ""
-    finished = FinishedCells(partial, fingerprint, {c.key: sizes[c.key] for c in cells if c not in recorded})
+    setting = test.checksum + corrupted.identity + computed_in + setting_of(adaptation, tasks, temperature)
+    identity = fingerprint(classifier, setting, images.indices) if partial else ""
+    finished = FinishedCells(partial, identity, {c.key: sizes[c.key] for c in cells if c not in recorded})
     if earlier is not None:
         finished.known |= outcomes_in(earlier, about, images.left_out.tolist(), sizes)
     finished.share(world)
@@ -365,6 +364,16 @@ def evaluate(
     return dataclasses.replace(result, notes=(*result.notes, suspicion)) if suspicion else result
 
 
+def _check_possible(
+    classifier: nn.Module, test: Split, about: Mapping[str, Any], predictions: Path | None, world: World
+) -> None:
+    """Raise UserError if the images have another size than the network's, or several ranks were to write."""
+    for network in networks_in(classifier):
+        check_image_size(network.image_size, test.size, str(about.get("dataset", "the data set")))
+    if predictions is not None and world.size > 1:
+        raise UserError("`predictions` are written by a single process: evaluate without torchrun")
+
+
 def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:
     """What a result says of its images."""
     return {
@@ -385,25 +394,6 @@ def _computed_in(classifier: nn.Module, precision: str) -> str:
     return precision if dtype == "float32" else dtype
 
 
-def _options(adaptation: Adaptation | None, tasks: TrainedTasks | None, temperature: float | None) -> str:
-    """The optional parts of an evaluation, as they enter its fingerprint."""
-    text = (
-        "" if adaptation is None else json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else ""])
-    )
-    return text + ("" if temperature is None else repr(temperature))
-
-
 def fingerprint_weights(classifier: nn.Module) -> str:
     """A fingerprint (sha256, hexadecimal) of the parameters and buffers."""
-    return _fingerprint(classifier, "", ())
-
-
-def _fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
-    """A fingerprint of an evaluation: the weights, the data and precision, and the indices of the images."""
-    digest = hashlib.sha256(setting.encode())
-    for indices in chosen:
-        digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())
-    for name, value in classifier.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return fingerprint(classifier, "", ())

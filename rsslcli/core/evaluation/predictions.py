@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from rsslcli.core.data.archives import Parts
 from rsslcli.core.data.augment import to_float
-from rsslcli.core.data.decoding import SIZE
 from rsslcli.core.data.image_files import ImageFiles
-from rsslcli.core.data.store import Images
+from rsslcli.core.data.store import DEFAULT_SIZE, Images
 from rsslcli.core.errors import DivergedError, UserError, sanitize
 from rsslcli.core.evaluation.accuracy import batch_size, check_scores, model_dtype
 from rsslcli.core.evaluation.class_names import carried_names, check_names
@@ -210,7 +209,7 @@ def predict(
     *,
     device: torch.device,
     top: int = 1,
-    size: int = SIZE[0],
+    size: int = DEFAULT_SIZE,
     batch: int | None = None,
     precision: str = "float32",
     temperature: float = 1.0,
@@ -250,7 +249,7 @@ def predict(
         done += 1
         skip(name, reason)
 
-    for images, pixels in files.read(size, batch or batch_size(device), count_skipped):
+    for images, pixels in files.read(size, batch or batch_size(device, size), count_skipped):
         scores = _scores(classifier, pixels, device, precision)
         if scores.shape[1] != len(classes):
             raise UserError(f"the classifier gives {scores.shape[1]} scores, but has {len(classes)} classes")

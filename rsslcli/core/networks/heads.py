@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rsslcli.core.networks.batch_norm import BatchNorm2d
+
+#: The side of the pictures that the decoders of supplement A.1 draw, whatever the size of the images.
+DECODED_SIDE = 32
+
+
+def averaged(images: Tensor, side: int = DECODED_SIDE) -> Tensor:
+    """Float images (N, C, H, W), averaged over blocks of pixels to (N, C, side, side) if they are larger."""
+    return F.adaptive_avg_pool2d(images, side) if max(images.shape[2:]) > side else images
+
+
+def enlarged(pictures: Tensor, like: Tensor) -> Tensor:
+    """Pictures (N, C, h, w), each pixel repeated, in the height and width of the images `like`."""
+    same = pictures.shape[2:] == like.shape[2:]
+    return pictures if same else F.interpolate(pictures, like.shape[2:], mode="nearest-exact")
 
 
 def linear_head(features: int, outputs: int, *, hidden: bool = False) -> nn.Module:

@@ -57,6 +57,7 @@ class WideResNet(nn.Module):
         classes: class names in the order of the scores; empty if unknown. Like `excluded`, it is a plain
             attribute, so that wrappers and copies of the network keep it.
         excluded: indices of the source images that tuned λ; no evaluation may use them.
+        image_size: height and width of the images on which it trained, in pixels; None if unknown.
 
     Args:
         depth: number of layers, 6n + 4; 40 in the paper.
@@ -76,6 +77,7 @@ class WideResNet(nn.Module):
         blocks = (depth - 4) // 6
         self.classes: tuple[str, ...] = ()
         self.excluded: tuple[int, ...] = ()
+        self.image_size: int | None = None
         self.mu: Tensor | None
         self.sigma: Tensor | None
         self.register_buffer("mu", None)

@@ -11,12 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsslcli.core.config import Config
-from rsslcli.core.evaluation.accuracy import BATCH_SIZE, count_correct
+from rsslcli.core.data.gathering import ImageSource
+from rsslcli.core.data.store import DEFAULT_SIZE
+from rsslcli.core.evaluation.accuracy import batch_size, count_correct
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.runtime import resolve_device, set_precision
 from rsslcli.core.study.cell import CELLS_OF_AN_EVALUATION, Cell
 from rsslcli.core.tasks.registry import is_known
-from rsslcli.core.training.step import DeviceData, Trainer
+from rsslcli.core.training.step import Trainer, TrainingData
 
 #: Seconds to measure speed, in total and per kind of cell. A step that takes longer is still completed.
 MEASURE_SECONDS = 8.0
@@ -44,6 +46,7 @@ class Sizes:
     test: int  #: clean test images
     corrupted: int  #: source images per corruption and severity
     classes: int = 10  #: how many classes there are
+    side: int = DEFAULT_SIZE  #: height and width of the images, in pixels
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def estimate(
     finished = _finished_speeds(cells, kinds, work)
     constant = None if speed is None else Speed(speed, speed)
     evaluating = constant or _evaluation_speed(cells[0].config, sizes, threads)
-    training = finished or (dict.fromkeys(work, constant) if constant else _training_speeds(work, threads))
+    assumed = dict.fromkeys(work, constant) if constant else None
+    training = finished or assumed or _training_speeds(work, sizes, threads)
     found = {}
     for name, kind in kinds.items():
         cost = work[kind]
@@ -133,7 +137,7 @@ def _nearest(work: Mapping[str, _Work], speeds: Mapping[str, Speed], kind: str) 
 def _count(config: Config, sizes: Sizes) -> _Work:
     """Count the operations and bytes of a cell by running its steps on tensors without content."""
     images = min(config.train_size or sizes.train, sizes.train)
-    trainer = _trainer(config, images, sizes.classes, torch.device("meta"))
+    trainer = _trainer(config, images, sizes, torch.device("meta"))
     chosen = torch.empty(config.batch_size, dtype=torch.int64, device="meta")
 
     def operations(step: int) -> int:
@@ -146,7 +150,7 @@ def _count(config: Config, sizes: Sizes) -> _Work:
     last = operations(trainer.steps - 1)
     training = warmup * trainer.steps_per_epoch * (operations(0) if tuned else last) + tuned * last
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        trainer.model.eval()(torch.empty((1, 3, 32, 32), device="meta"))
+        trainer.model.eval()(torch.empty((1, 3, sizes.side, sizes.side), device="meta"))
     one = counter.get_total_flops()
     tested = min(sizes.test, images)
     evaluation = one * (sizes.test + (CELLS_OF_AN_EVALUATION - 1) * sizes.corrupted)
@@ -155,22 +159,22 @@ def _count(config: Config, sizes: Sizes) -> _Work:
     return _Work(config, training + one * tested * config.epochs, last, evaluation, 2 * weights + metrics)
 
 
-def _trainer(config: Config, images: int, classes: int, device: torch.device) -> Trainer:
+def _trainer(config: Config, images: int, sizes: Sizes, device: torch.device) -> Trainer:
     """A trainer on `images` images of noise."""
 
     def noise(high: int, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.randint(high, shape, dtype=dtype, device=device)
 
-    data = DeviceData(
-        noise(256, images, 40, 40, 3, dtype=torch.uint8),
-        noise(classes, images),
-        noise(256, config.meta_batch_size, 32, 32, 3, dtype=torch.uint8),
-        noise(classes, config.meta_batch_size),
+    data = TrainingData(
+        ImageSource(noise(256, images, sizes.side, sizes.side, 3, dtype=torch.uint8)),
+        noise(sizes.classes, images),
+        ImageSource(noise(256, config.meta_batch_size, sizes.side, sizes.side, 3, dtype=torch.uint8)),
+        noise(sizes.classes, config.meta_batch_size),
     )
-    return Trainer(config, data, classes)
+    return Trainer(config, data, sizes.classes)
 
 
-def _training_speeds(work: Mapping[str, _Work], threads: int) -> dict[str, Speed]:
+def _training_speeds(work: Mapping[str, _Work], sizes: Sizes, threads: int) -> dict[str, Speed]:
     """Measure a few steps of each kind of cell, without `torch.compile`, which takes minutes to start.
 
     The cheapest kind is always measured, then the most expensive ones while time remains; a large network on
@@ -187,7 +191,7 @@ def _training_speeds(work: Mapping[str, _Work], threads: int) -> dict[str, Speed
             continue
         device = resolve_device(config.device)
         set_precision(config.precision, device, lambda text: None)
-        trainer = _trainer(config, config.batch_size, 10, device)
+        trainer = _trainer(config, config.batch_size, sizes, device)
         chosen = torch.arange(config.batch_size, device=device)
         found[kind] = _measure(_step(trainer, chosen), work[kind].step, device)
     return found
@@ -205,8 +209,8 @@ def _evaluation_speed(config: Config, sizes: Sizes, threads: int) -> Speed:
     set_precision("float32", device, lambda text: None)
     network = WideResNet(config.depth, config.width, sizes.classes).eval().to(device)
     network = network.to(memory_format=torch.channels_last)
-    size = BATCH_SIZE[device.type]
-    images = torch.randint(256, (size, 32, 32, 3), dtype=torch.uint8).numpy()
+    size = batch_size(device, sizes.side)
+    images = torch.randint(256, (size, sizes.side, sizes.side, 3), dtype=torch.uint8).numpy()
     labels = torch.zeros(size, dtype=torch.int64).numpy()
     with FlopCounterMode(display=False) as counter:
         count_correct(network, images, labels, device)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks.heads import deconvolution_head
+from rsslcli.core.networks.heads import averaged, deconvolution_head, enlarged
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
@@ -74,8 +74,9 @@ def to_gray(images: Tensor) -> Tensor:
 class Coloring(Task):
     """Predict the quantized A and B of CIELAB per pixel from the gray image.
 
-    The targets are int64 (N, 2, H, W): bins 0 … 31 of width 8 from −128, for A and B. The outputs are
-    (N, 64, H, W): 32 scores for A, then 32 for B. The loss is 1 / (2 N_pixel) Σ cross-entropy.
+    The targets are int64 (N, 2, 32, 32): bins 0 … 31 of width 8 from −128, for A and B of the image, averaged
+    to 32×32. The outputs are (N, 64, 32, 32): 32 scores for A, then 32 for B. The loss is
+    1 / (2 N_pixel) Σ cross-entropy.
     """
 
     title: ClassVar[str] = "Coloring"
@@ -84,7 +85,7 @@ class Coloring(Task):
         return deconvolution_head(features, 256, 128, 64, 2 * BINS)
 
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        ab = rgb_to_lab(images)[:, 1:]
+        ab = rgb_to_lab(averaged(images))[:, 1:]
         targets = ((ab + 128) * (BINS / 256)).long().clamp(0, BINS - 1)
         return to_gray(images), targets
 
@@ -93,7 +94,7 @@ class Coloring(Task):
 
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The gray images, colored with the centers of the likeliest bins."""
-        ab = (_by_channel(outputs).argmax(1) + 0.5) * (256 / BINS) - 128
+        ab = enlarged((_by_channel(outputs).argmax(1) + 0.5) * (256 / BINS) - 128, inputs)
         return lab_to_rgb(torch.cat([rgb_to_lab(inputs)[:, :1], ab], dim=1))
 
 

@@ -9,18 +9,20 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks.heads import deconvolution_head
+from rsslcli.core.networks.heads import averaged, deconvolution_head, enlarged
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
-HOLE = 8
+#: The side of the missing part that the head predicts.
+PREDICTED_SIDE = 8
 
 
 @dataclass(frozen=True)
 class Inpainting(Task):
-    """Reconstruct the central 8×8 pixels, which are white in the input.
+    """Reconstruct the center, a quarter of the image high and wide, which is white in the input.
 
-    Targets and outputs are float (N, 3, 8, 8) in [0, 1]. The loss is the mean squared error over them.
+    Targets and outputs are float (N, 3, 8, 8) in [0, 1]: a larger center is averaged to that. The loss is the
+    mean squared error over them.
     """
 
     scale: float = 30.0
@@ -36,7 +38,7 @@ class Inpainting(Task):
         hole = _hole(images)
         inputs = images.clone()
         inputs[hole] = 1.0
-        return inputs, images[hole]
+        return inputs, averaged(images[hole], PREDICTED_SIDE)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.scale * F.mse_loss(outputs, targets)
@@ -44,12 +46,12 @@ class Inpainting(Task):
     def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The inputs with the predicted center filled in."""
         filled = inputs.clone()
-        filled[_hole(inputs)] = outputs
+        hole = _hole(inputs)
+        filled[hole] = enlarged(outputs, filled[hole])
         return filled
 
 
 def _hole(images: Tensor) -> tuple[EllipsisType, slice, slice]:
     """The index of the central pixels of images (N, 3, H, W)."""
-    top = (images.shape[2] - HOLE) // 2
-    left = (images.shape[3] - HOLE) // 2
-    return (..., slice(top, top + HOLE), slice(left, left + HOLE))
+    top, left = (3 * side // 8 for side in images.shape[2:])
+    return (..., slice(top, top + images.shape[2] // 4), slice(left, left + images.shape[3] // 4))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks.heads import deconvolution_head
+from rsslcli.core.networks.heads import DECODED_SIDE, averaged, deconvolution_head, enlarged
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 
@@ -20,9 +20,10 @@ from rsslcli.core.tasks.base import Task
 class ImageReconstruction(Task):
     """Reconstruct the image itself: an autoencoder.
 
-    Targets and outputs are float (N, 3, H, W) in [0, 1]. The loss is the mean squared error over pixels and
-    channels; with scale 1 and λ = 0.5 it is negligible beside cross-entropies. Supplement A.1 lists no
-    sigmoid here, but without it a scale of 10 or more diverges at the paper's learning rate of 0.1.
+    Targets and outputs are float (N, 3, 32, 32) in [0, 1]: larger images are averaged to that. The loss is
+    the mean squared error over pixels and channels; with scale 1 and λ = 0.5 it is negligible beside
+    cross-entropies. Supplement A.1 lists no sigmoid here, but without it a scale of 10 or more diverges at
+    the paper's learning rate of 0.1.
     """
 
     scale: float = 30.0
@@ -39,18 +40,21 @@ class ImageReconstruction(Task):
         return decoder.append(nn.Sigmoid()) if self.sigmoid else decoder
 
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        return images, images
+        return images, averaged(images)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.scale * F.mse_loss(outputs, targets)
+
+    def picture(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        return enlarged(outputs, inputs)
 
 
 @dataclass(frozen=True)
 class ImageDeblurring(ImageReconstruction):
     """Reconstruct the image from its blurred version (BIR).
 
-    `sigma` is the standard deviation of the Gaussian blur in pixels. By default, the blur is visible but the
-    content is still recognizable.
+    `sigma` is the standard deviation of the Gaussian blur in pixels of a 32×32 image; it grows with the size.
+    By default, the blur is visible but the content is still recognizable.
     """
 
     sigma: float = 1.5
@@ -59,7 +63,8 @@ class ImageDeblurring(ImageReconstruction):
     clean_input: ClassVar[bool] = False
 
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        return gaussian_blur(images, self.sigma), images
+        sigma = self.sigma * images.shape[2] / DECODED_SIDE
+        return gaussian_blur(images, sigma), averaged(images)
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:

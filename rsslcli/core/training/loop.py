@@ -14,9 +14,9 @@ from typing import NoReturn
 import torch
 
 from rsslcli.core.config import Config, check_effective
-from rsslcli.core.data.augment import pad_images
 from rsslcli.core.data.corrupted import CorruptedSet
-from rsslcli.core.data.store import Dataset, class_balanced_subset
+from rsslcli.core.data.gathering import ChosenImages, ImageSource
+from rsslcli.core.data.store import Dataset, check_image_size, class_balanced_subset
 from rsslcli.core.data.validation import draw_validation_set
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.evaluation.accuracy import count_correct
@@ -29,7 +29,7 @@ from rsslcli.core.run_folder import CHECKPOINT, CONFIG, FINISHED, LOG, METRICS, 
 from rsslcli.core.runtime import describe_device, resolve_device, set_precision
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.metrics import Metrics
-from rsslcli.core.training.step import DeviceData, Trainer
+from rsslcli.core.training.step import Trainer, TrainingData
 from rsslcli.core.version import __version__
 from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -122,19 +122,18 @@ class _Run:
         validation = draw_validation_set(config, dataset, corrupted)
         self.excluded = validation.source
         self.validation_data = corrupted.identity if config.automl and corrupted else ""
-        images = dataset.train.images
         labels = dataset.train.labels
+        chosen = None
         if config.train_size is not None:
             chosen = class_balanced_subset(labels, config.train_size, config.seed, "train_size")
-            images = images[chosen]
             labels = labels[chosen]
-        device_data = DeviceData(
-            pad_images(torch.from_numpy(images).to(self.device)),
+        training_data = TrainingData(
+            ImageSource(ChosenImages([dataset.train.images], chosen), self.device),
             torch.from_numpy(labels).to(self.device),
-            torch.from_numpy(validation.images).to(self.device),
+            ImageSource(validation.images, self.device),
             torch.from_numpy(validation.labels).to(self.device),
         )
-        self.trainer = Trainer(config, device_data, len(dataset.train.classes), world)
+        self.trainer = Trainer(config, training_data, len(dataset.train.classes), world)
         self.clean = clean_images(dataset.test, corrupted, self.excluded)
         if len(self.clean) > len(labels):  # do not test on more images than an epoch trains on
             kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
@@ -308,7 +307,9 @@ class _Run:
                     train_data=self.dataset.train.checksum,
                     validation_data=self.validation_data,
                     average=trainer.averaged.state_dict() if trainer.averaged else {},
+                    image_size=self.dataset.size,
                 ),
+                make_folder=False,
             )
         self.saved = time.perf_counter()
         self.saved_step = self.step
@@ -346,6 +347,7 @@ class _Run:
         saved = load_checkpoint(self.checkpoint)
         trainer = self.trainer
         now = (self.dataset.train.checksum, self.validation_data, self.excluded)
+        check_image_size(saved.image_size, self.dataset.size, self.dataset.name)
         if saved.classes != self.dataset.train.classes:
             # The same names in another order are other data too: the labels differ.
             names = (list_names(saved.classes), list_names(self.dataset.train.classes))

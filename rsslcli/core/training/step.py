@@ -13,6 +13,7 @@ from torch import Tensor
 from rsslcli.core.config import JSD, Config
 from rsslcli.core.data.augment import random_batch, to_float
 from rsslcli.core.data.augmix import augmix
+from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
@@ -28,12 +29,12 @@ from rsslcli.core.training.upgrad import upgrad_gradients
 
 
 @dataclass(frozen=True)
-class DeviceData:
-    """The images from which steps draw, as uint8 on the device."""
+class TrainingData:
+    """The images from which steps draw, and their labels, which are on the device."""
 
-    images: Tensor  #: (N, H + 8, W + 8, 3), padded for cropping
+    images: ImageSource  #: N images
     labels: Tensor  #: int64 (N,)
-    validation_images: Tensor  #: (V, H, W, 3), corrupted images that tune λ; V may be 0
+    validation_images: ImageSource  #: V corrupted images that tune λ; V may be 0
     validation_labels: Tensor  #: int64 (V,)
 
 
@@ -42,7 +43,7 @@ class Trainer:
 
     Args:
         config: the settings.
-        data: the images, on the device to train on.
+        data: the images and labels. The labels are on the device to train on.
         classes: number of the classifier's outputs.
         world: the ranks that share every batch. Each has a trainer, and all hold the same state.
 
@@ -54,10 +55,10 @@ class Trainer:
         UserError: an unknown task, or batches that are larger than the data or too small for the world.
     """
 
-    def __init__(self, config: Config, data: DeviceData, classes: int, world: World | None = None) -> None:
+    def __init__(self, config: Config, data: TrainingData, classes: int, world: World | None = None) -> None:
         self.config = config
         self.data = data
-        self.device = data.images.device
+        self.device = data.labels.device
         self.world = world or World()
         for option in ("batch_size", "meta_batch_size"):
             if getattr(config, option) < self.world.size:
@@ -88,6 +89,7 @@ class Trainer:
         #: α_t of the current step, on the device.
         self.rate = torch.zeros((), device=self.device)
         self.generator = seeded_generator(self.device, config.seed, "step")
+        self.host_generator = torch.Generator()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.lr,
@@ -120,16 +122,17 @@ class Trainer:
         return self.config.automl and step // self.steps_per_epoch >= self.config.warmup_epochs
 
     def epoch_order(self, epoch: int) -> Tensor:
-        """The order of the training images in epoch `epoch`: int64 (N,) on the device."""
+        """The order of the training images in epoch `epoch`: int64 (N,) where the images are."""
         generator = seeded_generator(self.device, self.config.seed, "epoch", epoch)
-        return torch.randperm(len(self.data.labels), generator=generator, device=self.device)
+        order = torch.randperm(len(self.data.labels), generator=generator, device=self.device)
+        return order.to(self.data.images.home)
 
     def step(self, step: int, chosen: Tensor) -> dict[str, Tensor]:
         """Train on one batch with Algorithm 1, or with fixed λ.
 
         Args:
             step: number of the step, from 0; it seeds all that the step draws.
-            chosen: int64 (batch,), indices of the training images, on the device.
+            chosen: int64 (batch,), indices of the training images, where these are.
 
         Returns:
             Detached scalars on the device: "loss/<name>" for the main task ("main"), each task and, with
@@ -143,6 +146,7 @@ class Trainer:
         self.rate.fill_(learning_rate)
         if self.generator is not None:
             self.generator.manual_seed(derive_seed(self.config.seed, "step", step))
+        self.host_generator.manual_seed(derive_seed(self.config.seed, "validation batch", step))
         try:
             losses = self.gradients(chosen, tune=self.tunes_lambdas(step))
         except RuntimeError as error:
@@ -167,7 +171,7 @@ class Trainer:
         only tensors (`rate`, `chosen`) and the state of `generator` change from step to step.
 
         Args:
-            chosen: int64 (batch,), indices of the training images, on the device.
+            chosen: int64 (batch,), indices of the training images, where these are.
             tune: update λ.
 
         Returns:
@@ -182,7 +186,8 @@ class Trainer:
         shares = dict.fromkeys(config.tasks, self.task_images.share)
         random = BatchRandom(self.generator, config.batch_size, local)
         chosen = chosen[local]
-        images = to_float(random_batch(data.images, chosen, random))
+        images = to_float(random_batch(data.images.gather(chosen), random))
+        labels = data.labels[chosen.to(self.device)]
         count = (2 if config.jsd_weight else 1) if config.uses_augmix else 0
         views = [augmix(images, random) for _ in range(count)]
         of_tasks = self.task_images.random(self.generator)
@@ -190,7 +195,7 @@ class Trainer:
 
         def local_shares() -> Iterator[dict[str, Tensor]]:
             for group in self.model.losses(
-                images, data.labels[chosen], of_tasks, views, task_images=self.task_images.indices
+                images, labels, of_tasks, views, task_images=self.task_images.indices
             ):
                 if JSD in group and not config.tune_jsd:  # then it is a part of the main loss
                     jsd = group.pop(JSD)
@@ -202,16 +207,10 @@ class Trainer:
         weights = dict(zip(config.weighted, self.lambdas.unbind(), strict=True))
         if tune:
             # Every rank draws the whole validation batch and keeps its local part.
-            drawn = torch.randint(
-                len(data.validation_labels),
-                (config.meta_batch_size,),
-                generator=self.generator,
-                device=self.device,
-            )
-            drawn = drawn[world.shard(config.meta_batch_size)]
+            drawn = self._draw_validation()[world.shard(config.meta_batch_size)]
             meta_share = world.share(config.meta_batch_size)
             validation_loss = self.model.validation_loss(
-                to_float(data.validation_images[drawn]), data.validation_labels[drawn]
+                to_float(data.validation_images.gather(drawn)), data.validation_labels[drawn.to(self.device)]
             )
             # The look-ahead takes the paper's gradient step, or that of SGD with momentum and weight decay.
             alpha = config.lookahead_scale * self.rate
@@ -244,6 +243,15 @@ class Trainer:
         if config.weighting == "uncertainty":
             update_uncertainty(self.lambdas, torch.stack([losses[name] for name in weights]), self.rate)
         return losses
+
+    def _draw_validation(self) -> Tensor:
+        """The indices of a validation batch, int64 (meta batch,), where the validation images are."""
+        home = self.data.validation_images.home
+        # Images that do not fit on the device are read by the host, which must not wait for the device.
+        generator = self.generator if home == self.device else self.host_generator
+        return torch.randint(
+            len(self.data.validation_labels), (self.config.meta_batch_size,), generator=generator, device=home
+        )
 
     def _sgd_step(self) -> tuple[float, Tensor]:
         """The factor and the drift of SGD's next step, −α · factor · (g + drift) for a gradient g of ψ."""

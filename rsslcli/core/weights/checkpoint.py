@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from rsslcli.core.config import Config
+from rsslcli.core.data.store import DEFAULT_SIZE, SIZES
 from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.batch_norm import STATISTICS
 from rsslcli.core.networks.normalization import HALF, parse_normalization
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.public import find_weights, note_on_variant
-from rsslcli.core.weights.tensor_files import copied, described_classes, read_tensors
+from rsslcli.core.weights.tensor_files import copied, read_description, read_tensors
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
@@ -42,20 +43,24 @@ class Checkpoint:
     validation_data: str  #: checksum of the data on which it tuned λ
     #: state dict of the moving average of the WideResNet; empty without `config.ema`
     average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    image_size: int = DEFAULT_SIZE  #: height and width of the images on which it trained, in pixels
 
     def network(self) -> WideResNet:
         """The trained classifier, on the CPU and in evaluation mode; the moving average if there is one."""
         return self.describe(WideResNet.from_state_dict(self.average or self.classifier).eval())
 
     def describe(self, network: WideResNet) -> WideResNet:
-        """Attach the class names and the excluded images to a network with these weights, and return it."""
+        """Attach what is known about a network with these weights to it, and return it."""
         network.classes = self.classes
+        network.image_size = self.image_size
         network.excluded = self.excluded
         return network
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, make_folder: bool = True) -> None:
     """Write `checkpoint` atomically: `path` always holds either the old one or the new one.
+
+    Without `make_folder`, a run folder that was deleted is not made again.
 
     Raises:
         RsslError: the file cannot be written.
@@ -64,7 +69,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content |= {"format": FORMAT, "version": VERSION, "config": checkpoint.config.to_dict()}
     content |= {"classes": list(checkpoint.classes), "excluded": list(checkpoint.excluded)}
     try:
-        with replacing(path) as file:
+        with replacing(path, make_folder=make_folder) as file:
             torch.save(content, file)
     except RuntimeError as error:  # how torch reports a full disk
         raise RsslError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
@@ -120,7 +125,7 @@ def load_classifier(
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     network = _classifier(path, {str(name): value for name, value in state.items()})
-    network.classes = described_classes(path, network.fc.out_features)
+    _describe(network, read_description(path))
     variant = note_on_variant(network.state_dict())
     stored = found.normalization if found else None
     if wanted and stored and not torch.allclose(torch.tensor(wanted), torch.tensor(stored), atol=1e-3):
@@ -141,6 +146,16 @@ def load_classifier(
     return network, None
 
 
+def _describe(network: WideResNet, described: Mapping[str, Any]) -> None:
+    """Attach the class names and the image size in the metadata of a file, as far as they are usable."""
+    names: Any = described.get("classes")
+    if _is_list(names, _is_word) and len({*names}) == len(names) == network.fc.out_features:
+        network.classes = tuple(names)
+    preprocessing = described.get("preprocessing")
+    sizes = preprocessing.get("size") if isinstance(preprocessing, dict) else None
+    network.image_size = next((size for size in SIZES if sizes == [size, size]), None)
+
+
 def _is_ours(content: Mapping[str, Any]) -> bool:
     found = content.get("format")
     return isinstance(found, str) and found == FORMAT
@@ -148,7 +163,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, WideResNet]:
     """Check `content`, read from `path`, part by part; return the checkpoint and its classifier."""
-    content = {"average": {}} | copied(path, content)  # version 0.1 kept no average
+    content = {"average": {}, "image_size": DEFAULT_SIZE} | copied(path, content)  # version 0.1 had neither
     version = content.get("version")
     if not isinstance(version, int) or version != VERSION:
         raise UserError(
@@ -310,4 +325,5 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "train_data": _is_word,
     "validation_data": _is_word,
     "average": _are_tensors,
+    "image_size": lambda value: _is_count(value) and value in SIZES,
 }

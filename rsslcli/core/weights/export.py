@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsslcli.core.data.store import DEFAULT_SIZE
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.evaluation.class_names import carried_names, check_names, networks_in
 from rsslcli.core.files import quietly, replacing
@@ -55,10 +56,15 @@ def check_export(path: Path) -> None:
         raise UserError(f"{path} needs the package {' and '.join(missing)}: pip install 'rsslcli[{extra}]'")
 
 
-def preprocessing(path: Path) -> dict[str, Any]:
+def image_size(network: nn.Module) -> int:
+    """The height and width of a classifier's images, in pixels: those of a network of ours in it, or 32."""
+    return next((found.image_size for found in networks_in(network) if found.image_size), DEFAULT_SIZE)
+
+
+def preprocessing(path: Path, size: int) -> dict[str, Any]:
     """How an image becomes the input of the classifier in this file, as its metadata says it."""
     return {
-        "size": [32, 32],
+        "size": [size, size],
         "fit": "the center square, scaled with antialiasing (Lanczos)",
         "channels": "RGB",
         "layout": "NCHW",
@@ -79,9 +85,10 @@ def export_classifier(
 ) -> Exported:
     """Write `network` to `path` as an ONNX (.onnx) or torch.export (.pt2) program, or as .safetensors.
 
-    The program takes `images`, float32 (N, 3, 32, 32) in [0, 1] with any N, and returns `scores`, float32
-    (N, classes); it includes the normalization. Before it is written, it is run on random images and compared
-    with `network`, for ONNX only if onnxruntime is installed.
+    The program takes `images`, float32 (N, 3, S, S) in [0, 1] with any N, and returns `scores`, float32
+    (N, classes). S is the size of the images on which a network of ours was trained, else 32. The program
+    includes the normalization. Before it is written, it is run on random images and compared with `network`,
+    for ONNX only if onnxruntime is installed.
 
     A .safetensors file has the weights of a WideResNet by the names of its public checkpoints, and the
     normalization as `mu` and `sigma`; `load_classifier` reads it.
@@ -101,10 +108,11 @@ def export_classifier(
     """
     path = Path(path)
     check_export(path)
+    size = image_size(network)
     described = {
-        "input": "images: float32 (N, 3, 32, 32), RGB in [0, 1]",
+        "input": f"images: float32 (N, 3, {size}, {size}), RGB in [0, 1]",
         "output": "scores",
-        "preprocessing": json.dumps(preprocessing(path)),
+        "preprocessing": json.dumps(preprocessing(path, size)),
         **(about or {}),
     }
     network = network.eval()
@@ -140,7 +148,7 @@ Run = Callable[[Tensor], Tensor]
 def _torch_export(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run]:
     """Export to the bytes of a .pt2 file; also return a function that runs them."""
     file = io.BytesIO()
-    program = torch.export.export(network, (_images(2),), dynamic_shapes=_any_batch())
+    program = torch.export.export(network, (_images(2, image_size(network)),), dynamic_shapes=_any_batch())
     torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(described, ensure_ascii=False)})
     module = torch.export.load(io.BytesIO(file.getvalue())).module()
     return file.getvalue(), module
@@ -152,7 +160,7 @@ def _onnx(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run 
 
     program: Any = torch.onnx.export(
         network,
-        (_images(2),),
+        (_images(2, image_size(network)),),
         dynamo=True,
         dynamic_shapes=_any_batch(),
         input_names=["images"],
@@ -194,16 +202,16 @@ def _any_batch() -> dict[str, dict[int, Any]]:
     return {"images": {0: torch.export.Dim("batch")}}
 
 
-def _images(count: int) -> Tensor:
+def _images(count: int, size: int) -> Tensor:
     random = np.random.default_rng(count)
-    return torch.from_numpy(random.random((count, 3, 32, 32), np.float32))
+    return torch.from_numpy(random.random((count, 3, size, size), np.float32))
 
 
 def _outputs(network: nn.Module, path: Path) -> int:
     """How many scores the network gives an image."""
     try:
         with torch.inference_mode():
-            return int(network(_images(1)).shape[1])
+            return int(network(_images(1, image_size(network))).shape[1])
     except Exception as error:  # whatever a network of the user's own raises
         raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
 
@@ -213,8 +221,9 @@ def _difference(network: nn.Module, run: Run) -> float:
     worst = 0.0
     with torch.inference_mode():
         for count in (1, 2, 7):  # the exporter has seen only batches of 2
-            expected = network(_images(count))
-            found = run(_images(count))
+            images = _images(count, image_size(network))
+            expected = network(images)
+            found = run(images)
             if found.shape != expected.shape:
                 return float("inf")
             worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)))

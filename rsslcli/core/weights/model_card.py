@@ -19,7 +19,7 @@ from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.checkpoint import Checkpoint
-from rsslcli.core.weights.export import preprocessing
+from rsslcli.core.weights.export import image_size, preprocessing
 
 #: What a card says of what nobody recorded.
 UNKNOWN = "unknown"
@@ -50,7 +50,7 @@ def describe_model(
         "weights": weights,
         "license": read_json(card_path(path)).get("license"),
         "classes": list(network.classes) or None,
-        "preprocessing": preprocessing(path),
+        "preprocessing": preprocessing(path, image_size(network)),
         "temperature": read_temperature(checkpoint, weights),
         "training": None if trained is None else _training(trained),
         "evaluation": None if result is None else json.loads(result.to_json()),
@@ -124,7 +124,7 @@ def to_markdown(card: Mapping[str, Any], result: Evaluation | None) -> str:
 def _about_model(card: Mapping[str, Any]) -> str:
     classes = ", ".join(map(sanitize, card["classes"])) if card["classes"] else UNKNOWN
     return f"""
-- architecture: {card["architecture"]} for 32×32 images, {card["parameters"]:,} parameters
+- architecture: {card["architecture"]}, {card["parameters"]:,} parameters
 - classes, in the order of the scores: {classes}
 - license: {sanitize(card["license"]) if card["license"] else "to be filled in by the author"}
 - fingerprint of the weights (sha256): {card["weights"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,23 +53,23 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     return dict(dict.items(content))  # see `copied`
 
 
-def described_classes(path: Path, outputs: int) -> tuple[str, ...]:
-    """The class names in the metadata of a safetensors file, as our export writes them.
+def read_description(path: Path) -> dict[str, Any]:
+    """The JSON values in the metadata of a safetensors file, by name; empty for any other file.
 
-    Empty if there are none, or not one name, of its own, for each of `outputs` scores.
+    The export of a classifier writes "classes" and "preprocessing". The values may be anything: check them.
     """
     with path.open("rb") as file:
         if not _is_safetensors(file, path.stat().st_size):
-            return ()
+            return {}
     from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="pt") as opened:
-            names = json.loads((opened.metadata() or {}).get("classes", "[]"))
-    except (ValueError, RecursionError):
-        return ()
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list and len({*names}) == len(names) == outputs else ()
+    with safe_open(path, framework="pt") as opened:
+        texts = opened.metadata() or {}
+    found = {}
+    for name in texts.keys() & {"classes", "preprocessing"}:
+        with suppress(ValueError, RecursionError):
+            found[name] = json.loads(texts[name])
+    return found
 
 
 def copied(path: Path, content: Any) -> Any:

@@ -30,6 +30,13 @@ def test_ours_keep_to_all_of_it(name: str) -> None:
         check_task(build_tasks([name], {name: {"hidden": True, "scale": 3}})[name], size=32, features=64)
 
 
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("name", TASKS)
+def test_ours_keep_to_it_at_other_sizes(name: str, size: int) -> None:
+    """The heads are those of 32×32 images."""
+    check_task(build_tasks([name])[name], size=size)
+
+
 @pytest.mark.parametrize("views", [1, 2])
 def test_rotation_keeps_to_it_with_fewer_views(views: int) -> None:
     check_task(build_tasks(["rotation"], {"rotation": {"views": views}})["rotation"])

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from rsslcli.core.config import Config
-from rsslcli.core.data.augment import pad_images, to_float
+from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
-from rsslcli.core.training.step import DeviceData, Trainer
+from rsslcli.core.training.step import Trainer, TrainingData
 
 FOUR = ("rotation", "bir", "color", "ir")
 ALPHA, BETA = 0.07, 3.0
@@ -223,10 +224,10 @@ def make_trainer(device: str, **options: object) -> Trainer:
     config = Config(**(settings | {"batch_size": 8, "meta_batch_size": 4} | options))  # type: ignore[arg-type]
     torch.manual_seed(0)
     images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8)
-    data = DeviceData(
-        pad_images(images.to(device)),
+    data = TrainingData(
+        ImageSource(images.to(device)),
         torch.randint(10, (24,)).to(device),
-        torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8).to(device),
+        ImageSource(torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8).to(device)),
         torch.randint(10, (12,)).to(device),
     )
     return Trainer(config, data, classes=10)

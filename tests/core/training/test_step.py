@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from rsslcli.core.config import Config
-from rsslcli.core.data.augment import pad_images
+from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.errors import UserError
 from rsslcli.core.ranks import World
 from rsslcli.core.tasks.registry import TASKS
-from rsslcli.core.training.step import DeviceData, Trainer
+from rsslcli.core.training.step import Trainer, TrainingData
 
 
 def make_trainer(world: World | None = None, **options: Any) -> Trainer:
@@ -36,7 +36,8 @@ def make_trainer(world: World | None = None, **options: Any) -> Trainer:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (24, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (24,), generator=generator)
-    return Trainer(config, DeviceData(pad_images(images), labels, images[:12], labels[:12]), 10, world)
+    data = TrainingData(ImageSource(images), labels, ImageSource(images[:12]), labels[:12])
+    return Trainer(config, data, 10, world)
 
 
 class Recorder(TorchDispatchMode):
