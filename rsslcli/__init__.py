@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
     from rsslcli.core.evaluation.adaptation_settings import Adaptation
     from rsslcli.core.evaluation.result import Evaluation
+    from rsslcli.core.networks.names import allow_network
     from rsslcli.core.presets import make_config
     from rsslcli.core.randomness import BatchRandom
     from rsslcli.core.report.write import write_report
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CORRUPTIONS", "Adaptation", "BatchRandom", "Classifier", "Config", "DivergedError", "EpochDone",
     "Evaluation", "Event", "Exported", "InterruptedTrainingError", "Notice", "RsslError", "Started",
-    "StepsDone", "Task", "TrainingResult", "UserError", "adapt", "check_task", "evaluate",
+    "StepsDone", "Task", "TrainingResult", "UserError", "adapt", "allow_network", "check_task", "evaluate",
     "export_classifier", "load_classifier", "load_images", "make_config", "register_task", "train",
     "write_report",
 ]  # fmt: skip
@@ -42,6 +43,7 @@ _EXPORTS = {
     "core.errors": ("DivergedError", "InterruptedTrainingError", "RsslError", "UserError"),
     "core.evaluation.adaptation_settings": ("Adaptation",),
     "core.evaluation.result": ("Evaluation",),
+    "core.networks.names": ("allow_network",),
     "core.presets": ("make_config",),
     "core.randomness": ("BatchRandom",),
     "core.report.write": ("write_report",),

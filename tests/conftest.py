@@ -13,6 +13,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 import torch
 
+from rsslcli.core.networks import names
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import registry
 
@@ -38,7 +39,8 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def only_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins without tasks of one's own, and leaves none."""
+    """Each test begins without tasks and networks of one's own, and leaves none."""
+    monkeypatch.setattr(names, "_allowed", set())
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(registry, "_files", {})
 

@@ -66,4 +66,8 @@ def test_a_corruption_is_added_as_described(package: Path) -> None:
         module.write(block("add a corruption"))
     names = corruptions / "names.py"
     names.write_text(names.read_text(encoding="utf-8").replace("EXTRA = (", 'EXTRA = ("quantize", '))
+    row = re.search(r'`("quantize": .*,)`', TEXT)
+    assert row
+    for size in (32, 64, 224):
+        insert(corruptions / "parameters.py", f"TABLE_{size}: ", f"    {row[1]}")
     run_test(package, "quantize", block("test a corruption"))

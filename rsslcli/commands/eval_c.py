@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from rsslcli.core.data.store import Split
     from rsslcli.core.evaluation.calibration import Calibration
     from rsslcli.core.evaluation.result import Evaluation
+    from rsslcli.core.networks.network import Network
     from rsslcli.core.weights.checkpoint import Checkpoint as Trained
+    from rsslcli.core.weights.heads import TrainedTasks
 
 
 def eval_c(
@@ -48,6 +50,7 @@ def eval_c(
     corruptions: options.OnlyCorruptions = None,
     severity: options.OnlySeverities = None,
     protocol: options.Protocol = "paper",
+    network: options.Network = None,
     normalization: options.Normalization = None,
     classes_by_position: options.ClassesByPosition = False,
     same_images_as: options.SameImagesAs = None,
@@ -72,6 +75,8 @@ def eval_c(
     rssl eval-c runs/first --corruptions fog,snow --limit 500 --output part.md
     # public weights, to set beside RobustBench's leaderboard
     rssl eval-c augmix.pt --dataset cifar10 --protocol robustbench --output augmix.json
+    # weights of torchvision, in the order of the data set's classes
+    rssl eval-c resnet18.pth --network resnet18 --dataset mine --classes-by-position
     # a baseline, on the images that an AutoML run of the same seed and settings is tested on
     rssl eval-c runs/baseline --leave-out-validation
     # what the network gains by adapting to the corrupted images, without labels
@@ -99,12 +104,9 @@ def eval_c(
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
         from rsslcli.core.ranks import join_world
-        from rsslcli.core.weights.checkpoint import load_classifier
-        from rsslcli.core.weights.heads import trained_tasks
 
     notes: list[str] = []
-    network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
-    tasks = trained_tasks(trained) if adapt == "tasks" else None
+    classifier, trained, tasks = _load(checkpoint, network, normalization, adapt, notes.append)
     target = _set_up(device, precision, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
     with join_world(target) as world, progress_bar() as progress:
@@ -112,13 +114,13 @@ def eval_c(
             data = load(name, data_dir, progress)
             corrupted = load_corrupted(data, progress)
         score_of = match_classes(
-            network.classes, network.fc.out_features, data.test.classes, name,
+            classifier.classes, classifier.fc.out_features, data.test.classes, name,
             by_position=classes_by_position, note=notes.append,
         )  # fmt: skip
         excluded = _excluded(trained, corrupted, same_images_as, leave_out_validation, notes.append)
-        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(network))
+        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(classifier))
         calibration, left_out = _calibrate(
-            calibrate, network, data.test, corrupted, excluded, note=notes.append,
+            calibrate, classifier, data.test, corrupted, excluded, note=notes.append,
             device=target, score_of=score_of, weights=about["weights"], precision=precision,
         )  # fmt: skip
         _print_notes(notes)
@@ -127,7 +129,7 @@ def eval_c(
         path = output or _default_path(checkpoint, trained, name, part)
         earlier = None if adaptation is None else _default_path(checkpoint, trained, name, None)
         result = evaluate(
-            network, data.test, corrupted,
+            classifier, data.test, corrupted,
             device=target, score_of=score_of, excluded=left_out, limit=limit, corruptions=names,
             severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier, reference=reference,
             temperature=calibration.temperature if calibration else None, precision=precision, about=about,
@@ -146,6 +148,21 @@ def eval_c(
 def _print_notes(notes: Sequence[str]) -> None:
     for text in notes:
         note(text)
+
+
+def _load(
+    checkpoint: Path,
+    network: str | None,
+    normalization: str | None,
+    adapt: str | None,
+    note: Callable[[str], None],
+) -> tuple[Network, Trained | None, TrainedTasks | None]:
+    """The classifier, its checkpoint if it is of a run, and the run's tasks if it shall adapt by them."""
+    from rsslcli.core.weights.checkpoint import load_classifier
+    from rsslcli.core.weights.heads import trained_tasks
+
+    classifier, trained = load_classifier(checkpoint, network=network, normalization=normalization, note=note)
+    return classifier, trained, trained_tasks(trained) if adapt == "tasks" else None
 
 
 def _set_up(device: str | None, precision: str, note: Callable[[str], None]) -> torch.device:

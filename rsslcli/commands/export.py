@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rsslcli.commands.console import check_checkpoints, err, note, out, waiting
-from rsslcli.commands.options import Checkpoint, Normalization
+from rsslcli.commands.options import Checkpoint, Network, Normalization
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
@@ -24,6 +24,7 @@ def export(
             "in .safetensors."
         ),
     ],
+    network: Network = None,
     normalization: Normalization = None,
 ) -> None:
     """Write a classifier as a program that runs without rssl, or its weights, with a model card.
@@ -43,16 +44,18 @@ def export(
     with waiting():
         from rsslcli.core.version import __version__
         from rsslcli.core.weights.checkpoint import load_classifier
-        from rsslcli.core.weights.export import check_export, export_classifier, image_size
+        from rsslcli.core.weights.export import check_export, export_classifier
         from rsslcli.core.weights.model_card import describe_model, write_card
 
         check_export(output)
     notes: list[str] = []
-    network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
+    classifier, trained = load_classifier(
+        checkpoint, network=network, normalization=normalization, note=notes.append
+    )
     about = {"rssl": __version__} | ({"dataset": trained.config.dataset} if trained else {})
-    card, result = describe_model(output, network, checkpoint_path(checkpoint), trained)
+    card, result = describe_model(output, classifier, checkpoint_path(checkpoint), trained)
     about |= {} if card["temperature"] is None else {"temperature": repr(card["temperature"])}
-    done = export_classifier(network, output, classes=network.classes or None, about=about)
+    done = export_classifier(classifier, output, classes=classifier.classes or None, about=about)
     cards = write_card(output, card, result)
     for text in notes:
         note(text)
@@ -62,8 +65,8 @@ def export(
     if done.difference is not None:
         most = f"by at most {done.difference:.0e} of the largest" if done.difference else "in nothing"
         checked = f"; run and compared with the checkpoint: the scores differ {most}"
-    size = image_size(network)
-    shapes = f"images (N, 3, {size}, {size}) in [0, 1] → scores (N, {network.fc.out_features})"
+    size = done.image_size
+    shapes = f"images (N, 3, {size}, {size}) in [0, 1] → scores (N, {classifier.fc.out_features})"
     out.print(f"written to {output}: {shapes}{checked}")
     note(f"model card: {' and '.join(map(str, cards))}; fill in the license")
     place = json.dumps(str(output), ensure_ascii=False)

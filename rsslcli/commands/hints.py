@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rsslcli.commands.console import note, suggest_next
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError
+from rsslcli.core.networks.names import is_custom
 from rsslcli.core.run_folder import CHECKPOINT, CONFIG
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
             fair = ["--leave-out-validation"]
         else:
             fair = ["--same-images-as", next(iter(tuned))]
+    if is_custom(config.network):
+        fair = ["--network", config.network, *fair]
     suggest_next("eval-c", run, *fair, data_dir=data_dir)
 
 

@@ -170,7 +170,7 @@ def _run_table(entries: Sequence[RunEntry], folder: Path) -> Table:
 def _what(config: Config) -> str:
     """What a run trains, on which data set, with which network."""
     name = config.name.replace("-", " ")  # so that it can be folded
-    return f"{name}; {config.dataset}; WRN-{config.depth}-{config.width}"
+    return f"{name}; {config.dataset}; {config.network_title}"
 
 
 def _state(entry: RunEntry, gap: str) -> str:

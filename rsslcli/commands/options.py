@@ -16,12 +16,14 @@ from rsslcli.core.config import (
     AUTOML_VARIANTS,
     BATCH_NORM_MODES,
     DEVICES,
+    OPTIMIZERS,
     PRECISIONS,
     VALIDATION_CORRUPTIONS,
     WEIGHTINGS,
 )
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, STREAMS
+from rsslcli.core.networks.names import allow_network
 from rsslcli.core.presets import PRESETS
 
 # Options by their section of the help pages.
@@ -68,16 +70,58 @@ Precision = Annotated[
 ]
 Checkpoint = Annotated[
     Path,
-    typer.Argument(
-        help="A checkpoint, a run directory, or a WideResNet state dict.", autocompletion=completion.runs
+    typer.Argument(help="A checkpoint, a run directory, or a state dict.", autocompletion=completion.runs),
+]
+
+
+def _allow_network(name: str | None) -> str | None:
+    """Let this process import the network that the user names, if it is code of the user's own."""
+    if name is not None:
+        allow_network(name)
+    return name
+
+
+Network = Annotated[
+    str | None,
+    typer.Option(
+        help="The network of weights from elsewhere: a classifier of torchvision, such as resnet18. A run "
+        "whose network is package.module:function, which is then imported, needs it too.",
+        metavar="<name>",
+        callback=_allow_network,
+    ),
+]
+TrainedNetwork = Annotated[
+    str | None,
+    _training(
+        "--network",
+        help="wrn, the paper's WideResNet; a classifier of torchvision, such as resnet18; or "
+        "package.module:function.  [default: wrn]",
+        metavar="<name>",
+        callback=_allow_network,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    _training(
+        help="Where the trunk starts: none, imagenet (torchvision's), or a file of weights.",
+        metavar="<none|imagenet|file>",
+    ),
+]
+Optimizer = Annotated[str | None, _training(help="SGD with momentum, or AdamW.", **one_of(OPTIMIZERS))]
+TrunkLearningRate = Annotated[
+    float | None,
+    _training(
+        "--trunk-lr-factor",
+        help="The trunk's learning rate as a fraction of --lr, such as 0.1 for a pretrained one.",
     ),
 ]
 Normalization = Annotated[
     str | None,
     typer.Option(
         help="How the input of weights from elsewhere is normalized, if the file does not say: half "
-        "(x·2 - 1, the default), cifar10, none, or means and standard deviations as R,G,B/R,G,B.",
-        metavar="<half|cifar10|none|…>",
+        "(x·2 - 1, usual for WideResNets), cifar10, imagenet, none, or means and standard deviations as "
+        "R,G,B/R,G,B.",
+        metavar="<half|cifar10|imagenet|none|…>",
     ),
 ]
 ClassesByPosition = Annotated[

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rsslcli.core.data.image_files import ImageFiles
-    from rsslcli.core.networks.wide_resnet import WideResNet
+    from rsslcli.core.networks.network import Network
     from rsslcli.core.weights.checkpoint import Checkpoint
 
 _WRITERS = (".csv", ".jsonl")
@@ -74,6 +74,7 @@ def predict(
     ] = None,
     evaluation: _EvaluationFile = None,
     adapt: _Adapt = None,
+    network: options.Network = None,
     normalization: options.Normalization = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -97,19 +98,21 @@ def predict(
 
     found = find_images(files)
     with waiting():
-        from rsslcli.core.data.store import DEFAULT_SIZE
         from rsslcli.core.evaluation import predictions as engine
         from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
         from rsslcli.core.weights.checkpoint import load_classifier
 
     notes: list[str] = []
-    network, trained = load_classifier(checkpoint, normalization=normalization, note=notes.append)
+    classifier, trained = load_classifier(
+        checkpoint, network=network, normalization=normalization, note=notes.append
+    )
     keep_freed_memory()
     target = resolve_device(device or "auto")
     set_precision(precision, target, notes.append)
-    temperature = 1.0 if adaptation else _temperature(checkpoint, network, notes.append)
-    classes = engine.class_names(network, network.fc.out_features)
-    classifier, batch = _adaptive(network.to(target), trained, adaptation, found)
+    temperature = 1.0 if adaptation else _temperature(checkpoint, classifier, notes.append)
+    classes = engine.class_names(classifier, classifier.fc.out_features)
+    size = classifier.image_size or classifier.built_for
+    adaptive, batch = _adaptive(classifier.to(target), trained, adaptation, found)
     found = found if adaptation is None else found.shuffled(adaptation.seed)
     labeled = _are_labeled(found, classes, evaluation, notes.append)
     for text in (*notes, *found.notes):
@@ -129,8 +132,8 @@ def predict(
         if not is_json:
             write(engine.csv_header(top, labeled=labeled))
         for prediction in engine.predict(
-            classifier, found, classes, device=target, batch=batch, top=top, precision=precision,
-            size=network.image_size or DEFAULT_SIZE, temperature=temperature, skip=skip, progress=progress,
+            adaptive, found, classes, device=target, batch=batch, top=top, precision=precision, size=size,
+            temperature=temperature, skip=skip, progress=progress,
         ):  # fmt: skip
             write(line(prediction))
             summary.add(prediction)
@@ -159,7 +162,7 @@ def _adaptive(
     return make_adaptive(network, adaptation, tasks), -(-images // batches)
 
 
-def _temperature(checkpoint: Path, network: WideResNet, note: Callable[[str], None]) -> float:
+def _temperature(checkpoint: Path, network: Network, note: Callable[[str], None]) -> float:
     """What to divide the scores by: the temperature of the run if it is calibrated, else 1."""
     from rsslcli.core.evaluation.accuracy import fingerprint_weights
     from rsslcli.core.evaluation.calibration import read_temperature

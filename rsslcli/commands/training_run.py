@@ -32,6 +32,7 @@ from rsslcli.commands.terminal import Bar
 from rsslcli.core.config import Config, check_effective
 from rsslcli.core.errors import InterruptedTrainingError, UserError, command_arguments
 from rsslcli.core.files import other_runs
+from rsslcli.core.networks.names import WRN, is_custom
 from rsslcli.core.presets import Layers, config_layers, explain, merge
 from rsslcli.core.run_folder import RunFolder
 
@@ -100,6 +101,7 @@ def run_training(
         return
     if given.tensorboard and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
+    _check_network(given, config)
     _note_without_effect(given, config)
     check_dataset(config.dataset, given.data_dir)
     _train(given, config, single=single)
@@ -148,7 +150,10 @@ def _train(given: Given, config: Config, *, single: bool) -> None:
             )
         except InterruptedTrainingError as stopped:
             name = "train-single" if single else "train-automl"
-            words = command_arguments(name, resume=True, output=directory, task_file=given.task_file)
+            network = config.network if is_custom(config.network) else None
+            words = command_arguments(
+                name, resume=True, output=directory, network=network, task_file=given.task_file
+            )
             command = shell_command(*words, data_dir=data_dir, ranks=world.size)
             resumable = InterruptedTrainingError(f"{stopped}; resume with: {command}")
             # Another rank may be the one that was told to stop.
@@ -185,7 +190,8 @@ def _layers(
         return [("default", usual), *layers, *chosen]
     if output is None:
         raise UserError("--resume needs --output, the run directory to continue")
-    changed = [key for key, value in options.items() if value is not None and key != "device"]
+    free = ("device", "network")  # a network of the user's own is named again, see `_check_network`
+    changed = [key for key, value in options.items() if value is not None and key not in free]
     changed += [key for key in ("preset", "config") if getattr(given, key) is not None]
     changed += ["tasks"] if tasks else []
     if changed:
@@ -195,6 +201,18 @@ def _layers(
         hint = other_runs(output) or "there is no config.yaml"
         raise UserError(f"{output} holds no run to continue: {hint}")
     return config_layers(file=RunFolder(output).config, overrides={"device": options.get("device")})
+
+
+def _check_network(given: Given, config: Config) -> None:
+    """Refuse another network than that of the run to resume, and the size of a WideResNet for another one."""
+    named = given.settings.get("network")
+    if named not in (None, config.network):
+        raise UserError(f"a run goes on with its own `network`, {config.network}: leave out {named}")
+    for key in ("depth", "width"):
+        if given.settings.get(key) is not None and config.network != WRN:
+            raise UserError(
+                f"`{key}` is of a WideResNet, and the `network` is {config.network}: leave it out"
+            )
 
 
 def _note_without_effect(given: Given, config: Config) -> None:
@@ -263,7 +281,7 @@ class TrainingView:
             tuned = f", λ tuned on {event.validation_images} corrupted ones" if tunes else ""
             err.print(
                 f"{event.config.name}: {event.images} images of {event.config.dataset}{tuned}; "
-                f"WRN-{event.config.depth}-{event.config.width} on {event.device}; {event.directory}"
+                f"{event.config.network_title} on {event.device}; {event.directory}"
             )
         elif isinstance(event, EpochDone):
             err.print(self._epoch_line(event.record))

@@ -39,6 +39,7 @@ def visualize_tasks(
             autocompletion=completion.runs,
         ),
     ] = None,
+    network: options.Network = None,
     classes_by_position: ClassesByPosition = False,
     tasks: Annotated[
         str | None,

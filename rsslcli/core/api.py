@@ -26,7 +26,8 @@ from rsslcli.core.evaluation.adaptation_settings import Adaptation, AdaptationMe
 from rsslcli.core.evaluation.class_names import carried_names, match_classes, networks_in
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.evaluation.score_file import check_score_file
-from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.networks.names import allow_network
+from rsslcli.core.networks.network import Network
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.runtime import autocast
 from rsslcli.core.training import loop as training
@@ -41,7 +42,7 @@ class Classifier(nn.Module):
     """A trained classifier, in evaluation mode: float images (N, 3, S, S) in [0, 1] → scores (N, classes).
 
     Attributes:
-        network: the WideResNet; `network.features(images)` are the features (N, 64 · width).
+        network: its trunk and classifier; `network.features(images)` are the features (N, feature_width).
         classes: class names in the order of the scores; empty if unknown.
         excluded: indices of the source images that tuned λ; `evaluate` excludes them.
         image_size: S, height and width of the images on which it trained, in pixels; None if unknown.
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        network: WideResNet,
+        network: Network,
         classes: Sequence[str] = (),
         excluded: Sequence[int] = (),
         checkpoint: Checkpoint | None = None,
@@ -82,13 +83,19 @@ class Classifier(nn.Module):
         return scores
 
 
-def load_classifier(path: str | Path, *, normalization: str | None = None) -> Classifier:
-    """Load the classifier in a run directory, a checkpoint, or a public file with a WideResNet state dict.
+def load_classifier(
+    path: str | Path, *, network: str | None = None, normalization: str | None = None
+) -> Classifier:
+    """Load the classifier in a run directory, a checkpoint, or a public file with a state dict.
 
     Args:
         path: the directory, or a file of torch.save or safetensors. No code in it is run.
-        normalization: the input normalization of weights from elsewhere: "half" (x·2 − 1), "cifar10", "none",
-            or means and standard deviations as "R,G,B/R,G,B". By default the one in the file, or else "half".
+        network: the network of weights from elsewhere, such as "resnet18" of torchvision; by default the
+            paper's WideResNet. A run whose network is "package.module:function" needs that name here: it is
+            then imported.
+        normalization: the input normalization of weights from elsewhere: "half" (x·2 − 1), "cifar10",
+            "imagenet", "none", or means and standard deviations as "R,G,B/R,G,B". By default the one in the
+            file, or else that usual for the network: "half" for a WideResNet.
 
     Returns:
         The classifier, on the CPU.
@@ -100,10 +107,15 @@ def load_classifier(path: str | Path, *, normalization: str | None = None) -> Cl
         UserWarning: parts of the file are not used, its input normalization is unknown, or its weights are
             those of another architecture with the same names.
     """
-    network, trained = load_network(
-        Path(path), normalization=normalization, note=lambda text: warnings.warn(text, stacklevel=4)
+    if network is not None:
+        allow_network(network)
+    loaded, trained = load_network(
+        Path(path),
+        network=network,
+        normalization=normalization,
+        note=lambda text: warnings.warn(text, stacklevel=4),
     )
-    return Classifier(network, checkpoint=trained)
+    return Classifier(loaded, checkpoint=trained)
 
 
 def adapt(classifier: nn.Module, method: AdaptationMethod = "bn", **settings: Any) -> AdaptiveClassifier:
@@ -245,10 +257,10 @@ def evaluate(
         severities: numbers from 1 to 5.
         limit: evaluate at most this many source images.
         excluded: indices of source images to exclude, in addition to those that tuned the λ of any
-            `WideResNet` of rssl in the model, such as a `Classifier` in a wrapper. A traced or exported
+            network of rssl in the model, such as a `Classifier` in a wrapper. A traced or exported
             program has lost them, and the class names.
         classes: class names in the order of the model's scores, to be matched with those of the data set. By
-            default those of a `WideResNet` of rssl in the model; without any, CIFAR-10's on CIFAR-10.
+            default those of a network of rssl in the model; without any, CIFAR-10's on CIFAR-10.
         classes_by_position: use score i for class i of the data set, whatever the names.
         adaptation: also measure the accuracy with adaptation to the images of each cell; see the result's
             `adapted`. For an adaptation by tasks, the model is or holds a `Classifier` of a run with tasks.
@@ -329,7 +341,7 @@ def _folder(data_dir: str | Path | None) -> Path:
 
 @torch.inference_mode()
 @contextlib.contextmanager
-def _inputs_of(networks: Sequence[WideResNet]) -> Iterator[list[Tensor]]:
+def _inputs_of(networks: Sequence[Network]) -> Iterator[list[Tensor]]:
     """Within this context, the list takes what these networks are given."""
     inputs: list[Tensor] = []
     hooks = [network.register_forward_pre_hook(lambda _, args: inputs.extend(args)) for network in networks]
@@ -346,9 +358,9 @@ def _notes_on_inputs(inputs: Sequence[Tensor]) -> list[str]:
         lowest, highest = (float(value) for value in values.detach().aminmax())
         if lowest < -0.5 or highest > 1.5:
             return [
-                f"the model gives the WideResNet in it values from {lowest:.2f} to {highest:.2f} in place of "
-                "images in [0, 1]: that network normalizes its input itself, so remove the normalization "
-                "before it"
+                f"the model gives the network of rssl in it values from {lowest:.2f} to {highest:.2f} in "
+                "place of images in [0, 1]: that network normalizes its input itself, so remove the "
+                "normalization before it"
             ]
     return []
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from rsslcli.core.errors import UserError, short_repr, unknown
+from rsslcli.core.networks.names import WRN, check_network_word, is_custom
 from rsslcli.core.plain_yaml import read_mapping
 from rsslcli.core.tasks.registry import check_task_words
 
@@ -20,6 +21,7 @@ BatchNormMode = Literal["per-task", "joint", "all"]
 ValidationCorruptions = Literal["all", "extra"]
 Weighting = Literal["fixed", "automl", "uncertainty", "random", "upgrad"]
 Augment = Literal["standard", "augmix"]
+OptimizerName = Literal["sgd", "adamw"]
 AutomlVariant = Literal["cosine", "constant-sum", "sgd-lookahead"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
@@ -28,6 +30,7 @@ BATCH_NORM_MODES: tuple[BatchNormMode, ...] = get_args(BatchNormMode)
 VALIDATION_CORRUPTIONS: tuple[ValidationCorruptions, ...] = get_args(ValidationCorruptions)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 AUTOML_VARIANTS: tuple[AutomlVariant, ...] = get_args(AutomlVariant)
 
 #: The name of the Jensen-Shannon consistency loss of AugMix among the losses and weights of a run.
@@ -77,6 +80,10 @@ class Config:
     train_size: int | None = field(default=None, metadata=_at_least(1))
     lr: float = field(default=0.1, metadata=_at_least(0))
     min_lr: float = field(default=1e-6, metadata=_at_least(0))
+    #: "sgd" has momentum and couples weight decay to the gradient; "adamw" decouples it, and has no momentum.
+    optimizer: OptimizerName = field(default="sgd", metadata=_one_of(OPTIMIZERS))
+    #: The trunk's learning rate divided by that of the classifier and the heads; 0 freezes the trunk.
+    trunk_lr_factor: float = field(default=1.0, metadata=_at_least(0))
     momentum: float = field(default=0.9, metadata=_at_least(0, below=1))
     nesterov: bool = True
     weight_decay: float = field(default=5e-4, metadata=_at_least(0))
@@ -99,6 +106,11 @@ class Config:
     validation_corruptions: ValidationCorruptions = field(
         default="all", metadata=_one_of(VALIDATION_CORRUPTIONS)
     )
+    #: "wrn", a classifier of torchvision such as "resnet18", or "package.module:function"; docs/networks.md.
+    network: str = WRN
+    #: The trunk's initial weights: "none", "imagenet" for torchvision's, or a file.
+    weights: str = "none"
+    #: Size of the WideResNet, "wrn"; other networks ignore it.
     depth: int = field(default=40, metadata=_at_least(10))
     width: int = field(default=2, metadata=_at_least(1))
     batch_norm: BatchNormMode = field(default="per-task", metadata=_one_of(BATCH_NORM_MODES))
@@ -127,6 +139,14 @@ class Config:
             raise UserError(f"task_share: expected above 0 and at most 1, got {short_repr(self.task_share)}")
         if self.min_lr > self.lr:
             raise UserError(f"min_lr: {self.min_lr} is above lr, {self.lr}")
+        check_network_word(self.network)
+        if self.weights == "imagenet" and (self.network == WRN or is_custom(self.network)):
+            raise UserError(
+                f"weights: torchvision has no ImageNet weights of '{self.network}': choose another "
+                "`network`, such as resnet18"
+            )
+        if self.optimizer != "sgd" and "sgd-lookahead" in self.automl_variants:
+            raise UserError("automl_variants: sgd-lookahead needs `optimizer` sgd")
         if self.nesterov and self.momentum == 0:
             raise UserError("nesterov: needs a momentum above 0; set nesterov to false")
         if (self.depth - 4) % 6:
@@ -169,6 +189,11 @@ class Config:
             parts.append(self.weighting)
         parts += [*self.tasks, *((JSD,) if self.tune_jsd else ())]
         return "-".join(parts) or "baseline"
+
+    @property
+    def network_title(self) -> str:
+        """The network as people write it, such as "WRN-40-2" or "resnet18"."""
+        return f"WRN-{self.depth}-{self.width}" if self.network == WRN else self.network
 
     @property
     def untuned(self) -> str:

@@ -19,6 +19,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # For a classifier to use: what the studies found to help (docs/results.md), at the paper's size.
     "robust": {"augment": "augmix"},
+    # A few epochs from weights of ImageNet: usual choices for AdamW, which no study here measured.
+    "finetune": {
+        "network": "resnet50",
+        "weights": "imagenet",
+        "epochs": 10,
+        "warmup_epochs": 1,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "trunk_lr_factor": 0.1,
+        "weight_decay": 0.05,
+        # The look-ahead then starts with the paper's step of 0.1, as with SGD.
+        "lookahead_scale": 100.0,
+    },
     # Settings of the published precursor code that differ (README, "Settings").
     "precursor": {
         "batch_norm": "joint",

@@ -149,7 +149,7 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         scores = torch.export.load(tmp_path / "model.pt2").module()(images)
         torch.testing.assert_close(scores, network((images + 1) / 2))
 
-    monkeypatch.setattr(core, "_onnx", lambda network, described: (b"a program", None))
+    monkeypatch.setattr(core, "_onnx", lambda network, size, described: (b"a program", None))
     monkeypatch.setattr(core, "_installed", lambda name: name != "onnxruntime")
     export(tmp_path / "w.pt", tmp_path / "model.onnx")
     said = capsys.readouterr()

@@ -68,7 +68,9 @@ def test_presets() -> None:
     assert make_config("quick").dataset == "shapes"
     for preset in PRESETS:
         assert build_tasks(TASKS, make_config(preset).task_options)
-    assert "choose from paper, robust, precursor, small, quick" in refusal(lambda: make_config("fast"))
+    assert "choose from paper, robust, finetune, precursor, small, quick" in refusal(
+        lambda: make_config("fast")
+    )
     refusal(lambda: make_config("a\nb"))
     refusal(lambda: make_config("x" * 9999))
 

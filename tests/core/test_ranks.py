@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.gathering import ImageSource
+from rsslcli.core.networks.names import allow_network
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World, join_world
 from rsslcli.core.tasks.registry import TASKS
@@ -33,13 +34,23 @@ MODES: dict[str, dict[str, Any]] = {
     "augmix-untuned": {"tasks": ("ir",), "augment": "augmix", "jsd_weight": 2.0},
     "upgrad": {"tasks": ("rotation", "ir"), "weighting": "upgrad"},
     "uncertainty": {"tasks": ("ir",), "weighting": "uncertainty"},
-}
+    "layer-norm": {
+        "tasks": ("rotation", "ir"), "network": "test_ranks:layer_norms", "batch_norm": "all",
+        "optimizer": "adamw", "trunk_lr_factor": 0.5, "ema": 0.9, "lr": 0.002, "lookahead_scale": 10.0,
+    },
+}  # fmt: skip
+
+
+def layer_norms() -> nn.Module:
+    """A network without batch normalization."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 8, 8), nn.GELU(), nn.Flatten(), nn.LayerNorm(96), nn.Linear(96, 12), nn.GELU(),
+        nn.LayerNorm(12), nn.Linear(12, 3),
+    )  # fmt: skip
 
 
 class PerImageNorm(nn.GroupNorm):
     """A normalization that does not couple the images of a batch."""
-
-    updates_statistics = True
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
@@ -48,17 +59,16 @@ class PerImageNorm(nn.GroupNorm):
 def train_steps(world: World, mode: str) -> dict[str, Tensor]:
     """20 steps in float64, half of them after the warm-up; batches do not divide evenly."""
     settings = {"tasks": tuple(TASKS), "weighting": "automl"} | MODES[mode]
-    config = Config(
-        epochs=4, warmup_epochs=2, batch_size=9, meta_batch_size=5, meta_lr=3.0, depth=10, width=1, lr=0.02,
-        **settings,
-    )  # fmt: skip
+    usual = {"epochs": 4, "warmup_epochs": 2, "batch_size": 9, "meta_batch_size": 5, "meta_lr": 3.0}
+    usual |= {"depth": 10, "width": 1, "lr": 0.02}
+    config = Config(**usual | settings)  # type: ignore[arg-type]
+    allow_network(config.network)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (45, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (45,), generator=generator)
     data = TrainingData(ImageSource(images), labels, ImageSource(images[:12].flip(2)), labels[:12])
     with (
-        mock.patch("rsslcli.core.networks.wide_resnet.BatchNorm2d", PerImageNorm),
-        mock.patch("rsslcli.core.networks.heads.BatchNorm2d", PerImageNorm),
+        mock.patch("torch.nn.BatchNorm2d", PerImageNorm),
         mock.patch("rsslcli.core.training.step.to_float", partial(to_float, dtype=torch.float64)),
     ):
         trainer = Trainer(config, data, classes=10, world=world)

@@ -10,32 +10,22 @@ from torch import Generator, Tensor
 
 from rsslcli.core.corruptions.operators import apply_separably, box_matrix, gaussian_filter
 
-BRIGHTNESS_ADDED = (0.05, 0.1, 0.15, 0.2, 0.3)
-CONTRAST_KEPT = (0.75, 0.5, 0.4, 0.3, 0.15)
-PIXELATE_SCALE = (0.95, 0.9, 0.85, 0.75, 0.65)
-JPEG_QUALITY = (80, 65, 58, 50, 40)
-#: factor and offset of the saturation S
-SATURATE = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))
-#: displacement, sigma of its smoothing, largest shift of a corner; in fractions of the image's side
-ELASTIC = ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
 
-
-def brightness(images: Tensor, severity: int, generator: Generator) -> Tensor:
+def brightness(images: Tensor, generator: Generator, added: float) -> Tensor:
     """Raise V of HSV. With hue and saturation kept, all channels scale alike; black becomes gray."""
     value = images.amax(1, keepdim=True)
-    raised = (value + BRIGHTNESS_ADDED[severity - 1]).clamp(max=1)
+    raised = (value + added).clamp(max=1)
     return torch.where(value > 0, images * (raised / value.clamp(min=1e-6)), raised)
 
 
-def contrast(images: Tensor, severity: int, generator: Generator) -> Tensor:
+def contrast(images: Tensor, generator: Generator, kept: float) -> Tensor:
     """Pull every channel toward its mean over the image."""
     mean = images.mean((2, 3), keepdim=True)
-    return mean + CONTRAST_KEPT[severity - 1] * (images - mean)
+    return mean + kept * (images - mean)
 
 
-def saturate(images: Tensor, severity: int, generator: Generator) -> Tensor:
+def saturate(images: Tensor, generator: Generator, factor: float, offset: float) -> Tensor:
     """Change S of HSV. With hue and V kept, this scales the distance of each channel below the brightest."""
-    factor, offset = SATURATE[severity - 1]
     value = images.amax(1, keepdim=True)
     depth = value - images.amin(1, keepdim=True)
     saturation = (factor * depth / value.clamp(min=1e-6) + offset).clamp(0, 1)
@@ -44,10 +34,9 @@ def saturate(images: Tensor, severity: int, generator: Generator) -> Tensor:
     return value * (1 - saturation * below)
 
 
-def pixelate(images: Tensor, severity: int, generator: Generator) -> Tensor:
+def pixelate(images: Tensor, generator: Generator, scale: float) -> Tensor:
     """Shrink and enlarge with Pillow's BOX filter, which rounds to integer gray levels after each pass."""
     height, width = images.shape[-2:]
-    scale = PIXELATE_SCALE[severity - 1]
     small_height = int(height * scale)
     small_width = int(width * scale)
     levels = (images * 255).round()
@@ -56,10 +45,10 @@ def pixelate(images: Tensor, severity: int, generator: Generator) -> Tensor:
     return apply_separably(levels, box_matrix(small_height, height), box_matrix(small_width, width)) / 255
 
 
-def jpeg_compression(images: Tensor, severity: int, generator: Generator) -> Tensor:
+def jpeg_compression(images: Tensor, generator: Generator, quality: int) -> Tensor:
     """Encode as JPEG and decode again, with Pillow."""
     levels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    decoded = np.stack([_through_jpeg(image, JPEG_QUALITY[severity - 1]) for image in levels])
+    decoded = np.stack([_through_jpeg(image, quality) for image in levels])
     return torch.from_numpy(decoded).permute(0, 3, 1, 2).float() / 255
 
 
@@ -69,11 +58,16 @@ def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
-def elastic_transform(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Shift three corners of a central square at random, then every pixel by a smooth random field."""
+def elastic_transform(
+    images: Tensor, generator: Generator, strength: float, sigma: float, corner_shift: float
+) -> Tensor:
+    """Shift three corners of a central square at random, then every pixel by a smooth random field.
+
+    `strength` scales the field, which is uniform noise smoothed with `sigma`; the corners move by at most
+    `corner_shift` along each axis.
+    """
     count, _, height, width = images.shape
     side = min(height, width)
-    strength, sigma, corner_shift = (side * value for value in ELASTIC[severity - 1])
     y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
 
     center = torch.tensor([height // 2, width // 2])

@@ -1,8 +1,8 @@
 """Corrupt images in memory, or write a set of files in the layout of CIFAR-10-C.
 
-Images are processed in chunks of fixed size, each with its own random generator, seeded by the corruption,
-the severity and the chunk's index. So any part can be regenerated alone with the same bytes, whatever the
-number of workers and the images that follow.
+Images are processed in chunks, each with its own random generator, seeded by the corruption, the severity
+and the chunk's index; the length of a chunk depends only on the size of the images. So any part can be
+regenerated alone with the same bytes, whatever the number of workers and the images that follow.
 """
 
 import hashlib
@@ -21,16 +21,18 @@ import torch
 from numpy.typing import NDArray
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.corruptions.parameters import check_size
 from rsslcli.core.corruptions.record import GENERATED as RECORD
 from rsslcli.core.corruptions.record import source_checksum
-from rsslcli.core.corruptions.registry import FUNCTIONS
+from rsslcli.core.corruptions.registry import FUNCTIONS, apply
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, read_json, replacing, write_json
 from rsslcli.core.progress import Progress, silent
 
 #: Increased whenever the same call would give other bytes, so that older files are regenerated.
 GENERATOR_VERSION = 1
-CHUNK = 250
+#: Images per chunk by their side: about as many pixels as the processor's cache holds.
+CHUNK = {32: 250, 64: 16, 224: 1}
 
 Images = NDArray[np.uint8]
 
@@ -47,7 +49,7 @@ def corrupt(images: Images, name: str, severity: int, *, seed: int = 0) -> Image
     result = np.empty_like(images)
     with _one_thread_per_operation():
         for index in range(_chunks(images)):
-            result[index * CHUNK : (index + 1) * CHUNK] = _corrupt_chunk(images, name, severity, seed, index)
+            result[_chunk(images, index)] = _corrupt_chunk(images, name, severity, seed, index)
     return result
 
 
@@ -122,19 +124,24 @@ def generate_corrupted(
 
 
 def _chunks(images: Images) -> int:
-    return -(-len(images) // CHUNK)
+    return -(-len(images) // CHUNK[images.shape[1]])
+
+
+def _chunk(images: Images, index: int) -> slice:
+    size = CHUNK[images.shape[1]]
+    return slice(index * size, (index + 1) * size)
 
 
 def _corrupt_chunk(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
-    chunk = images[index * CHUNK : (index + 1) * CHUNK]
+    chunk = images[_chunk(images, index)]
     # Pad a short last chunk, so that its images get the same random numbers as in a full one.
-    padded = np.zeros((CHUNK, *chunk.shape[1:]), np.uint8)
+    padded = np.zeros((CHUNK[chunk.shape[1]], *chunk.shape[1:]), np.uint8)
     padded[: len(chunk)] = chunk
     digest = hashlib.sha256(f"{seed}/{name}/{severity}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     with torch.no_grad():
         pixels = torch.from_numpy(padded).permute(0, 3, 1, 2).float().contiguous() / 255
-        pixels = FUNCTIONS[name](pixels, severity, generator).clamp(0, 1)
+        pixels = apply(name, pixels, severity, generator).clamp(0, 1)
         # Truncate, as the original does. The small addend keeps integer gray levels from being rounded down.
         levels = (pixels * 255 + 1e-3).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).numpy()[: len(chunk)]
@@ -159,6 +166,7 @@ class _CorruptionFiles:
             "generator": GENERATOR_VERSION,
             "images": len(images),
             "seed": seed,
+            "size": images.shape[1],
             "source": source_checksum(images, labels),
         }
         self.shape = (len(SEVERITIES) * len(images), *images.shape[1:])
@@ -177,7 +185,8 @@ class _CorruptionFiles:
         """Prepare the file of a corruption for writing; return the severities that it lacks."""
         complete, partial = self._paths(name)
         entry = self.record.get(name)
-        if entry and entry["identity"] == self.identity:
+        # Records from before other sizes than 32 do not state it.
+        if entry and {"size": 32} | entry["identity"] == self.identity:
             finished = entry["severities"]
             all_finished = len(finished) == len(SEVERITIES)
             if all_finished and self._is_ours(partial):
@@ -253,6 +262,7 @@ def _write_labels(folder: Path, labels: NDArray[Any]) -> None:
 def _check_images(images: Images) -> None:
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise UserError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
+    check_size(*images.shape[1:3])
 
 
 def _check_corruption(name: str, severity: int) -> None:

@@ -4,6 +4,7 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -77,13 +78,13 @@ def gaussian_filter(images: Tensor, sigma: float, truncate: float = 4.0, mode: s
     )
 
 
-def shift_pixels(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Take every pixel of images (N, C, H, W) from its integer offset, clamped to the edge.
-
-    The offsets broadcast to (N, H, W).
-    """
-    count, channels, height, width = images.shape
-    row = (torch.arange(height)[:, None] + down).clamp(0, height - 1)
-    column = (torch.arange(width) + right).clamp(0, width - 1)
-    source = (row * width + column).view(count, 1, -1).expand(-1, channels, -1)
-    return images.flatten(2).gather(2, source).view_as(images)
+def zoom(images: Tensor, factor: float) -> Tensor:
+    """Enlarge the center of images (N, C, S, S) by `factor` ≥ 1, linearly, as `zoom_matrix` does."""
+    side = images.shape[-1]
+    crop = math.ceil(side / factor)
+    enlarged = round(crop * factor)
+    start = (side - crop) // 2
+    trim = (enlarged - side) // 2
+    middle = images[..., start : start + crop, start : start + crop]
+    zoomed = F.interpolate(middle, (enlarged, enlarged), mode="bilinear", align_corners=True)
+    return zoomed[..., trim : trim + side, trim : trim + side]

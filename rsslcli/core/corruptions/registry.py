@@ -1,4 +1,4 @@
-"""The corruption functions by name."""
+"""The corruption functions by name, and their parameters applied."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,10 @@ from torch import Generator, Tensor
 
 from rsslcli.core.corruptions import blur, digital, noise, weather
 from rsslcli.core.corruptions.names import CORRUPTIONS
+from rsslcli.core.corruptions.parameters import parameters
 
-Corruption = Callable[[Tensor, int, Generator], Tensor]
+#: (images, generator, *parameters) to the corrupted images
+Corruption = Callable[..., Tensor]
 
 FUNCTIONS: dict[str, Corruption] = {
     name: getattr(module, name)
@@ -15,3 +17,8 @@ FUNCTIONS: dict[str, Corruption] = {
     for module in (noise, blur, weather, digital)
     if hasattr(module, name)
 }
+
+
+def apply(name: str, images: Tensor, severity: int, generator: Generator) -> Tensor:
+    """Corrupt images (N, 3, S, S) float32 in [0, 1], with the parameters for S pixels; not clipped."""
+    return FUNCTIONS[name](images, generator, *parameters(name, images.shape[-1], severity))

@@ -6,29 +6,8 @@ from torch import Generator, Tensor
 
 from rsslcli.core.corruptions.blur import smear
 from rsslcli.core.corruptions.operators import apply_separably, gaussian_filter, zoom_matrix
+from rsslcli.core.corruptions.parameters import ICE
 
-#: thickness, decay of the roughness from one scale to the next finer one
-FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))
-#: mean, standard deviation, zoom and threshold of the flakes; radius and sigma of their motion; weight
-#: of the image
-SNOW = (
-    (0.1, 0.2, 1.0, 0.6, 8, 3.0, 0.95),
-    (0.1, 0.2, 1.0, 0.5, 10, 4.0, 0.9),
-    (0.15, 0.3, 1.75, 0.55, 10, 4.0, 0.9),
-    (0.25, 0.3, 2.25, 0.6, 12, 6.0, 0.85),
-    (0.3, 0.3, 1.25, 0.65, 14, 12.0, 0.8),
-)
-#: weight of the image, weight of the ice
-FROST = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
-#: mean, standard deviation, sigma and threshold of the drops; strength of water, or sigma of the mud's rim
-SPATTER = (
-    (0.62, 0.1, 0.7, 0.7, 0.5),
-    (0.65, 0.1, 0.8, 0.7, 0.5),
-    (0.65, 0.3, 1.0, 0.69, 0.5),
-    (0.65, 0.1, 0.7, 0.69, 0.6),
-    (0.65, 0.1, 0.5, 0.68, 0.6),
-)
-MUD_FROM = 4  # severities from here on show mud, not water
 GRAY_SHARES = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 TURQUOISE = torch.tensor([175, 238, 238]).view(3, 1, 1) / 255
 BROWN = torch.tensor([63, 42, 20]).view(3, 1, 1) / 255
@@ -39,10 +18,12 @@ ICE_COLOR = torch.tensor([[98, 110, 121], [75, 148, 164], [140, 155, 167], [198,
 ICE_RELIEF = torch.tensor([[34, 34, 34], [25, 10, 8], [26, 26, 26], [-18, -18, -18], [-18, -18, -18]])
 
 
-def fog(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Add a fractal cloud, then darken the image to its original brightest value."""
+def fog(images: Tensor, generator: Generator, thickness: float, decay: float) -> Tensor:
+    """Add a fractal cloud, then darken the image to its original brightest value.
+
+    `decay` is that of the roughness from one scale to the next finer one.
+    """
     count, _, height, width = images.shape
-    thickness, decay = FOG[severity - 1]
     brightest = images.amax((1, 2, 3), keepdim=True)
     side = 1 << (max(height, width) - 1).bit_length()
     cloud = plasma(count, side, decay, generator)[:, None, :height, :width]
@@ -81,10 +62,23 @@ def plasma(count: int, side: int, decay: float, generator: Generator) -> Tensor:
     return clouds / clouds.amax((1, 2), keepdim=True)
 
 
-def snow(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Whiten the image and add motion-blurred flakes, once as drawn and once rotated by 180°."""
+def snow(
+    images: Tensor,
+    generator: Generator,
+    mean: float,
+    deviation: float,
+    zoom: float,
+    threshold: float,
+    radius: int,
+    sigma: float,
+    share: float,
+) -> Tensor:
+    """Whiten the image and add motion-blurred flakes, once as drawn and once rotated by 180°.
+
+    Flakes are what exceeds `threshold` in normal noise enlarged by `zoom`; `radius` and `sigma` are those of
+    their motion, `share` is the weight of the image.
+    """
     count, _, height, width = images.shape
-    mean, deviation, zoom, threshold, radius, sigma, share = SNOW[severity - 1]
     flakes = mean + deviation * torch.randn(count, 1, height, width, generator=generator)
     flakes = apply_separably(flakes, zoom_matrix(height, zoom), zoom_matrix(width, zoom))
     flakes = flakes.where(flakes >= threshold, 0).clamp(0, 1)
@@ -96,29 +90,35 @@ def snow(images: Tensor, severity: int, generator: Generator) -> Tensor:
     return whitened + flakes + flakes.rot90(2, (2, 3))
 
 
-def frost(images: Tensor, severity: int, generator: Generator) -> Tensor:
+def frost(images: Tensor, generator: Generator, image_share: float, ice_share: float) -> Tensor:
     """Lay ice over the image. The original crops it from five photographs; here `ice` synthesizes it."""
-    image_share, ice_share = FROST[severity - 1]
-    count, _, height, width = images.shape
-    return image_share * images + ice_share * ice(count, height, width, generator)
+    return image_share * images + ice_share * ice(len(images), images.shape[-1], generator)
 
 
-def ice(count: int, height: int, width: int, generator: Generator) -> Tensor:
-    """Textures of ice (count, 3, H, W) in [0, 1]: crossing needles on a smooth fractal relief.
+def ice(count: int, side: int, generator: Generator) -> Tensor:
+    """Textures of ice (count, 3, side, side) in [0, 1]: crossing needles on a smooth fractal relief.
 
     Each has one of five colors, with a random brightness.
     """
+    thin, thick, rough = ICE[side]
     kind = torch.randint(len(ICE_COLOR), (count,), generator=generator)
-    grain = torch.randn(2, count, 1, height, width, generator=generator)
-    degrees = torch.rand(2, count, generator=generator) * 180
-    needles = torch.maximum(smear(grain[0], degrees[0], 3, 1.0), smear(grain[1], degrees[1], 3, 1.0))
-    side = 1 << (max(height, width) - 1).bit_length()
-    ground = plasma(count, side, 1.4, generator)[:, None, :height, :width]
-    relief = _standardized(_standardized(needles) + 0.6 * _standardized(ground))
+    needles = thin * _standardized(_needles(count, side, generator))
+    if thick:
+        enlarged = F.interpolate(_needles(count, round(side / 1.5), generator), side, mode="bilinear")
+        needles += thick * _standardized(enlarged)
+    ground = plasma(count, 1 << (side - 1).bit_length(), 1.4, generator)[:, None, :side, :side]
+    relief = _standardized(needles + rough * _standardized(ground))
     relief += 0.5 * torch.randn(count, 1, 1, 1, generator=generator)
     color = ICE_COLOR[kind, :, None, None]
     contrast = ICE_RELIEF[kind, :, None, None]
     return ((color + contrast * relief) / 255).clamp(0, 1)
+
+
+def _needles(count: int, side: int, generator: Generator) -> Tensor:
+    """Planes (count, 1, side, side) of needles in two random directions, one pixel thick."""
+    grain = torch.randn(2, count, 1, side, side, generator=generator)
+    degrees = torch.rand(2, count, generator=generator) * 180
+    return torch.maximum(smear(grain[0], degrees[0], 3, 1.0), smear(grain[1], degrees[1], 3, 1.0))
 
 
 def _standardized(planes: Tensor) -> Tensor:
@@ -127,13 +127,25 @@ def _standardized(planes: Tensor) -> Tensor:
     return (planes - mean) / deviation
 
 
-def spatter(images: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Splash drops on the lens: water that refracts light at its rims, or opaque mud."""
+def spatter(
+    images: Tensor,
+    generator: Generator,
+    mean: float,
+    deviation: float,
+    sigma: float,
+    threshold: float,
+    strength: float,
+    muddy: bool,
+) -> Tensor:
+    """Splash drops on the lens: water that refracts light at its rims, or opaque mud.
+
+    Drops are what exceeds `threshold` in normal noise smoothed with `sigma`; `strength` is that of the water,
+    or the sigma of the mud's rim.
+    """
     count, _, height, width = images.shape
-    mean, deviation, sigma, threshold, strength = SPATTER[severity - 1]
     drops = mean + deviation * torch.randn(count, 1, height, width, generator=generator)
     drops = gaussian_filter(drops, sigma)
-    if severity >= MUD_FROM:
+    if muddy:
         mud = gaussian_filter((drops > threshold).float(), strength)
         mud = mud.where(mud >= 0.8, 0)
         return images * (1 - mud) + BROWN * mud
@@ -152,7 +164,7 @@ def _rim_light(drops: Tensor) -> Tensor:
     """
     pixels = drops[0].numel()
     most = 20
-    distance = _distance(find_edges(drops, 50, 150)).clamp(max=most)
+    distance = _distance(find_edges(drops, 50, 150), most)
     level = _box_blur(distance).long().flatten(1)
 
     bins = most + 1
@@ -175,17 +187,22 @@ def _box_blur(planes: Tensor) -> Tensor:
     return F.avg_pool2d(F.pad(planes, (1,) * 4, mode="reflect"), 3, stride=1)
 
 
-def _distance(edges: Tensor) -> Tensor:
-    """Euclidean distance of every pixel to the nearest edge pixel of its plane (N, 1, H, W), or infinity."""
-    squared = torch.zeros(edges.shape).masked_fill(~edges, torch.inf)
-    return _nearest(_nearest(squared).mT).mT.sqrt()
+def _distance(edges: Tensor, most: int) -> Tensor:
+    """Euclidean distance of each pixel to the nearest edge pixel of its plane (N, 1, H, W), up to `most`."""
+    squared = torch.full(edges.shape, float(most**2)).masked_fill(edges, 0)
+    return _nearest(_nearest(squared, most, -1), most, -2).sqrt()
 
 
-def _nearest(squared: Tensor) -> Tensor:
-    """For each position on the last axis, the minimum over positions of value plus squared distance."""
-    sources = squared.movedim(-1, 0).contiguous()
-    places = torch.arange(float(len(sources))).view(-1, 1, 1, 1)
-    return torch.stack([(sources + (places - target) ** 2).amin(0) for target in range(len(sources))], -1)
+def _nearest(squared: Tensor, most: int, axis: int) -> Tensor:
+    """For each position on an axis, the minimum of value plus squared distance, within less than `most`."""
+    length = squared.shape[axis]
+    nearest = squared.clone()
+    for offset in range(1, min(most, length)):
+        near = squared + offset**2
+        for start, source in ((offset, 0), (0, offset)):
+            target = nearest.narrow(axis, start, length - offset)
+            torch.minimum(target, near.narrow(axis, source, length - offset), out=target)
+    return nearest
 
 
 def _grown(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from rsslcli.core.errors import UserError, short_repr
-from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.networks.network import Network
 
 #: The classes of CIFAR-10 in the usual order of a classifier's scores, which is alphabetical.
 CIFAR10 = (
@@ -87,9 +87,9 @@ def check_names(names: Sequence[str], outputs: int) -> None:
         )
 
 
-def networks_in(model: nn.Module) -> list[WideResNet]:
+def networks_in(model: nn.Module) -> list[Network]:
     """The networks of ours that a model is or holds, whatever wraps them."""
-    return [module for module in model.modules() if isinstance(module, WideResNet)]
+    return [module for module in model.modules() if isinstance(module, Network)]
 
 
 def carried_names(model: nn.Module, outputs: int) -> tuple[str, ...]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.networks.batch_norm import BatchNorm2d
-
 #: The side of the pictures that the decoders of supplement A.1 draw, whatever the size of the images.
 DECODED_SIDE = 32
 
@@ -44,7 +42,7 @@ def deconvolution_head(features: int, *channels: int, hidden: bool = False) -> n
     inputs = features
     for i, outputs in enumerate(channels):
         if i:
-            layers += [BatchNorm2d(inputs), nn.ReLU()]
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
         stride, padding = (2, 1) if i else (1, 0)
         last = i == len(channels) - 1
         layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=last))

@@ -15,6 +15,8 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "half": HALF,
     # The statistics of CIFAR-10's training images, as in the usual PyTorch training code for WideResNets.
     "cifar10": ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)),
+    # The statistics with which torchvision's classifiers are trained.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 

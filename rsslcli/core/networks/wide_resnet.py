@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.errors import UserError
-from rsslcli.core.networks.batch_norm import BatchNorm2d
+from rsslcli.core.networks.network import Network, initialize
 
 
 class BasicBlock(nn.Module):
@@ -17,9 +16,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.bn1 = BatchNorm2d(inputs)
+        self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn2 = BatchNorm2d(outputs)
+        self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.convShortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -46,18 +45,10 @@ class NetworkBlock(nn.Module):
         return out
 
 
-class WideResNet(nn.Module):
+class WideResNet(Network):
     """WideResNet: the trunk θc (all but `fc`) and the main task's classifier θmain (`fc`), supplement A.1.
 
-    Module names are those of the public WRN-40-2 checkpoints, so that their state dicts load unchanged. The
-    input is normalized as x·2 − 1 unless the buffers `mu` and `sigma`, floats (1, 3, 1, 1), are set; their
-    names are RobustBench's. In networks trained here they are None, and not part of the state dict.
-
-    Attributes:
-        classes: class names in the order of the scores; empty if unknown. Like `excluded`, it is a plain
-            attribute, so that wrappers and copies of the network keep it.
-        excluded: indices of the source images that tuned λ; no evaluation may use them.
-        image_size: height and width of the images on which it trained, in pixels; None if unknown.
+    Module names are those of the public WRN-40-2 checkpoints, so that their state dicts load unchanged.
 
     Args:
         depth: number of layers, 6n + 4; 40 in the paper.
@@ -75,38 +66,20 @@ class WideResNet(nn.Module):
                 f"no WideResNet has depth {depth} and width {width}: depth is 6n + 4, width is at least 1"
             )
         blocks = (depth - 4) // 6
-        self.classes: tuple[str, ...] = ()
-        self.excluded: tuple[int, ...] = ()
-        self.image_size: int | None = None
-        self.mu: Tensor | None
-        self.sigma: Tensor | None
-        self.register_buffer("mu", None)
-        self.register_buffer("sigma", None)
         self.feature_width = 64 * width
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.block1 = NetworkBlock(blocks, 16, 16 * width, 1)
         self.block2 = NetworkBlock(blocks, 16 * width, 32 * width, 2)
         self.block3 = NetworkBlock(blocks, 32 * width, 64 * width, 2)
-        self.bn1 = BatchNorm2d(self.feature_width)
+        self.bn1 = nn.BatchNorm2d(self.feature_width)
         self.fc = nn.Linear(self.feature_width, classes)
         initialize(self)
 
     def features(self, images: Tensor) -> Tensor:
         """The trunk: float images (N, 3, H, W) in [0, 1] → features (N, 64 · width)."""
-        normal = images * 2 - 1 if self.mu is None or self.sigma is None else (images - self.mu) / self.sigma
-        x = self.conv1(normal)
+        x = self.conv1(self.normalized(images))
         x = self.block3(self.block2(self.block1(x)))
         return F.relu(self.bn1(x)).mean(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images (N, 3, H, W) in [0, 1] → class scores (N, classes)."""
-        scores: Tensor = self.fc(self.features(images))
-        return scores
-
-    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalize the input as (x − mean) / std per channel, with x in [0, 1]."""
-        like = self.conv1.weight
-        self.mu, self.sigma = (like.new_tensor(list(values)).view(1, 3, 1, 1) for values in (mean, std))
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> WideResNet:
@@ -131,13 +104,3 @@ class WideResNet(nn.Module):
             reason = " ".join(" ".join(lines[1:] or lines).split())
             raise UserError(f"{wrong}: {reason[:200]}") from None
         return network
-
-
-def initialize(network: nn.Module) -> None:
-    """He initialization (fan-out) of convolutions, as in the WideResNet code; linear biases start at 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)

@@ -218,7 +218,7 @@ class Study:
             if settings["train_size"] is None
             else f"{settings['train_size']:,} training images"
         )
-        network = f"WRN-{settings['depth']}-{settings['width']}"
+        network = sanitize(self.runs[0].config.network_title)
         epochs = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)}"
         return f"{sanitize(settings['dataset'])}, {network}, {epochs}, {images}"
 

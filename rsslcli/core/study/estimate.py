@@ -14,7 +14,7 @@ from rsslcli.core.config import Config
 from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.data.store import DEFAULT_SIZE
 from rsslcli.core.evaluation.accuracy import batch_size, count_correct
-from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.networks.build import build_network
 from rsslcli.core.runtime import resolve_device, set_precision
 from rsslcli.core.study.cell import CELLS_OF_AN_EVALUATION, Cell
 from rsslcli.core.tasks.registry import is_known
@@ -207,7 +207,7 @@ def _evaluation_speed(config: Config, sizes: Sizes, threads: int) -> Speed:
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
     set_precision("float32", device, lambda text: None)
-    network = WideResNet(config.depth, config.width, sizes.classes).eval().to(device)
+    network = build_network(config, sizes.classes, sizes.side).eval().to(device)
     network = network.to(memory_format=torch.channels_last)
     size = batch_size(device, sizes.side)
     images = torch.randint(256, (size, sizes.side, sizes.side, 3), dtype=torch.uint8).numpy()

@@ -37,6 +37,7 @@ def automl_gradients(
     alpha: float | Tensor,
     beta: float,
     drift: Tensor | float = 0.0,
+    factors: Tensor | None = None,
     cosine: bool = False,
     keep_sum: bool = False,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
@@ -53,6 +54,7 @@ def automl_gradients(
         alpha: step size α of the look-ahead, Eq. (2).
         beta: learning rate β of λ.
         drift: a variant: (|ψ|,) what the optimizer's step adds to the gradient, see `step.Trainer`.
+        factors: (|ψ|,) factors of `alpha` where the parameters' learning rates differ; None if all are 1.
         cosine: a variant: replace the inner product by the cosine of the two gradients, so that a loss gains
             no weight by the size of its gradient.
         keep_sum: a variant: rescale the new λ to the sum of the old ones.
@@ -67,12 +69,14 @@ def automl_gradients(
     g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
 
     g = sum_over_ranks(g_main + lambdas @ g_aux)  # ∂L/∂ψ
+    direction = g + drift if factors is None else factors * (g + drift)
     ahead = {
         name: (p.detach() - alpha * step).requires_grad_()
-        for (name, p), step in zip(psi.items(), _unflatten(g + drift, psi), strict=True)
+        for (name, p), step in zip(psi.items(), _unflatten(direction, psi), strict=True)
     }
     meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
-    v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()))))
+    v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()), materialize_grads=True)))
+    v = v if factors is None else factors * v
     meta_gradient = -alpha * sum_over_ranks(g_aux @ v)  # ∂L_meta/∂λ
     if cosine:
         norms = sum_over_ranks(g_aux.clone()).norm(dim=1) * v.norm()

@@ -139,7 +139,8 @@ class _Run:
             kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
             self.clean = self.clean[kept]
         self.checkpoint = RunFolder(directory).checkpoint
-        self.step = self._restore() if self.checkpoint.exists() else 0
+        self.notices: list[str] = []
+        self.step = self._restore() if self.checkpoint.exists() else self._start()
         self.saved_step = self.step
         self.reported_zero = False
 
@@ -181,6 +182,8 @@ class _Run:
                     steps_per_epoch=trainer.steps_per_epoch,
                 )
             )
+            for text in self.notices:
+                self._notice(text)
             set_precision(config.precision, self.device, self._notice)
             if config.untuned:
                 self._notice(f"this run leaves λ unchanged: {config.untuned}")
@@ -341,6 +344,18 @@ class _Run:
         """Write a line to the log and report it as an event."""
         self.note(text)
         self.on_event(Notice(text))
+
+    def _start(self) -> int:
+        """Give a new run its initial weights and return the number of steps done, 0."""
+        trainer = self.trainer
+        if self.config.weights != "none":
+            from rsslcli.core.weights.initial import load_initial_weights  # it imports torchvision
+
+            with self.world.main_first():  # so that one rank downloads
+                load_initial_weights(trainer.model.network, self.config, self.notices.append)
+            if trainer.averaged:
+                trainer.averaged.load_state_dict(trainer.model.network.state_dict())
+        return 0
 
     def _restore(self) -> int:
         """Load the checkpoint's state into the trainer and return the number of steps done."""

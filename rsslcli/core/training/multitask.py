@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rsslcli.core.config import JSD, BatchNormMode
 from rsslcli.core.networks.batch_norm import keep_running_statistics
-from rsslcli.core.networks.wide_resnet import WideResNet, initialize
+from rsslcli.core.networks.network import Network, initialize
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import autocast
 from rsslcli.core.tasks.base import Task
@@ -36,7 +36,7 @@ class MultiTaskNetwork(nn.Module):
 
     def __init__(
         self,
-        network: WideResNet,
+        network: Network,
         tasks: dict[str, Task],
         *,
         batch_norm: BatchNormMode = "per-task",
@@ -66,8 +66,9 @@ class MultiTaskNetwork(nn.Module):
                 head.compile(dynamic=False)
 
     def psi(self) -> dict[str, nn.Parameter]:
-        """The parameters ψ = (θc, θmain), by name."""
-        return {name: p for name, p in self.named_parameters() if name.startswith("network.")}
+        """The parameters ψ = (θc, θmain), by name, but for those that a network of one's own freezes."""
+        named = self.named_parameters()
+        return {name: p for name, p in named if name.startswith("network.") and p.requires_grad}
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images (N, 3, H, W) in [0, 1] → class scores (N, classes)."""

@@ -15,13 +15,16 @@ from rsslcli.core.data.augment import random_batch, to_float
 from rsslcli.core.data.augmix import augmix
 from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.errors import RsslError, UserError
-from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.networks.batch_norm import STATISTICS
+from rsslcli.core.networks.build import build_network
+from rsslcli.core.networks.network import Network
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World
 from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
+from rsslcli.core.training.optimizer import make_optimizer, set_learning_rate, step_factors
 from rsslcli.core.training.random_weights import draw_weights
 from rsslcli.core.training.task_images import TaskImages
 from rsslcli.core.training.uncertainty import update_uncertainty
@@ -52,7 +55,8 @@ class Trainer:
     later steps.
 
     Raises:
-        UserError: an unknown task, or batches that are larger than the data or too small for the world.
+        UserError: an unknown network or task, or batches that are larger than the data or too small for the
+            world.
     """
 
     def __init__(self, config: Config, data: TrainingData, classes: int, world: World | None = None) -> None:
@@ -69,7 +73,7 @@ class Trainer:
         tasks = build_tasks(config.tasks, config.task_options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "weights"))
-            network = WideResNet(config.depth, config.width, classes)
+            network = build_network(config, classes, data.images.side)
             model = MultiTaskNetwork(
                 network,
                 tasks,
@@ -90,13 +94,8 @@ class Trainer:
         self.rate = torch.zeros((), device=self.device)
         self.generator = seeded_generator(self.device, config.seed, "step")
         self.host_generator = torch.Generator()
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = make_optimizer(config, self.model)
+        self.step_factors = step_factors(config, self.psi)
         #: The network whose weights are the moving average, if there is one.
         self.averaged = copy.deepcopy(network).eval().requires_grad_(False) if config.ema else None
         self.steps_per_epoch = len(data.labels) // config.batch_size
@@ -108,7 +107,7 @@ class Trainer:
         self.steps = self.steps_per_epoch * config.epochs
 
     @property
-    def classifier(self) -> WideResNet:
+    def classifier(self) -> Network:
         """The network to evaluate: the moving average, or else the one that trains."""
         return self.averaged or self.model.network
 
@@ -154,8 +153,7 @@ class Trainer:
                 raise
             reason = str(error).strip().splitlines()[0]
             raise RsslError(f"the network cannot be compiled: {reason}; train without `compile`") from None
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self._update_average(step)
         lambdas = self.lambdas.clone().unbind()
@@ -224,6 +222,7 @@ class Trainer:
                 alpha=factor * alpha,
                 beta=config.meta_lr,
                 drift=drift,
+                factors=self.step_factors,
                 cosine="cosine" in config.automl_variants,
                 keep_sum="constant-sum" in config.automl_variants,
                 sum_over_ranks=world.all_reduce,
@@ -280,7 +279,11 @@ class Trainer:
         """Sum the ranks' shares of gradients and losses, and average the running statistics."""
         if self.world.size == 1:
             return
-        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        statistics = [
+            buffer
+            for name, buffer in self.model.named_buffers()
+            if name.endswith(STATISTICS) and buffer.is_floating_point()
+        ]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         for buffer in statistics:
             buffer.mul_(share)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,16 @@ from rsslcli.core.data.store import DEFAULT_SIZE, SIZES
 from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.batch_norm import STATISTICS
+from rsslcli.core.networks.build import restore_network
+from rsslcli.core.networks.names import WRN
+from rsslcli.core.networks.network import Network
 from rsslcli.core.networks.normalization import HALF, parse_normalization
 from rsslcli.core.networks.wide_resnet import WideResNet
-from rsslcli.core.weights.public import find_weights, note_on_variant
+from rsslcli.core.weights.public import WIDE_RESNET, FoundWeights, find_weights, layout_of, note_on_variant
 from rsslcli.core.weights.tensor_files import copied, read_description, read_tensors
+
+if TYPE_CHECKING:
+    from rsslcli.core.networks.backbones import Backbone
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
@@ -33,7 +40,7 @@ class Checkpoint:
     config: Config  #: the configuration
     classes: tuple[str, ...]  #: class names, in the order of the scores
     step: int  #: number of steps done
-    #: state dict of the WideResNet, with the names of the public WRN checkpoints
+    #: state dict of the network; a WideResNet's has the names of the public WRN checkpoints
     classifier: dict[str, Tensor]
     heads: dict[str, Tensor]  #: state dict of the tasks' heads
     optimizer: dict[str, Any]  #: state dict of the optimizer
@@ -41,15 +48,16 @@ class Checkpoint:
     excluded: tuple[int, ...]  #: indices of the source images that tuned λ; no evaluation may use them
     train_data: str  #: checksum of the data on which the run trained
     validation_data: str  #: checksum of the data on which it tuned λ
-    #: state dict of the moving average of the WideResNet; empty without `config.ema`
+    #: state dict of the moving average of the network; empty without `config.ema`
     average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     image_size: int = DEFAULT_SIZE  #: height and width of the images on which it trained, in pixels
 
-    def network(self) -> WideResNet:
+    def network(self) -> Network:
         """The trained classifier, on the CPU and in evaluation mode; the moving average if there is one."""
-        return self.describe(WideResNet.from_state_dict(self.average or self.classifier).eval())
+        state = self.average or self.classifier
+        return self.describe(restore_network(self.config, state, self.image_size).eval())
 
-    def describe(self, network: WideResNet) -> WideResNet:
+    def describe(self, network: Network) -> Network:
         """Attach what is known about a network with these weights to it, and return it."""
         network.classes = self.classes
         network.image_size = self.image_size
@@ -89,23 +97,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_classifier(
-    path: Path, *, normalization: str | None = None, note: Callable[[str], None] = lambda text: None
-) -> tuple[WideResNet, Checkpoint | None]:
-    """Load the classifier in a checkpoint of rssl, a run directory, or a file with a WideResNet state dict.
+    path: Path,
+    *,
+    network: str | None = None,
+    normalization: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Network, Checkpoint | None]:
+    """Load the classifier in a checkpoint of rssl, a run directory, or a file with a state dict.
 
     State dicts may be stored as in the usual public files: see `find_weights`.
 
     Args:
         path: a file written by torch.save or safetensors, or the run directory that holds it.
+        network: the architecture of a state dict, as `Config.network`; by default "wrn".
         normalization: the input normalization of a state dict: a name of `NORMALIZATIONS`, or means and
-            standard deviations as "R,G,B/R,G,B". By default the one in the file, or else "half".
+            standard deviations as "R,G,B/R,G,B". By default the one in the file, or else "half" for a
+            WideResNet, "imagenet" for a network of torchvision, and "none" for one of the user's own.
         note: called with one line for each thing to know: unused weights, the input normalization.
 
     Returns:
         The network in evaluation mode, and the checkpoint if the file is one of rssl.
 
     Raises:
-        UserError: the file is missing, of another kind, or damaged, or contradicts `normalization`.
+        UserError: the file is missing, of another kind, or damaged, or contradicts `network` or
+            `normalization`.
     """
     wanted = None if normalization is None else parse_normalization(normalization)
     path = checkpoint_path(path)
@@ -115,45 +130,74 @@ def load_classifier(
             raise UserError(
                 f"{path} is a checkpoint of rssl, whose normalization is known: omit `normalization`"
             )
-        checkpoint, network = _checkpoint(path, content)
-        return checkpoint.describe(network), checkpoint
-    try:
-        found = find_weights(content)
-    except UserError as error:
-        raise UserError(f"{path}: {sanitize(error, 400)}") from None
-    state = copied(path, found.state if found else content.get("state_dict", content))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
-    network = _classifier(path, {str(name): value for name, value in state.items()})
-    _describe(network, read_description(path))
-    variant = note_on_variant(network.state_dict())
+        checkpoint, trained = _checkpoint(path, content)
+        if network not in (None, checkpoint.config.network):
+            raise UserError(f"{path} is a run of `network` {checkpoint.config.network}, not of {network}")
+        return checkpoint.describe(trained), checkpoint
+    loaded, found = _foreign(path, content, network or WRN)
+    _describe(loaded, read_description(path))
     stored = found.normalization if found else None
     if wanted and stored and not torch.allclose(torch.tensor(wanted), torch.tensor(stored), atol=1e-3):
         raise UserError(f"{path} contains another normalization of its input: omit `normalization`")
+    variant = note_on_variant(loaded.state_dict()) if isinstance(loaded, WideResNet) else None
     for text in (*(found.notes if found else ()), *([variant] if variant else [])):
         note(f"{path}: {text}")
     if stored:
         shown = " / ".join(", ".join(f"{number:.4g}" for number in numbers) for numbers in stored)
         note(f"{path}: its input is normalized as the file says, with mean / standard deviation {shown}")
     elif wanted is None:
+        assumed = "x·2 - 1" if isinstance(loaded, WideResNet) else f"the usual one of {network}"
         note(
-            f"{path} does not say how its input is normalized: x·2 - 1 is assumed; if it was trained with "
+            f"{path} does not say how its input is normalized: {assumed} is assumed; if it was trained with "
             "another one, pass that as `normalization`, or the accuracy will be too low"
         )
-    mean, std = stored or wanted or HALF
-    if (mean, std) != HALF:
-        network.set_normalization(mean, std)
-    return network, None
+    chosen = stored or wanted
+    if chosen and not (chosen == HALF and loaded.mu is None):
+        loaded.set_normalization(*chosen)
+    return loaded, None
 
 
-def _describe(network: WideResNet, described: Mapping[str, Any]) -> None:
+def _foreign(path: Path, content: Mapping[str, Any], name: str) -> tuple[Network, FoundWeights | None]:
+    """The network `name` with weights from a file of another program, and what was found in it."""
+    template = None if name == WRN else _template(name)
+    layout = WIDE_RESNET
+    if template:
+        layout = layout_of(name, template.original_names, template.classifier_name)
+    try:
+        found = find_weights(content, layout)
+    except UserError as error:
+        raise UserError(f"{path}: {sanitize(error, 400)}") from None
+    state = copied(path, found.state if found else content.get("state_dict", content))
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        title = "a WideResNet" if template is None else name
+        raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of {title}")
+    state = {str(name): value for name, value in state.items()}
+    if template is None:
+        return _network(path, state, Config()), found
+    state = template.renamed(state)
+    config = Config(network=name)
+    try:
+        return _network(path, state, config, 224), found  # as torchvision's are
+    except UserError:
+        with suppress(UserError):
+            return _network(path, state, config, DEFAULT_SIZE), found  # with a stem for small images
+        raise
+
+
+def _template(name: str) -> Backbone:
+    from rsslcli.core.networks.backbones import backbone_template  # torchvision takes a while to import
+
+    return backbone_template(name)
+
+
+def _describe(network: Network, described: Mapping[str, Any]) -> None:
     """Attach the class names and the image size in the metadata of a file, as far as they are usable."""
     names: Any = described.get("classes")
     if _is_list(names, _is_word) and len({*names}) == len(names) == network.fc.out_features:
         network.classes = tuple(names)
     preprocessing = described.get("preprocessing")
     sizes = preprocessing.get("size") if isinstance(preprocessing, dict) else None
-    network.image_size = next((size for size in SIZES if sizes == [size, size]), None)
+    network.image_size = next((size for size in SIZES if sizes == [size, size]), network.image_size)
 
 
 def _is_ours(content: Mapping[str, Any]) -> bool:
@@ -161,7 +205,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
     return isinstance(found, str) and found == FORMAT
 
 
-def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, WideResNet]:
+def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Network]:
     """Check `content`, read from `path`, part by part; return the checkpoint and its classifier."""
     content = {"average": {}, "image_size": DEFAULT_SIZE} | copied(path, content)  # version 0.1 had neither
     version = content.get("version")
@@ -189,32 +233,36 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> tuple[Checkpoint, Wid
         _check_finite(path, name, values[name])
     if (lambdas < 0).any():
         raise UserError(f"{path} is a damaged checkpoint: a λ is negative")
-    for state in filter(None, (values["classifier"], values["average"])):
-        network = _classifier(path, state)  # the last one is the one to evaluate
-        depth = 6 * len(network.block1.layer) + 4
-        width = network.feature_width // 64
-        if (depth, width, network.fc.out_features) != (config.depth, config.width, len(values["classes"])):
+    for state in (values["classifier"], *filter(None, [values["average"]])):
+        network = _network(path, state, config, values["image_size"])  # the last one is the one to evaluate
+        if not _is_of(network, config) or network.fc.out_features != len(values["classes"]):
             raise UserError(
                 f"{path} is a damaged checkpoint: its weights do not fit the network in its configuration"
             )
-    weights = [
-        tensor
-        for part in (values["classifier"], values["heads"])
-        for name, tensor in part.items()
-        if not name.endswith(STATISTICS)
-    ]
-    if not _fits_weights(values["optimizer"], weights):
+    heads = [value for name, value in values["heads"].items() if not name.endswith(STATISTICS)]
+    weights = [*network.parameters(), *heads]
+    if not _fits_weights(values["optimizer"], config.optimizer, weights):
         raise UserError(f"{path} is a damaged checkpoint: the optimizer's state does not fit its weights")
     return Checkpoint(**values), network
 
 
-def _classifier(path: Path, state: Mapping[str, Tensor]) -> WideResNet:
+def _network(
+    path: Path, state: Mapping[str, Tensor], config: Config, image_size: int = DEFAULT_SIZE
+) -> Network:
+    """The network of `config` with weights from `path`; a WideResNet has the size that they say."""
     try:
-        _check_size(state)
+        if config.network == WRN:
+            _check_size(state)
         with torch.random.fork_rng(devices=[]):  # the initial weights will be overwritten
-            network = WideResNet.from_state_dict(state).eval()
+            network = restore_network(config, state, image_size).eval()
     except UserError as error:
         raise UserError(f"{path}: {sanitize(error, 400)}") from None
+    check_weights(path, network, state)
+    return network
+
+
+def check_weights(path: Path, network: Network, state: Mapping[str, Tensor]) -> None:
+    """Raise UserError if weights of `state`, which `network` took, have the wrong dtype or are not finite."""
     for name, value in network.state_dict().items():
         given = state.get(name, value)  # the oldest files have no num_batches_tracked
         # Averaging a state dict (EMA) turns the batch counts into floats. Nothing here uses them.
@@ -222,7 +270,14 @@ def _classifier(path: Path, state: Mapping[str, Tensor]) -> WideResNet:
         if not counts and given.is_floating_point() != value.is_floating_point():
             raise UserError(f"{path}: the weights '{name}' have the wrong dtype, {given.dtype}")
         _check_finite(path, name, value)
-    return network
+
+
+def _is_of(network: Network, config: Config) -> bool:
+    """True if a network has the depth and width of `config`, which only a WideResNet has."""
+    if not isinstance(network, WideResNet):
+        return config.network != WRN
+    depth = 6 * len(network.block1.layer) + 4
+    return (depth, network.feature_width // 64) == (config.depth, config.width)
 
 
 def _check_size(state: Mapping[str, Tensor]) -> None:
@@ -266,7 +321,7 @@ def _check_finite(path: Path, name: str, value: Any) -> None:
         )
 
 
-def _fits_weights(optimizer: Mapping[Any, Any], weights: list[Tensor]) -> bool:
+def _fits_weights(optimizer: Mapping[Any, Any], kind: str, weights: list[Tensor]) -> bool:
     """True if `optimizer` can be the state dict of an optimizer of these weights, in this order."""
     state = optimizer.get("state")
     groups = optimizer.get("param_groups")
@@ -276,19 +331,25 @@ def _fits_weights(optimizer: Mapping[Any, Any], weights: list[Tensor]) -> bool:
             _is_count(index)
             and index < len(weights)
             and _are_tensors(entry)
-            and all(value.shape == weights[index].shape for value in entry.values())
+            and all(
+                value.shape == (() if name == "step" else weights[index].shape)
+                for name, value in entry.items()
+            )
+            and (kind == "sgd" or entry.keys() == {"step", "exp_avg", "exp_avg_sq"})
             for index, entry in state.items()
         )
         and isinstance(groups, list)
-        and len(groups) == 1
-        and isinstance(groups[0], dict)
-        and groups[0].get("params") == list(range(len(weights)))
-        and all(
-            value is None or isinstance(value, bool | int | float)
-            for name, value in groups[0].items()
-            if name != "params"
-        )
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+        and [index for group in groups for index in group["params"]] == list(range(len(weights)))
+        and all(_is_setting(value) for group in groups for name, value in group.items() if name != "params")
     )
+
+
+def _is_setting(value: object) -> bool:
+    """True if an optimizer can have a setting of this value, such as a pair of betas."""
+    if isinstance(value, tuple):
+        return all(isinstance(item, int | float) for item in value)
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _are_tensors(value: object) -> bool:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsslcli.core.data.store import DEFAULT_SIZE
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.evaluation.class_names import carried_names, check_names, networks_in
 from rsslcli.core.files import quietly, replacing
@@ -37,6 +36,7 @@ class Exported:
     """The result of an export."""
 
     path: Path  #: the file
+    image_size: int  #: height and width of the images that the program takes, in pixels
     #: the largest difference of a score from the network's on random images, relative to the largest score;
     #: None if nothing installed here can run the program
     difference: float | None
@@ -54,11 +54,6 @@ def check_export(path: Path) -> None:
     if missing:
         extra = path.suffix[1:]
         raise UserError(f"{path} needs the package {' and '.join(missing)}: pip install 'rsslcli[{extra}]'")
-
-
-def image_size(network: nn.Module) -> int:
-    """The height and width of a classifier's images, in pixels: those of a network of ours in it, or 32."""
-    return next((found.image_size for found in networks_in(network) if found.image_size), DEFAULT_SIZE)
 
 
 def preprocessing(path: Path, size: int) -> dict[str, Any]:
@@ -81,14 +76,14 @@ def export_classifier(
     path: Path | str,
     *,
     classes: Sequence[str] | None = None,
+    image_size: int | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Exported:
     """Write `network` to `path` as an ONNX (.onnx) or torch.export (.pt2) program, or as .safetensors.
 
     The program takes `images`, float32 (N, 3, S, S) in [0, 1] with any N, and returns `scores`, float32
-    (N, classes). S is the size of the images on which a network of ours was trained, else 32. The program
-    includes the normalization. Before it is written, it is run on random images and compared with `network`,
-    for ONNX only if onnxruntime is installed.
+    (N, classes); it includes the normalization. Before it is written, it is run on random images and compared
+    with `network`, for ONNX only if onnxruntime is installed.
 
     A .safetensors file has the weights of a WideResNet by the names of its public checkpoints, and the
     normalization as `mu` and `sigma`; `load_classifier` reads it.
@@ -100,6 +95,7 @@ def export_classifier(
         path: the file to write.
         classes: class names in the order of the scores, for the file's metadata. By default those that a
             network of ours in `network` carries, such as a `Classifier`'s.
+        image_size: S, in pixels. By default that on which a network of ours in `network` trained, or else 32.
         about: other entries of its metadata.
 
     Raises:
@@ -108,7 +104,7 @@ def export_classifier(
     """
     path = Path(path)
     check_export(path)
-    size = image_size(network)
+    size = size_for(network) if image_size is None else image_size
     described = {
         "input": f"images: float32 (N, 3, {size}, {size}), RGB in [0, 1]",
         "output": "scores",
@@ -116,21 +112,21 @@ def export_classifier(
         **(about or {}),
     }
     network = network.eval()
-    outputs = _outputs(network, path)
+    outputs = _outputs(network, size, path)
     if classes is None:
         classes = carried_names(network, outputs) or None
     if classes is not None:
         check_names(classes, outputs)
         described["classes"] = json.dumps(list(classes), ensure_ascii=False)
-    formats: dict[str, Callable[[nn.Module, Mapping[str, str]], tuple[bytes, Run | None]]] = {
+    formats: dict[str, Callable[[nn.Module, int, Mapping[str, str]], tuple[bytes, Run | None]]] = {
         ".onnx": _onnx,
         ".pt2": _torch_export,
         ".safetensors": _safetensors,
     }
     with _silence():
         try:
-            data, run = formats[path.suffix](network, described)
-            difference = None if run is None else _difference(network, run)
+            data, run = formats[path.suffix](network, size, described)
+            difference = None if run is None else _difference(network, size, run)
         except UserError:
             raise
         except Exception as error:  # the exporters raise almost anything
@@ -139,28 +135,28 @@ def export_classifier(
         raise RsslError(f"{path} is not written: its scores are off by {difference:.2g} of the largest score")
     with replacing(path) as file:
         file.write(data)
-    return Exported(path, difference)
+    return Exported(path, size, difference)
 
 
 Run = Callable[[Tensor], Tensor]
 
 
-def _torch_export(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run]:
+def _torch_export(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run]:
     """Export to the bytes of a .pt2 file; also return a function that runs them."""
     file = io.BytesIO()
-    program = torch.export.export(network, (_images(2, image_size(network)),), dynamic_shapes=_any_batch())
+    program = torch.export.export(network, (_images(2, size),), dynamic_shapes=_any_batch())
     torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(described, ensure_ascii=False)})
     module = torch.export.load(io.BytesIO(file.getvalue())).module()
     return file.getvalue(), module
 
 
-def _onnx(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run | None]:
+def _onnx(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run | None]:
     """Export to the bytes of an .onnx file; also return a function that runs them, if onnxruntime can."""
     import onnx
 
     program: Any = torch.onnx.export(
         network,
-        (_images(2, image_size(network)),),
+        (_images(2, size),),
         dynamo=True,
         dynamic_shapes=_any_batch(),
         input_names=["images"],
@@ -180,13 +176,14 @@ def _onnx(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run 
     return data, lambda images: torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
 
 
-def _safetensors(network: nn.Module, described: Mapping[str, str]) -> tuple[bytes, Run]:
+def _safetensors(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run]:
     """Format the weights; also return the network that they make when they are read again."""
     from safetensors.torch import load, save
 
     networks = networks_in(network)
-    if len(networks) != 1 or len(networks[0].state_dict()) != len(network.state_dict()):
-        raise UserError("a .safetensors file holds one WideResNet of rssl and nothing else: export a program")
+    is_alone = len(networks) == 1 and len(networks[0].state_dict()) == len(network.state_dict())
+    if not is_alone or not isinstance(networks[0], WideResNet):
+        raise UserError("a .safetensors file holds one WideResNet of rssl and nothing else: write .pt2")
     mean, std = (torch.tensor(numbers).reshape(1, 3, 1, 1) for numbers in HALF)
     state = {"mu": mean, "sigma": std} | networks[0].state_dict()
     data: bytes = save({name: value.contiguous() for name, value in state.items()}, dict(described))
@@ -202,28 +199,32 @@ def _any_batch() -> dict[str, dict[int, Any]]:
     return {"images": {0: torch.export.Dim("batch")}}
 
 
+def size_for(network: nn.Module) -> int:
+    """The size of the images for the network of ours in a model, in pixels; 32 if there is none."""
+    return next((each.image_size or each.built_for for each in networks_in(network)), 32)
+
+
 def _images(count: int, size: int) -> Tensor:
     random = np.random.default_rng(count)
     return torch.from_numpy(random.random((count, 3, size, size), np.float32))
 
 
-def _outputs(network: nn.Module, path: Path) -> int:
+def _outputs(network: nn.Module, size: int, path: Path) -> int:
     """How many scores the network gives an image."""
     try:
         with torch.inference_mode():
-            return int(network(_images(1, image_size(network))).shape[1])
+            return int(network(_images(1, size)).shape[1])
     except Exception as error:  # whatever a network of the user's own raises
         raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
 
 
-def _difference(network: nn.Module, run: Run) -> float:
+def _difference(network: nn.Module, size: int, run: Run) -> float:
     """The largest difference between the scores of `network` and `run`, relative to the largest score."""
     worst = 0.0
     with torch.inference_mode():
         for count in (1, 2, 7):  # the exporter has seen only batches of 2
-            images = _images(count, image_size(network))
-            expected = network(images)
-            found = run(images)
+            expected = network(_images(count, size))
+            found = run(_images(count, size))
             if found.shape != expected.shape:
                 return float("inf")
             worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)))

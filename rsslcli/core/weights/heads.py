@@ -85,7 +85,7 @@ def load_heads(checkpoint: Checkpoint, tasks: Mapping[str, Task]) -> nn.ModuleDi
         if name not in known:
             trained = f"with {', '.join(known)}" if known else "without tasks"
             raise UserError(f"the checkpoint has no head for '{name}': it was trained {trained}")
-    width = 64 * checkpoint.config.width
+    width = checkpoint.classifier["fc.weight"].shape[1]
     with torch.random.fork_rng(devices=[]):  # the initial weights will be overwritten
         heads = nn.ModuleDict({name: make_head(name, task, width) for name, task in tasks.items()})
     trained_heads = {

@@ -17,16 +17,17 @@ from rsslcli.core.evaluation.files import evaluation_path, read_evaluation
 from rsslcli.core.evaluation.outcome import METRICS
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.files import read_json, replacing, write_json
+from rsslcli.core.networks.network import Network
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.checkpoint import Checkpoint
-from rsslcli.core.weights.export import image_size, preprocessing
+from rsslcli.core.weights.export import preprocessing, size_for
 
 #: What a card says of what nobody recorded.
 UNKNOWN = "unknown"
 
 
 def describe_model(
-    path: Path, network: WideResNet, checkpoint: Path, trained: Checkpoint | None
+    path: Path, network: Network, checkpoint: Path, trained: Checkpoint | None
 ) -> tuple[dict[str, Any], Evaluation | None]:
     """Collect what is known of a classifier; None stands for what is not.
 
@@ -42,20 +43,25 @@ def describe_model(
     weights = fingerprint_weights(network)
     step = trained.step if trained else None
     result = evaluation_of(evaluation_path(checkpoint), weights, step) if trained else None
-    blocks = len(network.block1.layer)
     card = {
         "model": path.name,
-        "architecture": f"WRN-{6 * blocks + 4}-{network.feature_width // 64}",
+        "architecture": _architecture(network, trained),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "weights": weights,
         "license": read_json(card_path(path)).get("license"),
         "classes": list(network.classes) or None,
-        "preprocessing": preprocessing(path, image_size(network)),
+        "preprocessing": preprocessing(path, size_for(network)),
         "temperature": read_temperature(checkpoint, weights),
         "training": None if trained is None else _training(trained),
         "evaluation": None if result is None else json.loads(result.to_json()),
     }
     return card, result
+
+
+def _architecture(network: Network, trained: Checkpoint | None) -> str:
+    if isinstance(network, WideResNet):
+        return f"WRN-{6 * len(network.block1.layer) + 4}-{network.feature_width // 64}"
+    return trained.config.network if trained else UNKNOWN
 
 
 def _training(trained: Checkpoint) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Finding the weights of a WideResNet in files of other programs."""
+"""Finding the weights of a network in files of other programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from torch import Tensor
 from rsslcli.core.errors import short_repr
 from rsslcli.core.networks.normalization import Normalization, check_normalization
 
-#: Every WideResNet has weights of these names.
-_FIRST = "block1.layer.0.conv1.weight"
-_LAST = "fc.weight"
-#: The parts of a WideResNet. Unknown weights inside them would change what it computes, and are rejected.
-_PARTS = ("conv1", "block1", "block2", "block3", "bn1", "fc")
 #: Names of normalization buffers, mean → deviation: RobustBench, common wrappers, the robustness library.
 _DEVIATION_OF = {"mu": "sigma", "mean": "std", "new_mean": "new_std"}
 _MAX_DEPTH = 2  # {"model": {"state_dict": {…}}}
@@ -24,17 +19,42 @@ _MAX_NAMED = 12  # items listed in one note
 
 
 @dataclass(frozen=True)
-class FoundWeights:
-    """The weights of a WideResNet in a file."""
+class Layout:
+    """The names by which the weights of an architecture are found."""
 
-    state: dict[str, Any]  #: tensors by the names of `WideResNet`
+    title: str  #: the architecture, for messages
+    first: str  #: the first tensor of every state dict
+    last: str  #: the weights of the classifier
+    #: The parts of the network. Unknown weights inside them would change what it computes, and are rejected.
+    parts: frozenset[str]
+
+
+WIDE_RESNET = Layout(
+    "WideResNet",
+    "block1.layer.0.conv1.weight",
+    "fc.weight",
+    frozenset({"conv1", "block1", "block2", "block3", "bn1", "fc"}),
+)
+
+
+def layout_of(title: str, names: Sequence[str], classifier: str) -> Layout:
+    """The layout of an architecture from the names in a state dict, and that of its classifier's layer."""
+    parts = frozenset(name.split(".")[0] for name in [*names, classifier])
+    return Layout(title, names[0], f"{classifier}.weight", parts)
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """The weights of a network in a file."""
+
+    state: dict[str, Any]  #: tensors by the names of the architecture
     normalization: Normalization | None  #: the normalization of the input in the file; None if there is none
     #: what the user should know: which of several networks was chosen, and what is not used
     notes: tuple[str, ...]
 
 
-def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
-    """Find the state dict of a WideResNet in the content of a checkpoint file; None if there is none.
+def find_weights(content: Mapping[Any, Any], layout: Layout = WIDE_RESNET) -> FoundWeights | None:
+    """Find the state dict of an architecture in the content of a checkpoint file; None if there is none.
 
     It may be the whole content or be stored under a key such as "state_dict" or "model", and its names may
     have the prefixes of wrappers, such as "module." or "_orig_mod.", once or repeatedly. The file may also
@@ -43,7 +63,7 @@ def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
     Raises:
         UserError: the values of its normalization buffers are invalid.
     """
-    networks = list(_networks(content))
+    networks = list(_networks(content, layout))
     if not networks:
         return None
     # If there are several, such as averaged weights, prefer the top level and "state_dict".
@@ -62,12 +82,12 @@ def find_weights(content: Mapping[Any, Any]) -> FoundWeights | None:
     if pair:
         mean, std = (tuple(map(float, part[name].flatten().tolist())) for name in pair)
         normalization = check_normalization(mean, std, " and ".join(map(short_repr, pair)))
-    state = {name[len(prefix) :]: part[name] for name in part if _is_part(name, prefix)}
-    other = [_head(name, prefix) for name in part if not _is_part(name, prefix) and name not in pair]
+    state = {name[len(prefix) :]: part[name] for name in part if _is_part(name, prefix, layout)}
+    other = [_head(name, prefix) for name in part if not _is_part(name, prefix, layout) and name not in pair]
     unused = list(dict.fromkeys(map(short_repr, [*other, *chosen.beside])))
     if unused:
         more = f" and {len(unused) - _MAX_NAMED} more" if len(unused) > _MAX_NAMED else ""
-        notes.append(f"not part of the WideResNet, so not used: {', '.join(unused[:_MAX_NAMED])}{more}")
+        notes.append(f"not part of the {layout.title}, so not used: {', '.join(unused[:_MAX_NAMED])}{more}")
     return FoundWeights(state, normalization, tuple(notes))
 
 
@@ -118,16 +138,16 @@ class _Network:
         return " ".join(map(short_repr, (*self.keys, self.prefix) if self.prefix else self.keys)) or "the top"
 
 
-def _networks(content: Mapping[Any, Any]) -> Iterator[_Network]:
+def _networks(content: Mapping[Any, Any], layout: Layout) -> Iterator[_Network]:
     """Find the networks in `content`. Each dictionary is visited once, even if the file repeats it."""
     to_see: list[tuple[tuple[Any, ...], Any, tuple[dict[Any, Any], ...]]] = [((), content, ())]
     seen = {id(content)}
     for keys, part, around in to_see:
         items = dict(dict.items(part))  # bypasses methods of an OrderedDict that the file may replace
         for name in items:
-            if isinstance(name, str) and name.endswith(_FIRST):
-                prefix = name[: -len(_FIRST)]
-                if prefix[-1:] in ("", ".") and prefix + _LAST in items:
+            if isinstance(name, str) and name.endswith(layout.first):
+                prefix = name[: -len(layout.first)]
+                if prefix[-1:] in ("", ".") and prefix + layout.last in items:
                     yield _Network(keys, items, prefix, around)
         for key, value in items.items():
             if isinstance(value, dict) and id(value) not in seen and len(keys) < _MAX_DEPTH:
@@ -135,8 +155,10 @@ def _networks(content: Mapping[Any, Any]) -> Iterator[_Network]:
                 to_see.append(((*keys, key), value, (*around, items)))
 
 
-def _is_part(name: object, prefix: str) -> bool:
-    return isinstance(name, str) and name.startswith(prefix) and name[len(prefix) :].split(".")[0] in _PARTS
+def _is_part(name: object, prefix: str, layout: Layout) -> bool:
+    if not isinstance(name, str) or not name.startswith(prefix):
+        return False
+    return name[len(prefix) :].split(".")[0] in layout.parts
 
 
 def _head(name: object, prefix: str) -> object:

@@ -21,5 +21,5 @@ def images() -> NDArray[np.uint8]:
 def small_chunks() -> Iterator[None]:
     """Chunks of 16 images: several for `images`, and little work for one image, which fills a whole chunk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "CHUNK", 16)
+        patch.setitem(generate.CHUNK, 32, 16)
         yield

@@ -55,18 +55,14 @@ class TestCorrupt:
         assert np.array_equal(corrupt(images[:7], name, 3), corrupt(images, name, 3)[:7])
 
     def test_every_chunk_draws_its_own_numbers(self) -> None:
-        gray = np.full((module.CHUNK + 2, 32, 32, 3), 128, np.uint8)
+        chunk = module.CHUNK[32]
+        gray = np.full((chunk + 2, 32, 32, 3), 128, np.uint8)
         result = corrupt(gray, "gaussian_noise", 1)
-        assert not np.array_equal(result[module.CHUNK :], result[:2])
+        assert not np.array_equal(result[chunk:], result[:2])
 
     def test_seed_and_severity_change_the_numbers(self, images: Images) -> None:
         assert np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=3))
         assert not np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=4))
-
-    def test_other_sizes_work(self) -> None:
-        clean = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), dtype=np.uint8)
-        for name in CORRUPTIONS:
-            assert corrupt(clean, name, 5).shape == clean.shape
 
     @pytest.mark.parametrize(
         ("name", "severity", "shape", "dtype", "message"),
@@ -76,6 +72,8 @@ class TestCorrupt:
             ("fog", 0, (1, 32, 32, 3), np.uint8, "severity must be one of 1, 2, 3, 4, 5, not 0"),
             ("fog", 1, (32, 32, 3), np.uint8, "uint8 (N, H, W, 3), not uint8 (32, 32, 3)"),
             ("fog", 1, (1, 32, 32, 3), np.float32, "not float32"),
+            ("fog", 1, (1, 48, 48, 3), np.uint8, "of 32×32, 64×64 and 224×224 pixels, not 48×48"),
+            ("fog", 1, (1, 32, 64, 3), np.uint8, "pixels, not 64×32"),
         ],
     )
     def test_errors_are_one_clear_line(
@@ -112,6 +110,29 @@ class TestFiles:
             blocks = stored.reshape(5, *images.shape)
             for severity in SEVERITIES:
                 assert np.array_equal(blocks[severity - 1], corrupt(images, name, severity))
+
+    @pytest.mark.parametrize("side", [64, 224])
+    def test_larger_images_are_written_at_their_own_size(self, side: int, tmp_path: Path) -> None:
+        large = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+        generate_corrupted(large, np.arange(3), tmp_path, corruptions=PAIR)
+        for name in PAIR:
+            stored = np.load(tmp_path / f"{name}.npy")
+            assert stored.shape == (15, side, side, 3)
+            assert np.array_equal(stored[6:8], corrupt(large[:2], name, 3))
+        record = json.loads((tmp_path / "corruptions.json").read_text(encoding="utf-8"))
+        assert record["contrast"]["identity"]["size"] == side
+
+    def test_a_record_without_the_size_is_of_32_pixels(
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generate_corrupted(images, labels, tmp_path, corruptions=PAIR)
+        path = tmp_path / "corruptions.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for entry in record.values():
+            del entry["identity"]["size"]
+        path.write_text(json.dumps(record), encoding="utf-8")
+        monkeypatch.setattr(module, "_corrupt_chunk", None)  # finished: not called
+        generate_corrupted(images, labels, tmp_path, corruptions=PAIR)
 
     def test_number_of_workers_does_not_matter(
         self, images: Images, labels: NDArray[np.int64], tmp_path: Path

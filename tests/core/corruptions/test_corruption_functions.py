@@ -12,10 +12,12 @@ from PIL import Image
 from scipy import ndimage
 from skimage import color, filters
 
-from rsslcli.core.corruptions import blur, digital, noise, operators, weather
+from rsslcli.core.corruptions import blur, digital, operators, weather
 from rsslcli.core.corruptions.generate import corrupt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.corruptions.registry import FUNCTIONS
+from rsslcli.core.corruptions.parameters import ICE, TABLE_32, TABLES, parameters
+from rsslcli.core.corruptions.registry import FUNCTIONS, apply
+from rsslcli.core.data.store import SIZES
 
 Images = NDArray[np.uint8]
 
@@ -33,12 +35,24 @@ def test_every_name_has_its_function() -> None:
     assert tuple(FUNCTIONS) == CORRUPTIONS
 
 
+def test_images_of_every_prepared_size_can_be_corrupted() -> None:
+    assert tuple(TABLES) == SIZES
+
+
+@pytest.mark.parametrize("side", TABLES)
+def test_every_size_has_parameters_for_every_corruption(side: int) -> None:
+    assert TABLES[side].keys() == set(CORRUPTIONS)
+    assert {len(row) for row in TABLES[side].values()} == {len(SEVERITIES)}
+    assert side in ICE
+
+
+@pytest.mark.parametrize("side", TABLES)
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_shape_range_and_determinism(name: str) -> None:
-    pixels = torch.rand(3, 3, 32, 32, generator=generator())
-    for severity in SEVERITIES:
+def test_shape_range_and_determinism(name: str, side: int) -> None:
+    pixels = torch.rand(3 if side == 32 else 1, 3, side, side, generator=generator())
+    for severity in SEVERITIES if side == 32 else (1, 5):
         before = pixels.clone()
-        first, second = (FUNCTIONS[name](pixels, severity, generator(7)) for _ in range(2))
+        first, second = (apply(name, pixels, severity, generator(7)) for _ in range(2))
         assert first.shape == pixels.shape
         assert first.dtype == torch.float32
         assert first.isfinite().all()
@@ -50,7 +64,7 @@ def test_shape_range_and_determinism(name: str) -> None:
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_images_of_one_level_stay_finite(name: str, level: float) -> None:
     for severity in SEVERITIES:
-        assert FUNCTIONS[name](torch.full((2, 3, 32, 32), level), severity, generator()).isfinite().all()
+        assert apply(name, torch.full((2, 3, 32, 32), level), severity, generator()).isfinite().all()
 
 
 # Saturate takes color away at severities 1 and 2 and adds it from 3 on; elastic_transform goes from large
@@ -69,12 +83,12 @@ def test_a_higher_severity_changes_more(name: str, images: Images) -> None:
 @pytest.mark.usefixtures("small_chunks")
 class TestAgainstReference:
     def test_gaussian_blur(self, images: Images, severity: int) -> None:
-        sigma = blur.GAUSSIAN_SIGMA[severity - 1]
+        sigma = TABLE_32["gaussian_blur"][severity - 1]
         reference = np.stack([filters.gaussian(image / 255, sigma, channel_axis=-1) for image in images])
         assert difference(corrupt(images, "gaussian_blur", severity), reference) < 0.01
 
     def test_defocus_blur(self, images: Images, severity: int) -> None:
-        kernel = blur._disk(*blur.DEFOCUS_DISK[severity - 1])[0, 0].double().numpy()
+        kernel = blur.disk(*parameters("defocus_blur", 32, severity))[0, 0].double().numpy()
         assert kernel.sum() == pytest.approx(1)
         assert np.array_equal(kernel, kernel.T)
         reference = ndimage.correlate(images / 255, kernel[None, :, :, None], mode="mirror")
@@ -83,7 +97,7 @@ class TestAgainstReference:
 
     def test_zoom_blur(self, images: Images, severity: int) -> None:
         images = images[:8]
-        factors = np.arange(1, blur.ZOOM_END[severity - 1], 0.01)
+        factors = np.arange(1, *parameters("zoom_blur", 32, severity))
         reference = images / 255
         for factor in factors:
             crop = int(np.ceil(32 / factor))
@@ -98,20 +112,20 @@ class TestAgainstReference:
     def test_hsv(self, images: Images, severity: int, name: str) -> None:
         hsv = color.rgb2hsv(images / 255)
         if name == "brightness":
-            hsv[..., 2] = (hsv[..., 2] + digital.BRIGHTNESS_ADDED[severity - 1]).clip(0, 1)
+            hsv[..., 2] = (hsv[..., 2] + TABLE_32["brightness"][severity - 1]).clip(0, 1)
         else:
-            factor, summand = digital.SATURATE[severity - 1]
+            factor, summand = TABLE_32["saturate"][severity - 1]
             hsv[..., 1] = (hsv[..., 1] * factor + summand).clip(0, 1)
         assert difference(corrupt(images, name, severity), color.hsv2rgb(hsv)) < 0.1
 
     def test_contrast(self, images: Images, severity: int) -> None:
         pixels = images / 255
         mean = pixels.mean((1, 2), keepdims=True)
-        reference = (pixels - mean) * digital.CONTRAST_KEPT[severity - 1] + mean
+        reference = (pixels - mean) * TABLE_32["contrast"][severity - 1] + mean
         assert difference(corrupt(images, "contrast", severity), reference) < 0.01
 
     def test_pixelate(self, images: Images, severity: int) -> None:
-        side = int(32 * digital.PIXELATE_SCALE[severity - 1])
+        side = int(32 * TABLE_32["pixelate"][severity - 1])
         ours = corrupt(images, "pixelate", severity)
         for image, result in zip(images, ours, strict=True):
             small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
@@ -120,23 +134,23 @@ class TestAgainstReference:
     def test_jpeg_compression(self, images: Images, severity: int) -> None:
         for image, result in zip(images, corrupt(images, "jpeg_compression", severity), strict=True):
             file = BytesIO()
-            Image.fromarray(image).save(file, "JPEG", quality=digital.JPEG_QUALITY[severity - 1])
+            Image.fromarray(image).save(file, "JPEG", quality=TABLE_32["jpeg_compression"][severity - 1])
             assert np.array_equal(result, np.asarray(Image.open(file)))
 
     def test_noise_has_the_stated_strength(self, severity: int) -> None:
         gray = torch.full((20, 3, 32, 32), 0.5)
         index = severity - 1
-        assert noise.gaussian_noise(gray, severity, generator()).std().item() == pytest.approx(
-            noise.GAUSSIAN_SIGMA[index], rel=0.02
+        assert apply("gaussian_noise", gray, severity, generator()).std().item() == pytest.approx(
+            TABLE_32["gaussian_noise"][index], rel=0.02
         )
-        assert noise.speckle_noise(gray, severity, generator()).std().item() == pytest.approx(
-            0.5 * noise.SPECKLE_SIGMA[index], rel=0.02
+        assert apply("speckle_noise", gray, severity, generator()).std().item() == pytest.approx(
+            0.5 * TABLE_32["speckle_noise"][index], rel=0.02
         )
-        assert noise.shot_noise(gray, severity, generator()).var().item() == pytest.approx(
-            0.5 / noise.PHOTONS_AT_WHITE[index], rel=0.03
+        assert apply("shot_noise", gray, severity, generator()).var().item() == pytest.approx(
+            0.5 / TABLE_32["shot_noise"][index], rel=0.03
         )
-        hit = noise.impulse_noise(gray, severity, generator())
-        assert (hit != 0.5).float().mean().item() == pytest.approx(noise.IMPULSE_SHARE[index], rel=0.1)
+        hit = apply("impulse_noise", gray, severity, generator())
+        assert (hit != 0.5).float().mean().item() == pytest.approx(TABLE_32["impulse_noise"][index], rel=0.1)
         assert (hit == 1).float().sum() / (hit != 0.5).sum() == pytest.approx(0.5, abs=0.05)
 
 
@@ -148,6 +162,60 @@ def test_glass_blur_takes_pixels_from_above_and_left(images: Images) -> None:
     assert (candidates == result).all(-1).any(0).all()
     assert np.array_equal(result[:, :2], images[:, :2])
     assert np.array_equal(result[:, :, :2], images[:, :, :2])
+
+
+@pytest.mark.parametrize(("reach", "passes"), [(1, 1), (2, 2), (4, 1)])
+def test_glass_blur_copies_neighbors_as_the_original_walk_does(reach: int, passes: int) -> None:
+    images = torch.rand(2, 3, 24, 24, generator=generator())
+    expected = (images.permute(0, 2, 3, 1).numpy() * 255 + 1e-3).astype(np.uint8)
+    random = generator(1)
+    for _ in range(passes):
+        moves = (reach - 1 - torch.randint(2 * reach, (2, 2, 24, 24), generator=random)).numpy()
+        for image, picture in enumerate(expected):
+            for y in range(24 - reach, reach, -1):
+                for x in range(24 - reach, reach, -1):
+                    down, right = moves[:, image, y, x]
+                    picture[y, x] = picture[y + down, x + right]
+    ours = blur.glass_blur(images, generator(1), 0.05, reach, passes)  # a sigma too small to blur
+    assert np.array_equal((ours * 255).round().permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize(("radius", "softness"), [(1.5, 0.1), (3, 0.5), (8, 0.5), (10, 0.5)])
+def test_defocus_disk_is_softened_with_mirrored_edges(radius: float, softness: float) -> None:
+    reach = max(int(radius), 8)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    hard = (x * x + y * y <= radius**2).astype(float)
+    soft = np.exp(-(np.arange(-1 - (radius > 8), 2 + (radius > 8)) ** 2) / (2 * softness**2))
+    expected = hard / hard.sum()
+    for axis in (0, 1):
+        expected = ndimage.correlate1d(expected, soft / soft.sum(), axis, mode="mirror")
+    kernel = blur.disk(radius, softness)[0, 0].numpy()
+    outside = (len(expected) - len(kernel)) // 2
+    np.testing.assert_allclose(np.pad(kernel, outside), expected, atol=1e-7)
+
+
+@given(side=st.integers(8, 70), factor=st.floats(1, 4.5))
+@settings(max_examples=30, deadline=None)
+def test_zoom_is_that_of_the_matrices(side: int, factor: float) -> None:
+    images = torch.rand(1, 2, side, side, generator=generator())
+    matrix = operators.zoom_matrix(side, factor)
+    expected = operators.apply_separably(images, matrix, matrix)
+    torch.testing.assert_close(operators.zoom(images, factor), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("severity", [1, 5])
+def test_zoom_blur_of_larger_images_is_the_mean_of_scipys_zooms(severity: int) -> None:
+    image = np.random.default_rng(0).random((64, 64))
+    factors = np.arange(1, *parameters("zoom_blur", 64, severity))
+    expected = image.copy()
+    for factor in factors:
+        crop = int(np.ceil(64 / factor))
+        start = (64 - crop) // 2
+        zoomed = ndimage.zoom(image[start : start + crop, start : start + crop], factor, order=1)
+        trim = (len(zoomed) - 64) // 2
+        expected += zoomed[trim : trim + 64, trim : trim + 64]
+    ours = apply("zoom_blur", torch.from_numpy(image).float().expand(1, 3, -1, -1), severity, generator())
+    np.testing.assert_allclose(ours[0, 0].numpy(), expected / (len(factors) + 1), atol=1e-4)
 
 
 def test_smear_follows_each_image_s_own_direction() -> None:
@@ -192,7 +260,7 @@ def test_sampling_is_scipys_interpolation(edge_repeats: bool, mode: str) -> None
 def test_elastic_transform_moves_the_corners_at_most_by_its_table() -> None:
     """A picture of its own x coordinate shows how far pixels came from; at severity 1 that is affine."""
     ramp = (torch.arange(32.0) / 31).expand(64, 3, 32, 32)
-    result = digital.elastic_transform(ramp, 1, generator())
+    result = apply("elastic_transform", ramp, 1, generator())
     moved = (result - ramp).abs()[:, :, 6:27, 6:27] * 31
     assert 1 < moved.max() < 2 * 32 * 0.08 * 2
 
@@ -225,7 +293,7 @@ def test_snow_and_frost_and_water_brighten(images: Images) -> None:
 
 
 def test_ice_differs_between_images_and_has_five_colors() -> None:
-    textures = weather.ice(200, 32, 32, generator())
+    textures = weather.ice(200, 32, generator())
     assert textures.min() >= 0
     assert textures.max() <= 1
     blueness = (textures[:, 2] - textures[:, 0]).mean((1, 2))
@@ -255,10 +323,11 @@ def test_edges_are_opencvs() -> None:
     ]
 
 
-def test_distance_is_euclidean() -> None:
+def test_distance_is_euclidean_up_to_a_limit() -> None:
     edges = torch.rand(5, 1, 32, 24, generator=generator()) < 0.02
     edges[0] = False
-    ours = weather._distance(edges)
-    assert ours[0].isinf().all()
+    ours = weather._distance(edges, 6)
+    assert (ours[0] == 6).all()
     reference = np.stack([ndimage.distance_transform_edt(~plane) for plane in edges[1:, 0].numpy()])
-    np.testing.assert_allclose(ours[1:, 0].numpy(), reference, atol=1e-5)
+    assert reference.max() > 6
+    np.testing.assert_allclose(ours[1:, 0].numpy(), reference.clip(max=6), atol=1e-5)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsslcli.core.errors import UserError
-from rsslcli.core.networks.batch_norm import BatchNorm2d, keep_running_statistics
-from rsslcli.core.networks.wide_resnet import WideResNet, initialize
+from rsslcli.core.networks.batch_norm import keep_running_statistics
+from rsslcli.core.networks.network import initialize
+from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 
 
@@ -222,7 +223,7 @@ def test_running_statistics_are_kept_and_the_outputs_are_the_same() -> None:
 
 def test_running_statistics_update_again_after_an_exception_and_nesting() -> None:
     network = WideResNet(10, 1).train()
-    layers = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(layers) == 7
 
     def fail() -> None:
@@ -231,12 +232,12 @@ def test_running_statistics_update_again_after_an_exception_and_nesting() -> Non
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert all(layer.updates_statistics for layer in layers)
+    assert all(layer.track_running_stats for layer in layers)
     with keep_running_statistics(network):
         with keep_running_statistics(network):
             pass
-        assert not any(layer.updates_statistics for layer in layers), "the outer context still holds"
-    assert all(layer.updates_statistics for layer in layers)
+        assert not any(layer.track_running_stats for layer in layers), "the outer context still holds"
+    assert all(layer.track_running_stats for layer in layers)
 
 
 def test_evaluation_uses_running_statistics_even_where_they_are_kept() -> None:

@@ -8,33 +8,56 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.gathering import ImageSource
+from rsslcli.core.networks.build import build_network
+from rsslcli.core.networks.names import allow_network
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
+from rsslcli.core.training.optimizer import step_factors
 from rsslcli.core.training.step import Trainer, TrainingData
 
 FOUR = ("rotation", "bir", "color", "ir")
 ALPHA, BETA = 0.07, 3.0
 
 
-def make_model(tasks: tuple[str, ...], mode: str) -> MultiTaskNetwork:
+def small_resnet() -> nn.Module:
+    return ResNet(BasicBlock, [1, 1, 1, 1])
+
+
+def layer_norms() -> nn.Module:
+    """A network without batch normalization."""
+    patches = [nn.Conv2d(3, 6, 8, 8), nn.GELU(), nn.Flatten(), nn.LayerNorm(96)]
+    return nn.Sequential(*patches, nn.Linear(96, 12), nn.GELU(), nn.LayerNorm(12), nn.Linear(12, 3))
+
+
+def make_model(tasks: tuple[str, ...], mode: str, network: str = "wrn") -> MultiTaskNetwork:
+    allow_network(network)
     torch.manual_seed(3)
-    model = MultiTaskNetwork(WideResNet(10, 1), build_tasks(tasks), batch_norm=mode)
+    trunk = build_network(Config(network=network, depth=10, width=1), 10)
+    model = MultiTaskNetwork(trunk, build_tasks(tasks), batch_norm=mode)
     return model.double().train()
 
 
 def textbook(
-    model: MultiTaskNetwork, images: Tensor, labels: Tensor, val: tuple[Tensor, Tensor], lambdas: Tensor
+    model: MultiTaskNetwork,
+    images: Tensor,
+    labels: Tensor,
+    val: tuple[Tensor, Tensor],
+    lambdas: Tensor,
+    trunk_lr_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Algorithm 1 as it stands in the paper: backward through the backward pass, then a second pass.
+
+    The look-ahead of the trunk has a learning rate of its own.
 
     Returns the meta-gradient, the new λ, and the gradient of the total loss at the new λ by parameter.
     """
@@ -75,7 +98,8 @@ def textbook(
     lambdas = lambdas.clone().requires_grad_()
     psi = {k: v for k, v in phi.items() if k.startswith("network.")}
     grads = torch.autograd.grad(total(phi, lambdas), list(psi.values()), create_graph=True)
-    ahead = {k: p - ALPHA * g for (k, p), g in zip(psi.items(), grads, strict=True)}
+    rates = {k: ALPHA if ".fc." in k else ALPHA * trunk_lr_factor for k in psi}
+    ahead = {k: p - rates[k] * g for (k, p), g in zip(psi.items(), grads, strict=True)}
     scores = F.linear(trunk(val[0], ahead), ahead["network.fc.weight"], ahead["network.fc.bias"])
     (meta_gradient,) = torch.autograd.grad(F.cross_entropy(scores, val[1]), lambdas)
     updated = (lambdas.detach() - BETA * meta_gradient).clamp(min=0)
@@ -125,6 +149,65 @@ def test_equals_double_backward(
         # The first step with Nesterov momentum: the velocity is the gradient.
         weights = before[name] - 0.1 * (1 + 0.9) * (expected[name] + 5e-4 * before[name])
         assert relative(parameter.detach(), weights) < 1e-9, name
+
+
+@pytest.mark.parametrize("mode", ["per-task", "joint", "all"])
+@pytest.mark.parametrize("name", ["small_resnet", "layer_norms"])
+def test_equals_double_backward_with_any_network_and_a_slower_trunk(
+    name: str, mode: str, images: Tensor, labels: Tensor, random: BatchRandom
+) -> None:
+    tasks = ("rotation", "ir")
+    network = f"{__name__}:{name}"
+    lambdas = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    model = make_model(tasks, mode, network)
+    other = make_model(tasks, mode, network)
+    gradient, expected_lambdas, expected = textbook(
+        other, images, labels, validation(images), lambdas, trunk_lr_factor=0.25
+    )
+    assert (gradient.abs() > 1e-9).all()
+    updated = lambdas.clone()
+    automl_gradients(
+        model.losses(images, labels, random),
+        model.psi(),
+        model.head_parameters(),
+        updated,
+        model.validation_loss(*validation(images)),
+        alpha=ALPHA,
+        beta=BETA,
+        factors=step_factors(Config(trunk_lr_factor=0.25), model.psi()),
+    )
+    assert relative(lambdas - updated, lambdas - expected_lambdas) < 1e-8
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert relative(parameter.grad, expected[key]) < 1e-8, key
+
+
+@pytest.mark.parametrize("mode", ["per-task", "all", "joint"])
+def test_other_passes_leave_the_running_statistics_of_any_network(
+    mode: str, images: Tensor, labels: Tensor, random: BatchRandom
+) -> None:
+    """The passes of tasks update them in the modes that say so; the meta step never does."""
+    network = f"{__name__}:small_resnet"
+    model = make_model(("rotation",), mode, network)
+    reference = make_model(("rotation",), mode, network)
+    automl_gradients(
+        model.losses(images, labels, random),
+        model.psi(),
+        model.head_parameters(),
+        torch.full((1,), 0.5, dtype=torch.float64),
+        model.validation_loss(*validation(images)),
+        alpha=ALPHA,
+        beta=BETA,
+    )
+    view = reference.tasks["rotation"].transform(images, BatchRandom(torch.Generator().manual_seed(11)))[0]
+    for batch in {
+        "per-task": [images], "all": [images, view], "joint": [torch.cat([images, view])]
+    }[mode]:  # fmt: skip
+        reference.network.features(batch)
+    expected = dict(reference.network.named_buffers())
+    assert any(name.endswith("running_mean") for name in expected)
+    for name, value in model.network.named_buffers():
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-14, msg=name)
 
 
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
