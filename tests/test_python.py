@@ -80,7 +80,7 @@ def test_the_blocks_of_the_readme_run(documented: dict[str, Any], place: Path) -
             'weighting="automl"', 'weighting="automl", depth=10, width=1, epochs=1, warmup_epochs=0'
         )
         exec(compile(small, "README.md", "exec"), names)
-    assert len(README_BLOCKS) == 3
+    assert len(README_BLOCKS) == 1
     assert names["scores"].shape == (2, 10)
     assert load_checkpoint(place / "runs" / "mine").config.tasks == ("rotation", "bir", "color", "ir")
     assert names["found"].images == 20

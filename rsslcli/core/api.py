@@ -134,7 +134,8 @@ def adapt(classifier: nn.Module, method: AdaptationMethod = "bn", **settings: An
         A module that maps float images (N, 3, H, W) in [0, 1] to scores (N, classes), without gradients.
 
     Raises:
-        UserError: the classifier has no batch normalization, or no tasks for "tasks", or a setting is wrong.
+        UserError: the classifier has no batch normalization for "bn" and "tent", or no tasks for "tasks", or
+            a setting is wrong.
     """
     adaptation = Adaptation(method, **settings)
     return make_adaptive(classifier, adaptation, _tasks_of(classifier, adaptation))

@@ -87,9 +87,23 @@ def test_a_file_alone_never_imports_a_network_of_ones_own(
     assert not (home / "never").exists()
 
     assert "clean" in here.succeed(f"eval-c own-network --network {name} {ONE_CELL}")
+    assert "adapted" in here.succeed(f"eval-c own-network --network {name} {ONE_CELL} --adapt tasks")
+    here.refuse(
+        f"eval-c own-network --network {name} {ONE_CELL} --adapt bn", "has no batch normalization", code=2
+    )
     here.succeed(f"train-single --resume --output own-network --network {name}")
     here.refuse("train-single --resume --output own-network --network resnet18", "goes on with its own")
     here.refuse(f"{train}2 --network no_such_module:small", "ModuleNotFoundError")
+
+
+def test_the_preset_for_pretrained_networks_takes_another_network(here: Here) -> None:
+    out = here.succeed("train-automl --preset finetune --network convnext_tiny --print-config")
+    settings = yaml.safe_load(out)
+    expected = {
+        "network": "convnext_tiny", "weights": "imagenet", "epochs": 10, "warmup_epochs": 1, "lr": 0.001,
+        "optimizer": "adamw", "trunk_lr_factor": 0.1, "weight_decay": 0.05, "lookahead_scale": 100.0,
+    }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,7 @@ class MixedBatchNorm(nn.Module):
 
 
 def _mix_statistics(parent: nn.Module, prior: float) -> list[MixedBatchNorm | _BatchNorm]:
-    """Replace the batch normalization below `parent`, unless the prior is infinite; return its layers.
-
-    Raises:
-        UserError: there is none with running statistics.
-    """
+    """Replace the batch normalization below `parent`, unless the prior is infinite; return its layers."""
     layers: list[MixedBatchNorm | _BatchNorm] = []
     replaced: dict[nn.Module, MixedBatchNorm] = {}  # a layer may be in several places
     for module in list(parent.modules()):
@@ -86,10 +82,6 @@ def _mix_statistics(parent: nn.Module, prior: float) -> list[MixedBatchNorm | _B
             layer = replaced.setdefault(child, MixedBatchNorm(child, prior))
             setattr(module, name, layer)
             layers.append(layer)
-    if not layers:
-        raise UserError(
-            "this classifier has no batch normalization with running statistics, so there is nothing to adapt"
-        )
     return layers
 
 
@@ -105,7 +97,8 @@ class AdaptiveClassifier(nn.Module):
         settings: how to adapt.
 
     Raises:
-        UserError: the classifier has no batch normalization with running statistics.
+        UserError: the classifier has no batch normalization with running statistics, and the method is not
+            "tasks".
     """
 
     def __init__(self, classifier: nn.Module, settings: Adaptation) -> None:
@@ -114,6 +107,11 @@ class AdaptiveClassifier(nn.Module):
         self.model = copy.deepcopy(classifier).eval().requires_grad_(False)
         assert settings.prior is not None
         self.layers = _mix_statistics(self, settings.prior)
+        if not self.layers and settings.method != "tasks":  # which adapts the trunk
+            raise UserError(
+                "this classifier has no batch normalization with running statistics, so there is nothing to "
+                "adapt"
+            )
 
     def reset(self) -> None:
         """Forget the batches so far, and start again from the trained weights."""

@@ -56,7 +56,8 @@ def records(directory: Path) -> list[dict[str, Any]]:
 def state(directory: Path) -> dict[str, torch.Tensor]:
     """All tensors of the checkpoint, by name."""
     saved = load_checkpoint(directory)
-    momenta = {f"o.{i}": s["momentum_buffer"] for i, s in saved.optimizer["state"].items()}
+    held = saved.optimizer["state"]
+    momenta = {f"o.{i}.{name}": value for i, entry in held.items() for name, value in entry.items()}
     average = {f"average.{name}": value for name, value in saved.average.items()}
     return saved.classifier | saved.heads | momenta | {"lambdas": saved.lambdas} | average
 
@@ -273,6 +274,23 @@ def test_resume_is_exact_with_a_moving_average_and_augmix(
     averaged = saved.network().state_dict()
     assert all(torch.equal(averaged[name], value) for name, value in saved.average.items())
     assert not torch.equal(saved.average["fc.weight"], saved.classifier["fc.weight"])
+
+
+def test_resume_is_exact_with_another_network_and_optimizer(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    config = replace(
+        CONFIG, tasks=("rotation",), epochs=2, network="shufflenet_v2_x0_5", optimizer="adamw", lr=1e-3,
+        trunk_lr_factor=0.1, ema=0.8,
+    )  # fmt: skip
+    train(config, tmp_path / "whole", dataset, corrupted)
+    asked = iter([False] * 5 + [True])
+    with pytest.raises(InterruptedTrainingError):
+        train(config, tmp_path / "run", dataset, corrupted, should_stop=lambda: next(asked))
+    train(config, tmp_path / "run", dataset, corrupted, resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "run")
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "run")
+    assert "o.0.exp_avg" in state(tmp_path / "run")
 
 
 def test_bfloat16_with_augmix_at_a_high_rate_stays_finite(dataset: Dataset, tmp_path: Path) -> None:
