@@ -24,6 +24,7 @@ from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.evaluation.relative import read_reference
+from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
 from rsslcli.core.run_folder import EVALUATION, partial_evaluation
@@ -62,6 +63,7 @@ def eval_c(
     stream: options.AdaptStream = None,
     task_file: options.TaskFile = None,
     output: options.EvaluationFile = None,
+    predictions: options.ScoreFile = None,
     device: options.Device = None,
     precision: options.Precision = None,
 ) -> None:
@@ -83,13 +85,15 @@ def eval_c(
     rssl eval-c runs/first --relative-to runs/baseline
     # probabilities that fit, also for `rssl predict`
     rssl eval-c runs/first --calibrate
+    # the scores of every image, for analyses of your own
+    rssl eval-c runs/first --predictions scores.npz
     # in half the time, if the CPU or GPU supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
     precision = precision or "float32"
     severities = parse_severities(severity)
     names = _names(protocol, corruptions, severity, limit)
-    _check_options(protocol, precision, normalization, limit, output)
+    _check_options(protocol, precision, normalization, limit, output, predictions)
     adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol, calibrate=calibrate)
     reference = None if relative_to is None else read_reference(relative_to)
     check_dataset(dataset, data_dir)
@@ -129,13 +133,13 @@ def eval_c(
             device=target, score_of=score_of, excluded=left_out, limit=limit, corruptions=names,
             severities=severities, adaptation=adaptation, tasks=tasks, earlier=earlier, reference=reference,
             temperature=calibration.temperature if calibration else None, precision=precision, about=about,
-            partial=partial_evaluation(path) if path else None, notes=notes, foreign=not trained,
-            progress=progress, world=world,
+            partial=partial_evaluation(path) if path else None, predictions=predictions, notes=notes,
+            foreign=not trained, progress=progress, world=world,
         )  # fmt: skip
     if world.is_main:
         result = _in_terms_of(protocol, result)
         saved, remarks = _save(result, path, beside=output is None and part is None)
-        remarks += _save_calibration(calibration, checkpoint)
+        remarks += [*_save_calibration(calibration, checkpoint), *_say_scores(predictions)]
         print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
         _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
         _suggest(saved if output is None else None, part, checkpoint, trained, data_dir)
@@ -255,6 +259,10 @@ def _save_calibration(calibration: Calibration | None, checkpoint: Path) -> list
     return [f"`rssl predict` uses {calibration.save(checkpoint_path(checkpoint))}"]
 
 
+def _say_scores(predictions: Path | None) -> list[str]:
+    return [f"the scores of every image are in {predictions}"] if predictions else []
+
+
 def _part(adaptation: Adaptation | None, part: str | None, *, calibrated: bool) -> str | None:
     """What the file name of a result adds to that of the whole unadapted evaluation; None for that one."""
     words = [f"adapted-{adaptation.method}"] if adaptation else []
@@ -315,7 +323,12 @@ def _suggest(
 
 
 def _check_options(
-    protocol: str, precision: str, normalization: str | None, limit: int | None, output: Path | None
+    protocol: str,
+    precision: str,
+    normalization: str | None,
+    limit: int | None,
+    output: Path | None,
+    predictions: Path | None,
 ) -> None:
     """Refuse what no evaluation can do, before anything heavy is loaded."""
     if protocol not in PROTOCOLS:
@@ -328,6 +341,8 @@ def _check_options(
         raise UserError(f"--limit {limit}: expected at least 1")
     if output is not None and output.suffix not in _WRITERS:
         raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
+    if predictions is not None:
+        check_score_file(predictions)
 
 
 def _names(

@@ -299,6 +299,15 @@ EvaluationFile = Annotated[
         "eval-c-partial.json for a part.",
     ),
 ]
+ScoreFile = Annotated[
+    Path | None,
+    _evaluation(
+        "--predictions",
+        help="Also write the scores of every image of every cell into this .npz file; the adapted ones with "
+        "--adapt.",
+        metavar="<file>",
+    ),
+]
 RelativeTo = Annotated[
     Path | None,
     _evaluation(

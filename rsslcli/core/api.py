@@ -24,6 +24,7 @@ from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation, AdaptationMethod
 from rsslcli.core.evaluation.class_names import carried_names, match_classes, networks_in
 from rsslcli.core.evaluation.result import Evaluation
+from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.networks.names import allow_network
 from rsslcli.core.networks.network import Network
 from rsslcli.core.progress import Progress, silent
@@ -235,6 +236,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     classes_by_position: bool = False,
     adaptation: Adaptation | None = None,
+    predictions: str | Path | None = None,
     device: str | torch.device | None = None,
     precision: str = "float32",
     progress: Progress = silent,
@@ -259,6 +261,7 @@ def evaluate(
         classes_by_position: use score i for class i of the data set, whatever the names.
         adaptation: also measure the accuracy with adaptation to the images of each cell; see the result's
             `adapted`. For an adaptation by tasks, the model is or holds a `Classifier` of a run with tasks.
+        predictions: a .npz file for the scores of all images, see docs/evaluation.md.
         device: any PyTorch device to compute on; by default that of the model.
         precision: "bfloat16" computes a float32 model under autocast; "float32" computes any model in its
             dtype, which the result names. TF32 on CUDA is a setting of PyTorch (`torch.backends`).
@@ -267,8 +270,10 @@ def evaluate(
     Raises:
         UserError: the data set is not prepared or has no corrupted versions, a corruption is unknown, the
             model cannot adapt, fails on an image or on that device (its exception is the cause), does not
-            return scores, or has other classes or classes without names.
+            return scores, or has other classes or classes without names, or `predictions` does not end in
+            .npz.
         DivergedError: scores are NaN or infinite.
+        RsslError: `predictions` cannot be written.
 
     Warns:
         UserWarning: the clean accuracy of a model that rssl did not train is near chance; a network of rssl
@@ -282,6 +287,9 @@ def evaluate(
         raise UserError(f"limit: expected at least 1, got {limit}")
     if precision not in ("float32", "bfloat16"):
         raise UserError(f"precision: expected float32 or bfloat16, got {short_repr(precision)}")
+    predictions = None if predictions is None else Path(predictions)
+    if predictions is not None:
+        check_score_file(predictions)
     data = load(dataset, _folder(data_dir))
     corrupted = load_corrupted(data)
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
@@ -312,6 +320,7 @@ def evaluate(
             severities=severities,
             adaptation=adaptation,
             tasks=_tasks_of(model, adaptation),
+            predictions=predictions,
             precision=precision,
             foreign=not any(network.classes for network in networks_in(model)),
             about={"dataset": dataset} | ({"classes_by_position": True} if classes_by_position else {}),

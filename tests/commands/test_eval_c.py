@@ -269,6 +269,7 @@ def test_weights_near_chance_are_noted_in_the_result(home: Path) -> None:
         ("none.pt --protocol robustbench --limit 5", "leave out --corruptions, --severity and --limit"),
         ("none.pt --normalization cifar", "unknown normalization 'cifar': did you mean 'cifar10'"),
         ("none.pt --normalization 1,2,3/4,5,6", "expected three means and three standard deviations"),
+        ("none.pt --predictions scores.npy", r"--predictions scores.npy: the name must end in \.npz"),
         ("seven.pt --dataset mine", "the classifier has 7 outputs but 'mine' has 10 classes"),
     ],
 )
@@ -427,3 +428,16 @@ def test_a_baseline_calibrates_on_the_images_that_would_tune(home: Path, here: H
     content = json.loads((home / "tuned" / "eval-c-partial.json").read_text())
     assert (code, len(content["excluded"])) == (0, content["excluded"] and 40 - content["images"])
     assert f"fitted on {len(content['excluded'])} clean images kept for tuning λ" in err
+
+
+def test_the_scores_of_every_image_are_written_too(home: Path, here: Here) -> None:
+    save_run(home / "scored", CONFIG)
+    code, _, err = here("eval-c scored --corruptions fog --severity 2 --predictions scored.npz")
+    assert (code, "note: the scores of every image are in scored.npz\n" in err) == (0, True)
+    result = json.loads((home / "scored" / "eval-c-partial.json").read_text())
+    with np.load(home / "scored.npz") as file:
+        fog = file["cell"] == 1
+        right = file["scores"].argmax(1) == file["label"]
+        about = json.loads(str(file["about"]))
+    assert right[fog].mean() == result["accuracy"]["fog"][1]
+    assert about["weights"] == result["weights"]

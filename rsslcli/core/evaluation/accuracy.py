@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial as partial_function
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,26 @@ from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import DEFAULT_SIZE, Images, Split, check_image_size
-from rsslcli.core.errors import DivergedError, UserError, sanitize
+from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
-from rsslcli.core.evaluation.cells import CLEAN, Cell, FinishedCells, Group, adapted_groups, measure_groups
+from rsslcli.core.evaluation.cells import (
+    CLEAN,
+    Cell,
+    FinishedCells,
+    Group,
+    adapted_groups,
+    check_decided,
+    measure_groups,
+)
 from rsslcli.core.evaluation.class_names import networks_in
 from rsslcli.core.evaluation.confidence import scaled_means
 from rsslcli.core.evaluation.files import outcomes_in
+from rsslcli.core.evaluation.fingerprint import fingerprint, setting_of
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.relative import Reference
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
+from rsslcli.core.evaluation.score_file import Sink, score_file
 from rsslcli.core.evaluation.selection import Selection
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import World
@@ -137,6 +147,7 @@ def measure(
     chosen: npt.NDArray[np.int64] | None = None,
     precision: str = "float32",
     temperature: float | None = None,
+    sink: Sink | None = None,
 ) -> Outcome:
     """Classify images, and compare the scores with the labels.
 
@@ -149,16 +160,18 @@ def measure(
         precision: "bfloat16" computes under autocast. TF32 on CUDA is a setting of the process, see
             `rsslcli.core.runtime.set_precision`.
         temperature: also say how sure the classifier is with its scores divided by this.
+        sink: called with the scores of each batch.
 
     Raises:
         UserError: the classifier does not return scores.
     """
     chosen = np.arange(len(labels)) if chosen is None else chosen
-    # The values stay on the device until the last batch, so that the host waits only once.
-    values = [
-        image_values(scores, torch.from_numpy(labels[batch]).to(device), temperature)
-        for batch, scores in scores_of(classifier, images, device, chosen, precision)
-    ]
+    # The values stay on the device until the last batch, so that without a sink the host waits only once.
+    values = []
+    for batch, scores in scores_of(classifier, images, device, chosen, precision):
+        values.append(image_values(scores, torch.from_numpy(labels[batch]).to(device), temperature))
+        if sink is not None:
+            sink(scores)
     return Outcome.of(torch.cat(values).numpy(force=True).astype(np.float64))
 
 
@@ -186,6 +199,7 @@ def measure_adapted(
     device: torch.device,
     chosen: npt.NDArray[np.int64],
     precision: str = "float32",
+    sink: Sink | None = None,
 ) -> list[Outcome]:
     """As `measure`, for a classifier that adapts to the images of some cells as they come.
 
@@ -198,6 +212,7 @@ def measure_adapted(
         cells: the images of each cell.
         labels: of the images of every cell.
         device, chosen, precision: as above.
+        sink: called with all scores at once, in the order of the cells.
 
     Returns:
         The outcome of each cell.
@@ -211,6 +226,7 @@ def measure_adapted(
         order = order[np.argsort(labels[chosen[order % len(chosen)]], kind="stable")]
     batches = [np.sort(batch) for batch in np.array_split(order, -(-len(order) // settings.batch_size))]
     values = []
+    kept = []
     with autocast(device, precision == "bfloat16"):
         for batch in batches:
             cell, image = np.divmod(batch, len(chosen))
@@ -218,10 +234,15 @@ def measure_adapted(
             images = np.concatenate([cells[i][image[cell == i]] for i in np.unique(cell)])
             x = to_float(torch.from_numpy(images).to(device), dtype)
             y = torch.from_numpy(labels[image]).to(device)
-            values.append(image_values(check_scores(adaptive(x), len(batch)).to(device), y))
+            scores = check_scores(adaptive(x), len(batch)).to(device)
+            values.append(image_values(scores, y))
+            if sink is not None:
+                kept.append(scores)
+    in_order = np.argsort(np.concatenate(batches))
+    if sink is not None:
+        sink(torch.cat(kept)[torch.from_numpy(in_order).to(device)])
     found = torch.cat(values).numpy(force=True).astype(np.float64)
-    in_order = found[np.argsort(np.concatenate(batches))].reshape(len(cells), len(chosen), -1)
-    return [Outcome.of(cell) for cell in in_order]
+    return [Outcome.of(cell) for cell in found[in_order].reshape(len(cells), len(chosen), -1)]
 
 
 def evaluate(
@@ -241,6 +262,7 @@ def evaluate(
     reference: Reference | None = None,
     temperature: float | None = None,
     partial: Path | None = None,
+    predictions: Path | None = None,
     precision: str = "float32",
     about: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
@@ -271,6 +293,8 @@ def evaluate(
             entry `calibrated`.
         partial: a file for the outcomes of finished cells. If an interrupted run of the same evaluation wrote
             it, its cells are not evaluated again. It is removed in the end.
+        predictions: a .npz file for the scores of all images, adapted ones if there is an `adaptation`; its
+            cells are all evaluated, also if `partial` has some.
         precision: as for `count_correct`.
         about: entries that describe the origin of the result, such as the checkpoint's name.
         notes: earlier notes on the classifier, with which the result's notes begin.
@@ -281,12 +305,12 @@ def evaluate(
 
     Raises:
         UserError: no image is left to evaluate, `reference` is of other ones, a corruption is not in the set,
-            the classifier returns no scores or cannot adapt, or `precision` is "bfloat16" and it is not a
-            float32 model.
+            the classifier returns no scores or cannot adapt, `precision` is "bfloat16" and it is not a
+            float32 model, or several ranks were to write `predictions`.
         DivergedError: scores are NaN or infinite.
     """
-    for network in networks_in(classifier):
-        check_image_size(network.image_size, test.size, str((about or {}).get("dataset", "the data set")))
+    world = world or World()
+    _check_possible(classifier, test, about or {}, predictions, world)
     images = Selection(test, corrupted, score_of, excluded, limit, corruptions)
     computed_in = _computed_in(classifier, precision)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
@@ -296,35 +320,34 @@ def evaluate(
     groups += [[Cell(name, s)] for name in images.names for s in SEVERITIES if s in severities]
     if adaptation is not None:
         groups += adapted_groups(groups, mixed=adaptation.stream == "mixed")
-    sizes = {cell.key: len(images.chosen(cell)) for group in groups for cell in group}
+    cells = [cell for group in groups for cell in group]
+    sizes = {cell.key: len(images.chosen(cell)) for cell in cells}
+    recorded = [cell for cell in cells if predictions and cell.adapted == (adaptation is not None)]
 
-    def measure_group(group: Group) -> list[Outcome]:
+    def measure_group(group: Group, sink: Sink | None) -> list[Outcome]:
         first = group[0]
         arrays = [images.of(cell) for cell in group]
         where = (images.labels(first), device, images.chosen(first), precision)
+        sink = sink if first in recorded else None
         if adaptive is not None and first.adapted:
-            return measure_adapted(adaptive, arrays, *where)
-        return [measure(classifier, arrays[0], *where, temperature)]
+            return measure_adapted(adaptive, arrays, *where, sink)
+        return [measure(classifier, arrays[0], *where, temperature, sink)]
 
     if reference is not None:
         reference.check(about | images.conditions, images.names, severities)
-    world = world or World()
     partial = partial if world.is_main else None
-    setting = test.checksum + corrupted.identity + computed_in
-    if adaptation is not None:
-        setting += json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else ""])
-    if temperature is not None:
-        setting += repr(temperature)
-    fingerprint = _fingerprint(classifier, setting, images.indices) if partial else ""
-    finished = FinishedCells(partial, fingerprint, sizes)
+    setting = test.checksum + corrupted.identity + computed_in + setting_of(adaptation, tasks, temperature)
+    identity = fingerprint(classifier, setting, images.indices) if partial else ""
+    finished = FinishedCells(partial, identity, {c.key: sizes[c.key] for c in cells if c not in recorded})
     if earlier is not None:
         finished.known |= outcomes_in(earlier, about, images.left_out.tolist(), sizes)
     finished.share(world)
-    for found in measure_groups(groups, finished.known, measure_group, world, progress):
-        for cell, outcome in found.items():
-            if outcome.undecided:
-                raise _undecided(cell, outcome, computed_in)
-        finished.add({cell.key: outcome for cell, outcome in found.items()})
+    about_scores = about | ({} if adaptation is None else {"adapted": adaptation.to_dict()})
+    with score_file(predictions, recorded, images, about_scores) if predictions else nullcontext() as sink:
+        measure_cells = partial_function(measure_group, sink=sink)
+        for found in measure_groups(groups, finished.known, measure_cells, world, progress):
+            check_decided(found, computed_in)
+            finished.add({cell.key: outcome for cell, outcome in found.items()})
     finished.remove()
     result = images.result(
         finished.known, about, notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder))
@@ -340,6 +363,16 @@ def evaluate(
         result = dataclasses.replace(result, adapted=adapted)
     suspicion = note_on_chance(result, test) if foreign else None
     return dataclasses.replace(result, notes=(*result.notes, suspicion)) if suspicion else result
+
+
+def _check_possible(
+    classifier: nn.Module, test: Split, about: Mapping[str, Any], predictions: Path | None, world: World
+) -> None:
+    """Raise UserError if the images have another size than the network's, or several ranks were to write."""
+    for network in networks_in(classifier):
+        check_image_size(network.image_size, test.size, str(about.get("dataset", "the data set")))
+    if predictions is not None and world.size > 1:
+        raise UserError("`predictions` are written by a single process: evaluate without torchrun")
 
 
 def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:
@@ -362,29 +395,6 @@ def _computed_in(classifier: nn.Module, precision: str) -> str:
     return precision if dtype == "float32" else dtype
 
 
-def _undecided(cell: Cell, outcome: Outcome, precision: str) -> DivergedError:
-    """The error for a cell in which some images have no predicted class."""
-    is_half = precision in ("bfloat16", "float16")
-    advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
-    if cell.adapted:
-        advice = "the adaptation diverges: raise `prior`, or adapt by bn"
-    return DivergedError(
-        f"{cell}: the highest score of {outcome.undecided} of {outcome.images} images is NaN or "
-        f"infinite, so they have no class: {advice}"
-    )
-
-
 def fingerprint_weights(classifier: nn.Module) -> str:
     """A fingerprint (sha256, hexadecimal) of the parameters and buffers."""
-    return _fingerprint(classifier, "", ())
-
-
-def _fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
-    """A fingerprint of an evaluation: the weights, the data and precision, and the indices of the images."""
-    digest = hashlib.sha256(setting.encode())
-    for indices in chosen:
-        digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())
-    for name, value in classifier.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return fingerprint(classifier, "", ())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rsslcli.core.errors import DivergedError
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress
@@ -73,6 +74,21 @@ def measure_groups(
         yield dict(zip(cells, outcomes, strict=True))
         done += len(cells)
     progress("done", total, total)
+
+
+def check_decided(found: Mapping[Cell, Outcome], precision: str) -> None:
+    """Raise DivergedError if some images of a cell have no predicted class."""
+    for cell, outcome in found.items():
+        if not outcome.undecided:
+            continue
+        is_half = precision in ("bfloat16", "float16")
+        advice = "evaluate in float32" if is_half else "check the weights, and how the input is normalized"
+        if cell.adapted:
+            advice = "the adaptation diverges: raise `prior`, or adapt by bn"
+        raise DivergedError(
+            f"{cell}: the highest score of {outcome.undecided} of {outcome.images} images is NaN or "
+            f"infinite, so they have no class: {advice}"
+        )
 
 
 class FinishedCells:

@@ -38,7 +38,9 @@ class Selection:
     Attributes:
         names: the corruptions.
         left_out: indices of the source images that are left out.
-        indices: those of the clean images, those of the source images, and the score of each label.
+        score_of: (classes,), the index of the score of each label.
+        classes: the names of the labels.
+        indices: those of the clean images, those of the source images, and `score_of`.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class Selection:
         self._corrupted = corrupted
         self.names = _checked_names(corrupted, corruptions)
         self.left_out, chosen, clean = _choose_images(test, corrupted, excluded, limit)
-        self._scores = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
-        self.indices = (clean, chosen, self._scores)
+        self.score_of = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
+        self.classes = test.classes
+        self.indices = (clean, chosen, self.score_of)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -74,7 +77,12 @@ class Selection:
     def labels(self, cell: Cell) -> npt.NDArray[np.int64]:
         """The index of the right score for each image of a cell."""
         labels = self._test.labels if cell.is_clean else self._corrupted.labels
-        return self._scores[labels]
+        return self.score_of[labels]
+
+    def dataset_labels(self, cell: Cell) -> npt.NDArray[np.int64]:
+        """The label of each evaluated image of a cell."""
+        labels = self._test.labels if cell.is_clean else self._corrupted.labels
+        return labels[self.chosen(cell)]
 
     def result(
         self,
@@ -119,7 +127,7 @@ class Selection:
             lambda name: self.chosen(cells[name]),
             lambda name, severity, index: self.of(Cell(name, severity))[index],
             self._test.classes,
-            self._scores,
+            self.score_of,
         )
 
 

@@ -24,7 +24,7 @@ from rsslcli.core.networks.network import Network
 from rsslcli.core.networks.normalization import HALF, parse_normalization
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.public import WIDE_RESNET, FoundWeights, find_weights, layout_of, note_on_variant
-from rsslcli.core.weights.tensor_files import copied, read_tensors
+from rsslcli.core.weights.tensor_files import copied, read_description, read_tensors
 
 if TYPE_CHECKING:
     from rsslcli.core.networks.backbones import Backbone
@@ -135,6 +135,7 @@ def load_classifier(
             raise UserError(f"{path} is a run of `network` {checkpoint.config.network}, not of {network}")
         return checkpoint.describe(trained), checkpoint
     loaded, found = _foreign(path, content, network or WRN)
+    _describe(loaded, read_description(path))
     stored = found.normalization if found else None
     if wanted and stored and not torch.allclose(torch.tensor(wanted), torch.tensor(stored), atol=1e-3):
         raise UserError(f"{path} contains another normalization of its input: omit `normalization`")
@@ -187,6 +188,16 @@ def _template(name: str) -> Backbone:
     from rsslcli.core.networks.backbones import backbone_template  # torchvision takes a while to import
 
     return backbone_template(name)
+
+
+def _describe(network: Network, described: Mapping[str, Any]) -> None:
+    """Attach the class names and the image size in the metadata of a file, as far as they are usable."""
+    names: Any = described.get("classes")
+    if _is_list(names, _is_word) and len({*names}) == len(names) == network.fc.out_features:
+        network.classes = tuple(names)
+    preprocessing = described.get("preprocessing")
+    sizes = preprocessing.get("size") if isinstance(preprocessing, dict) else None
+    network.image_size = next((size for size in SIZES if sizes == [size, size]), network.image_size)
 
 
 def _is_ours(content: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Exporting a classifier as an ONNX or torch.export program, verified against the network."""
+"""Exporting a classifier as an ONNX or torch.export program, or as safetensors; checked before writing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.evaluation.class_names import carried_names, check_names, networks_in
 from rsslcli.core.files import quietly, replacing
+from rsslcli.core.networks.normalization import HALF
+from rsslcli.core.networks.wide_resnet import WideResNet
 
-SUFFIXES = (".onnx", ".pt2")
+#: The packages that each format needs.
+PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": (), ".safetensors": ("safetensors",)}
+SUFFIXES = tuple(PACKAGES)
 #: Largest allowed difference of a score from the network's, relative to the largest score.
 TOLERANCE = 1e-4
-#: Name of the description in a .pt2 file; in an .onnx file its entries are metadata.
+#: Name of the description in a .pt2 file; in other files its entries are metadata.
 DESCRIPTION = "rssl.json"
 
 
@@ -42,13 +46,29 @@ def check_export(path: Path) -> None:
     """Check, before anything is loaded, that the format of `path` can be written here.
 
     Raises:
-        UserError: the suffix is neither .onnx nor .pt2, or a package that ONNX needs is missing.
+        UserError: the suffix is none of `SUFFIXES`, or a package that the format needs is missing.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
-    missing = [name for name in ("onnx", "onnxscript") if not _installed(name)]
-    if path.suffix == ".onnx" and missing:
-        raise UserError(f"ONNX needs the package {' and '.join(missing)}: pip install 'rsslcli[onnx]'")
+        raise UserError(f"{path}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    missing = [name for name in PACKAGES[path.suffix] if not _installed(name)]
+    if missing:
+        extra = path.suffix[1:]
+        raise UserError(f"{path} needs the package {' and '.join(missing)}: pip install 'rsslcli[{extra}]'")
+
+
+def preprocessing(path: Path, size: int) -> dict[str, Any]:
+    """How an image becomes the input of the classifier in this file, as its metadata says it."""
+    return {
+        "size": [size, size],
+        "fit": "the center square, scaled with antialiasing (Lanczos)",
+        "channels": "RGB",
+        "layout": "NCHW",
+        "dtype": "float32",
+        "range": [0.0, 1.0],
+        "normalization": "(x - mu) / sigma, tensors of the file"
+        if path.suffix == ".safetensors"
+        else "none: the program includes it",
+    }
 
 
 def export_classifier(
@@ -59,11 +79,16 @@ def export_classifier(
     image_size: int | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Write `network` to `path` as an ONNX (.onnx) or torch.export (.pt2) program.
+    """Write `network` to `path` as an ONNX (.onnx) or torch.export (.pt2) program, or as .safetensors.
 
     The program takes `images`, float32 (N, 3, S, S) in [0, 1] with any N, and returns `scores`, float32
     (N, classes); it includes the normalization. Before it is written, it is run on random images and compared
     with `network`, for ONNX only if onnxruntime is installed.
+
+    A .safetensors file has the weights of a WideResNet by the names of its public checkpoints, and the
+    normalization as `mu` and `sigma`; `load_classifier` reads it.
+
+    All have metadata: class names and how to prepare an image, see docs/python.md.
 
     Args:
         network: maps such images to such scores; it is switched to evaluation mode.
@@ -79,10 +104,11 @@ def export_classifier(
     """
     path = Path(path)
     check_export(path)
-    size = _size(network) if image_size is None else image_size
+    size = size_for(network) if image_size is None else image_size
     described = {
         "input": f"images: float32 (N, 3, {size}, {size}), RGB in [0, 1]",
         "output": "scores",
+        "preprocessing": json.dumps(preprocessing(path, size)),
         **(about or {}),
     }
     network = network.eval()
@@ -92,10 +118,17 @@ def export_classifier(
     if classes is not None:
         check_names(classes, outputs)
         described["classes"] = json.dumps(list(classes), ensure_ascii=False)
+    formats: dict[str, Callable[[nn.Module, int, Mapping[str, str]], tuple[bytes, Run | None]]] = {
+        ".onnx": _onnx,
+        ".pt2": _torch_export,
+        ".safetensors": _safetensors,
+    }
     with _silence():
         try:
-            data, run = (_onnx if path.suffix == ".onnx" else _torch_export)(network, size, described)
+            data, run = formats[path.suffix](network, size, described)
             difference = None if run is None else _difference(network, size, run)
+        except UserError:
+            raise
         except Exception as error:  # the exporters raise almost anything
             raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
     if difference is not None and not difference < TOLERANCE:
@@ -143,12 +176,31 @@ def _onnx(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[
     return data, lambda images: torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
 
 
+def _safetensors(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run]:
+    """Format the weights; also return the network that they make when they are read again."""
+    from safetensors.torch import load, save
+
+    networks = networks_in(network)
+    is_alone = len(networks) == 1 and len(networks[0].state_dict()) == len(network.state_dict())
+    if not is_alone or not isinstance(networks[0], WideResNet):
+        raise UserError("a .safetensors file holds one WideResNet of rssl and nothing else: write .pt2")
+    mean, std = (torch.tensor(numbers).reshape(1, 3, 1, 1) for numbers in HALF)
+    state = {"mu": mean, "sigma": std} | networks[0].state_dict()
+    data: bytes = save({name: value.contiguous() for name, value in state.items()}, dict(described))
+    state = load(data)
+    mean, std = (state.pop(name).flatten() for name in ("mu", "sigma"))
+    with torch.random.fork_rng(devices=[]):  # the initial weights will be overwritten
+        again = WideResNet.from_state_dict(state).eval()
+    again.set_normalization(mean.tolist(), std.tolist())
+    return data, again
+
+
 def _any_batch() -> dict[str, dict[int, Any]]:
     return {"images": {0: torch.export.Dim("batch")}}
 
 
-def _size(network: nn.Module) -> int:
-    """The size of the images for the network of ours in a model; 32 if there is none."""
+def size_for(network: nn.Module) -> int:
+    """The size of the images for the network of ours in a model, in pixels; 32 if there is none."""
     return next((each.image_size or each.built_for for each in networks_in(network)), 32)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +51,25 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is neither a checkpoint of rssl nor a state dict of a WideResNet")
     return dict(dict.items(content))  # see `copied`
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The JSON values in the metadata of a safetensors file, by name; empty for any other file.
+
+    The export of a classifier writes "classes" and "preprocessing". The values may be anything: check them.
+    """
+    with path.open("rb") as file:
+        if not _is_safetensors(file, path.stat().st_size):
+            return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as opened:
+        texts = opened.metadata() or {}
+    found = {}
+    for name in texts.keys() & {"classes", "preprocessing"}:
+        with suppress(ValueError, RecursionError):
+            found[name] = json.loads(texts[name])
+    return found
 
 
 def copied(path: Path, content: Any) -> Any:

@@ -17,6 +17,7 @@ from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.errors import DivergedError, UserError
 from rsslcli.core.evaluation import accuracy as evaluation
 from rsslcli.core.evaluation.accuracy import evaluate
+from rsslcli.core.evaluation.fingerprint import fingerprint
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
 from rsslcli.core.networks.wide_resnet import WideResNet
 
@@ -306,14 +307,14 @@ def test_other_weights_or_images_are_another_evaluation(
 ) -> None:
     corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
     chosen = [np.arange(4), np.arange(3)]
-    one = evaluation._fingerprint(network, corrupted.identity, chosen)
-    assert one == evaluation._fingerprint(network, corrupted.identity, chosen)
-    assert one != evaluation._fingerprint(network, corrupted.identity, [np.arange(4), np.arange(3) + 1])
-    assert one != evaluation._fingerprint(network, corrupted.identity, [np.arange(3), np.arange(4)])
-    assert one != evaluation._fingerprint(network, "other", chosen)
+    one = fingerprint(network, corrupted.identity, chosen)
+    assert one == fingerprint(network, corrupted.identity, chosen)
+    assert one != fingerprint(network, corrupted.identity, [np.arange(4), np.arange(3) + 1])
+    assert one != fingerprint(network, corrupted.identity, [np.arange(3), np.arange(4)])
+    assert one != fingerprint(network, "other", chosen)
     with torch.no_grad():
         network.bn1.running_mean[0] += 1e-6  # type: ignore[index, operator]
-    assert one != evaluation._fingerprint(network, corrupted.identity, chosen)
+    assert one != fingerprint(network, corrupted.identity, chosen)
 
 
 def test_single_severities(network: WideResNet, test_split: Split, tmp_path: Path) -> None:

@@ -83,6 +83,61 @@ def test_onnx(network: WideResNet, tmp_path: Path, capfd: pytest.CaptureFixture[
         torch.testing.assert_close(scores, network(images), rtol=1e-4, atol=1e-4)
 
 
+def test_safetensors_are_read_again_with_their_names_and_normalization(
+    network: WideResNet, tmp_path: Path
+) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    path = tmp_path / "model.safetensors"
+    images = torch.rand(3, 3, 32, 32)
+    for model in (network, WideResNet(10, 1)):
+        done = export_classifier(model, path, classes=CLASSES)
+        assert done.difference is not None
+        assert done.difference < 1e-5
+        with pytest.warns(UserWarning, match="its input is normalized as the file says"):
+            again = rsslcli.load_classifier(path)
+        assert list(again.classes) == CLASSES
+        torch.testing.assert_close(again(images), model(images), rtol=1e-5, atol=1e-5)
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["preprocessing"])["range"] == [0, 1]
+    assert again.image_size == 32
+    wrapped = nn.Sequential(network, nn.Linear(10, 10))
+    with pytest.raises(UserError, match="holds one WideResNet of rssl and nothing else"):
+        export_classifier(wrapped, path)
+
+
+def test_a_classifier_of_larger_images_is_exported_at_their_size(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    classifier = WideResNet(10, 1)
+    classifier.image_size = 64
+    export_classifier(classifier, tmp_path / "model.pt2")
+    described = {DESCRIPTION: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(tmp_path / "model.pt2", extra_files=described).module()
+    description = json.loads(described[DESCRIPTION])
+    assert json.loads(description["preprocessing"])["size"] == [64, 64]
+    assert "(N, 3, 64, 64)" in description["input"]
+    images = torch.rand(3, 3, 64, 64)
+    torch.testing.assert_close(program(images), classifier(images), rtol=1e-5, atol=1e-5)
+    export_classifier(classifier, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match="its input is normalized as the file says"):
+        assert rsslcli.load_classifier(tmp_path / "model.safetensors").image_size == 64
+
+
+@pytest.mark.parametrize(
+    "classes", ["[", "{}", "[1, 2, 3]", '["a", "a", "b"]', '["a"]', "[" * 100_000, "null"]
+)
+def test_damaged_names_in_safetensors_are_no_names(classes: str, tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    path = tmp_path / "model.safetensors"
+    save_file(
+        WideResNet(10, 1, 3).state_dict(), path, metadata={"classes": classes, "preprocessing": classes}
+    )
+    with pytest.warns(UserWarning, match="does not say how its input is normalized"):
+        found = rsslcli.load_classifier(path)
+    assert (found.classes, found.image_size) == ((), None)
+
+
 class Forgetful(nn.Module):
     """Gives other scores once it is exported."""
 
@@ -120,6 +175,6 @@ def test_what_is_missing_is_named(
     monkeypatch.setattr(export, "_installed", lambda name: name == "onnx")
     with pytest.raises(UserError, match=r"needs the package onnxscript: pip install 'rsslcli\[onnx\]'"):
         export_classifier(network, tmp_path / "model.onnx")
-    with pytest.raises(UserError, match=r"must end in \.onnx or \.pt2"):
+    with pytest.raises(UserError, match=r"must end in \.onnx, \.pt2 or \.safetensors"):
         export_classifier(network, tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,37 @@
+"""The fingerprint of an evaluation, by which an interrupted one is recognized."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from rsslcli.core.evaluation.adaptation_settings import Adaptation
+
+if TYPE_CHECKING:
+    from rsslcli.core.weights.heads import TrainedTasks
+
+
+def setting_of(adaptation: Adaptation | None, tasks: TrainedTasks | None, temperature: float | None) -> str:
+    """The optional parts of an evaluation, as text for its fingerprint; empty without any."""
+    text = "" if temperature is None else repr(temperature)
+    if adaptation is None:
+        return text
+    return json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else ""]) + text
+
+
+def fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:
+    """A fingerprint of an evaluation: the weights, the data and precision, and the indices of the images."""
+    digest = hashlib.sha256(setting.encode())
+    for indices in chosen:
+        digest.update(len(indices).to_bytes(8, "little") + indices.astype("<i8").tobytes())
+    for name, value in classifier.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
