@@ -141,7 +141,7 @@ def _corrupted(entry: DatasetEntry) -> str:
     """What there is of a corrupted test set."""
     found = entry.corrupted
     if found is None:
-        return "incomplete or damaged" if entry.problem else "none"
+        return "not usable" if entry.problem else "none"
     part = "" if found.corruptions == len(CORRUPTIONS) else f"{found.corruptions} of {len(CORRUPTIONS)}, "
     return f"{found.origin}, {part}{found.images:,} images"
 
