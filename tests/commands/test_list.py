@@ -68,6 +68,8 @@ def test_the_tables_fit_the_terminal(
     here: Here, place: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     (place / "runs" / "first" / "log.txt").write_text("2026-03-01T10:00:00+00:00 rssl\n")
+    config = Config(dataset="mine", network="mobilenet_v3_small", epochs=2)
+    (place / "runs" / "first" / "config.yaml").write_text(config.to_yaml())
     monkeypatch.setattr(out, "width", width)
     shown = here.succeed("list")
     assert all(len(line) <= width for line in shown.splitlines())
