@@ -147,7 +147,7 @@ def test_other_sizes_are_refused_by_option(followed: list[tuple[int, str, str]])
     _, said, told = followed[7]
     assert said == ""
     assert re.fullmatch(
-        r"rssl: error: image '\w+/.*' is \d+x\d+ pixels, not 32x32: resize it, or let it be resized\n",
+        r"rssl: error: image '\w+/.*' is \d+x\d+ pixels, not 64x64: resize it, or let it be resized\n",
         told,
     )
 

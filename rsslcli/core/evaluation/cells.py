@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rsslcli.core.errors import DivergedError
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.files import replacing
 from rsslcli.core.progress import Progress
-from rsslcli.core.ranks import World
+
+if TYPE_CHECKING:
+    from rsslcli.core.ranks import World
 
 
 class Cell(NamedTuple):
