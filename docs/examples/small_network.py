@@ -1,13 +1,19 @@
 """A network of one's own: it gets images in [0, 1], and ends in a linear layer that rssl replaces."""
 
-from torch import nn
-from torchvision.transforms import Normalize
+from torch import Tensor, nn
+
+
+class Center(nn.Module):
+    """Bring values from [0, 1] to [-1, 1]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 2 * images - 1
 
 
 def small() -> nn.Module:
     """A small network with layer normalization, for images of 32×32 pixels."""
     return nn.Sequential(
-        Normalize([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+        Center(),
         nn.Conv2d(3, 32, kernel_size=4, stride=4),
         nn.GELU(),
         nn.Flatten(),

@@ -33,6 +33,8 @@ _FOLDED = "what is trained"
 _WIDE = 110
 #: Columns for a run's name on narrower terminals, where longer ones are folded.
 _NAME_COLUMNS = 16
+#: The same for a word of what is trained, such as the name of a network.
+_WORD_COLUMNS = 12
 
 
 def list_(
@@ -141,7 +143,7 @@ def _corrupted(entry: DatasetEntry) -> str:
     """What there is of a corrupted test set."""
     found = entry.corrupted
     if found is None:
-        return "incomplete or damaged" if entry.problem else "none"
+        return "not usable" if entry.problem else "none"
     part = "" if found.corruptions == len(CORRUPTIONS) else f"{found.corruptions} of {len(CORRUPTIONS)}, "
     return f"{found.origin}, {part}{found.images:,} images"
 
@@ -161,6 +163,8 @@ def _run_table(entries: Sequence[RunEntry], folder: Path) -> Table:
         name = sanitize(entry.directory.relative_to(folder))
         folded = textwrap.fill(name, _NAME_COLUMNS) if is_narrow else name
         what = _what(entry.config) if entry.config else "–"
+        if is_narrow:  # a column is as wide as its longest word
+            what = " ".join(part for word in what.split() for part in textwrap.wrap(word, _WORD_COLUMNS))
         begun = f"{entry.begun:%Y-%m-%d}{gap}{entry.begun:%H:%M}"
         accuracies = percent(entry.clean_accuracy), percent(entry.mean_accuracy)
         table.add_row(*map(Text, (folded, what, begun, *accuracies, _state(entry, gap))))

@@ -103,7 +103,11 @@ def _origin(data: Dataset | None, prepared: list[str], missing: list[str]) -> st
     if data is None or not prepared:
         return "corrupted images: generated for this picture"
     text = f"corrupted images: from {data.corrupted_folder}"
-    return f"{text}, but generated for this picture: {', '.join(missing)}" if missing else text
+    if not missing:
+        return text
+    if len(missing) > len(prepared):
+        return f"{text}: {', '.join(prepared)}; the other {len(missing)} generated for this picture"
+    return f"{text}, but generated for this picture: {', '.join(missing)}"
 
 
 def _suggest(data: Dataset, data_dir: Path) -> None:

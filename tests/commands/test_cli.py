@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from PIL import Image
 from rsslcli.app import COMMANDS, app
 from rsslcli.commands.console import suggest_next
 from rsslcli.commands.training_run import _new_directory
+from rsslcli.commands.visualize_corruptions import _origin
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.data.place import default_data_dir
@@ -188,6 +190,16 @@ def test_visualize_corruptions_of_a_test_image_and_of_a_file(home: Path, here: H
         picture.resize((70, 80)).save(home / "own-image.jpg")
     out = here.succeed("visualize-corruptions --corruptions contrast --file own-image.jpg --output own.png")
     assert out.splitlines()[0] == "corrupted images: generated for this picture; written to own.png"
+
+
+def test_the_origin_of_a_picture_names_the_fewer_corruptions() -> None:
+    data: Any = SimpleNamespace(corrupted_folder="d/corrupted")
+    begin = "corrupted images: from d/corrupted"
+    rest = [*CORRUPTIONS[2:]]
+    few = [*CORRUPTIONS[:2]]
+    assert _origin(data, few, rest) == f"{begin}: {', '.join(few)}; the other 17 generated for this picture"
+    assert _origin(data, rest, few) == f"{begin}, but generated for this picture: {', '.join(few)}"
+    assert _origin(data, rest, []) == begin
 
 
 #: Mistakes that are found before torch is loaded: arguments, and what the one line says.

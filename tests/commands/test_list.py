@@ -68,6 +68,8 @@ def test_the_tables_fit_the_terminal(
     here: Here, place: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     (place / "runs" / "first" / "log.txt").write_text("2026-03-01T10:00:00+00:00 rssl\n")
+    config = Config(dataset="mine", network="mobilenet_v3_small", epochs=2)
+    (place / "runs" / "first" / "config.yaml").write_text(config.to_yaml())
     monkeypatch.setattr(out, "width", width)
     shown = here.succeed("list")
     assert all(len(line) <= width for line in shown.splitlines())
@@ -83,6 +85,10 @@ def test_a_damaged_data_set_and_an_incomplete_corrupted_set_are_told(here: Here,
     shutil.copytree(place / "data" / "mine", place / "data" / "few")
     for name in CORRUPTIONS[3:]:
         (place / "data" / "few" / "corrupted" / f"{name}.npy").unlink()
+    shutil.copytree(place / "data" / "mine", place / "data" / "resized")
+    for cell in (place / "data" / "resized" / "corrupted").glob("*.npy"):
+        if cell.name != "labels.npy":
+            np.save(cell, np.load(cell).repeat(2, 1).repeat(2, 2))
     for name, content in (("cut", b"PK"), ("foreign", None)):
         (place / "data" / name).mkdir()
         shutil.copy(place / "data" / "mine" / "test.npz", place / "data" / name)
@@ -99,10 +105,12 @@ def test_a_damaged_data_set_and_an_incomplete_corrupted_set_are_told(here: Here,
         "few": "generated, 3 of 19, 40 images",
         "foreign": "damaged",
         "mine": "generated, 40 images",
-        "part": "incomplete or damaged",
+        "part": "not usable",
+        "resized": "not usable",
     }
     assert "note: data/cut/train.npz is damaged or not a prepared split\n" in told
     assert "note: data/part/corrupted/labels.npy is missing: " in told
+    assert "resized/corrupted are 64x64, the test images 32x32: prepare them again" in told
 
 
 def test_without_anything_it_says_how_to_begin(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.data.decoding import decode, shown
+from rsslcli.core.data.decoding import ImageError, decode, shown
 from rsslcli.core.data.listing import is_image
 from rsslcli.core.data.store import Images, Split, empty_images
 from rsslcli.core.errors import UserError
@@ -86,8 +86,7 @@ class CorruptedTree:
                 path = folder.joinpath(*self._members[index])
                 if not path.is_file():
                     raise UserError(f"{path} is gone: try again when nothing changes {self.source}")
-                with path.open("rb") as file:
-                    images[index], _ = decode(file, shown(str(path)), resize=False, side=self.size)
+                images[index] = _read(path, self.size)
 
             with ThreadPoolExecutor(os.cpu_count()) as threads:
                 for _ in threads.map(read, range(count)):
@@ -114,6 +113,21 @@ class CorruptedTree:
                         f"{'missing' if odd in first else 'there alone'}: get it again"
                     )
         return first
+
+
+def _read(path: Path, side: int) -> Images:
+    """The image in a file, which must have the size of the data set: none is resized, and none left out."""
+    try:
+        with path.open("rb") as file:
+            image, size = decode(file, str(path), resize=True, side=side)
+    except ImageError as error:
+        raise UserError(f"cannot decode image {shown(str(path))} ({error.reason}): get it again") from error
+    if size != (side, side):
+        raise UserError(
+            f"image {shown(str(path))} is {size[0]}x{size[1]} pixels, not {side}x{side} as in the data "
+            "set: give corrupted images of that size, or prepare the data set in theirs, with `size`"
+        )
+    return image
 
 
 def _members(folder: Path) -> list[_Member]:

@@ -11,7 +11,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import describe_split, prepared_datasets
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.errors import UserError, rssl_command, sanitize
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,15 @@ def _describe(folder: Path) -> DatasetEntry:
     if any((folder / "corrupted" / f"{name}.npy").exists() for name in CORRUPTIONS):
         try:
             found = open_corrupted(folder / "corrupted", folder.name)
+            if found.size != height:
+                command = rssl_command("prepare-data", dataset=folder.name, corruptions="generate")
+                raise UserError(
+                    f"the corrupted images in {found.folder} are {found.size}x{found.size}, the test images "
+                    f"{width}x{height}: prepare them again, with `{command}` or from their source"
+                )
             corrupted = CorruptedEntry(corrupted_origin(found), len(found.names), found.images_per_cell)
         except UserError as error:
-            problem = sanitize(error)
+            problem = sanitize(error, 400)
     return DatasetEntry(
         folder.name, folder, size, classes, train_images, test_images, height, width, corrupted, problem
     )

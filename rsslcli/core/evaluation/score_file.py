@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.errors import UserError
-from rsslcli.core.evaluation.cells import Cell
 from rsslcli.core.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rsslcli.core.evaluation.cells import Cell
     from rsslcli.core.evaluation.selection import Selection
 
 #: Takes the scores of one batch after the other, floats (n, outputs), in the order of the cells' images.

@@ -198,7 +198,7 @@ def _check(network: Backbone, name: str, image_size: int) -> None:
     except Exception as error:  # foreign code raises anything
         raise UserError(
             f"network {name} fails on images of {image_size}×{image_size}: {type(error).__name__}: "
-            f"{sanitize(error)}"
+            f"{sanitize(error)}: choose another network, or prepare the data set in another `size`"
         ) from error
     if not isinstance(features, Tensor) or features.shape != (2, network.feature_width):
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

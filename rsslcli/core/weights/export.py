@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import RsslError, UserError, sanitize
 from rsslcli.core.evaluation.class_names import carried_names, check_names, networks_in
 from rsslcli.core.files import quietly, replacing
 from rsslcli.core.networks.normalization import HALF
@@ -130,7 +131,8 @@ def export_classifier(
         except UserError:
             raise
         except Exception as error:  # the exporters raise almost anything
-            raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
+            advice = "change that in the network, or export its weights alone, to a .safetensors file"
+            raise RsslError(f"{path} cannot be made: {_reason(error)}: {advice}") from None
     if difference is not None and not difference < TOLERANCE:
         raise RsslError(f"{path} is not written: its scores are off by {difference:.2g} of the largest score")
     with replacing(path) as file:
@@ -195,8 +197,8 @@ def _safetensors(network: nn.Module, size: int, described: Mapping[str, str]) ->
     return data, again
 
 
-def _any_batch() -> dict[str, dict[int, Any]]:
-    return {"images": {0: torch.export.Dim("batch")}}
+def _any_batch() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("batch")},)
 
 
 def size_for(network: nn.Module) -> int:
@@ -215,7 +217,7 @@ def _outputs(network: nn.Module, size: int, path: Path) -> int:
         with torch.inference_mode():
             return int(network(_images(1, size)).shape[1])
     except Exception as error:  # whatever a network of the user's own raises
-        raise RsslError(f"{path} cannot be made: {type(error).__name__}: {_first_line(error)}") from None
+        raise RsslError(f"{path} cannot be made: {_reason(error)}") from None
 
 
 def _difference(network: nn.Module, size: int, run: Run) -> float:
@@ -235,8 +237,15 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
+def _reason(error: BaseException) -> str:
+    """The innermost cause of an error, in one line, with the code that torch.export blames for it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    first = sanitize((text.splitlines() or [""])[0])
+    place = re.search(r'following call raised this error:\s*File "(.+)", (line \d+, in .+)', text)
+    where = f" ({sanitize(place[1])}, {sanitize(place[2])})" if place else ""
+    return f"{type(error).__name__}: {first}{where}"
 
 
 @contextlib.contextmanager

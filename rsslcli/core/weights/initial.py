@@ -41,6 +41,8 @@ def load_initial_weights(
         state = _from_file(Path(where), config)
     own = network.state_dict()
     stem = f"trunk.{network.new_stem}." if isinstance(network, Backbone) and network.new_stem else None
+    if stem and getattr(state.get(f"{stem}weight"), "shape", None) == own[f"{stem}weight"].shape:
+        stem = None  # weights of a network that has the stem for small images itself
     new = tuple(filter(None, ("fc.", stem)))
     state = {name: value for name, value in state.items() if not name.startswith(new)}
     for name in [*own, *state]:

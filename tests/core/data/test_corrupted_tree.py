@@ -12,6 +12,7 @@ from PIL import Image
 from rsslcli.core.data.corrupted import aligned
 from rsslcli.core.data.corrupted_source import is_corrupted_set
 from rsslcli.core.data.corrupted_tree import corruption_folders
+from rsslcli.core.data.decoding import ImageError
 from rsslcli.core.data.image_tree import is_image_tree
 from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.prepare import prepare
@@ -89,11 +90,11 @@ def test_a_limit_takes_images_evenly_from_the_classes(clean: Path, source: Path,
         (lambda c: save(c / "fog" / "5" / "n01" / "x.png", pixels(1)), "'n01/x.png' is there alone"),
         (
             lambda c: (c / "fog" / "3" / "n01" / "val-0.png").write_bytes(b"no image"),
-            r"cannot decode image '.*fog/3/n01/val-0\.png' \(not an image\)",
+            r"cannot decode image '.*fog/3/n01/val-0\.png' \(not an image\): get it again$",
         ),
         (
             lambda c: save(c / "fog" / "3" / "n01" / "val-0.png", pixels(1)[:32, :32]),
-            r"val-0\.png' is 32x32 pixels, not 64x64",
+            r"val-0\.png' is 32x32 pixels, not 64x64 as in the data set: give corrupted images of that size",
         ),
     ],
 )
@@ -102,9 +103,10 @@ def test_what_is_wrong_is_told_and_nothing_is_written(
 ) -> None:
     data = prepare("mine", tmp_path / "data", source=clean, size=SIZE).dataset
     damage(source)  # type: ignore[operator]
-    with pytest.raises(UserError, match=match):
+    with pytest.raises(UserError, match=match) as caught:
         import_corrupted(source, data.corrupted_folder, test=data.test)
     assert not list(data.corrupted_folder.rglob("*.npy"))
+    assert not isinstance(caught.value, ImageError), "for which the command line offers to leave images out"
 
 
 def test_other_classes_and_sizes_are_refused(clean: Path, source: Path, tmp_path: Path) -> None:

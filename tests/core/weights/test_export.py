@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import Normalize
 
 import rsslcli
 from rsslcli.core.errors import RsslError, UserError
@@ -178,3 +180,17 @@ def test_what_is_missing_is_named(
     with pytest.raises(UserError, match=r"must end in \.onnx, \.pt2 or \.safetensors"):
         export_classifier(network, tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_traced_is_named_in_one_line(tmp_path: Path) -> None:
+    network = nn.Sequential(Normalize([0.5] * 3, [0.5] * 3), nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+    with pytest.raises(RsslError, match=r"GuardOnDataDependent.*in normalize\): .*\.safetensors") as caught:
+        export_classifier(network, tmp_path / "model.pt2")
+    assert str(caught.value).isprintable()
+
+
+def test_the_network_of_ones_own_in_the_guide_is_exported(tmp_path: Path) -> None:
+    """Also as it is, where its argument has another name than `images`."""
+    script = Path(__file__).parents[3] / "docs" / "examples" / "small_network.py"
+    network = runpy.run_path(str(script))["small"]()
+    assert export_classifier(network, tmp_path / "small.pt2").difference is not None

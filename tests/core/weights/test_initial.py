@@ -60,6 +60,20 @@ def test_the_stem_of_small_images_starts_new_and_a_note_says_so(
     assert notes == ["the first convolution starts new: images of 32 pixels need a smaller one"]
 
 
+def test_the_stem_of_small_images_is_kept_from_a_network_that_has_it(tmp_path: Path) -> None:
+    config = Config(network="resnet18", weights=str(tmp_path / "weights.pth"))
+    torch.manual_seed(0)
+    trained = build_network(config, 6, 32)
+    state = {name.removeprefix("trunk."): value for name, value in trained.state_dict().items()}
+    del state["mu"], state["sigma"]
+    torch.save(state, config.weights)
+    network = build_network(config, 10, 64)
+    notes: list[str] = []
+    load_initial_weights(network, config, notes.append)
+    assert torch.equal(network.state_dict()["trunk.conv1.weight"], trained.state_dict()["trunk.conv1.weight"])
+    assert notes == []
+
+
 def test_weights_of_another_network_are_refused(original: dict[str, Tensor], tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(original, file)
