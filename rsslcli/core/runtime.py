@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -99,3 +99,14 @@ def seeded_generator(device: torch.device, seed: int, purpose: str, index: int =
     if device.type == "meta":
         return None
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, index))
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Within this context, PyTorch splits an operation over this many threads; then over as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -20,6 +20,7 @@ from rsslcli.core.runtime import (
     resolve_device,
     seeded_generator,
     set_precision,
+    using_threads,
 )
 
 CPU = torch.device("cpu")
@@ -161,3 +162,11 @@ print(first, faults())
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     mapped, kept = map(int, out.split())
     assert kept < mapped / 10
+
+
+def test_the_number_of_threads_is_that_of_before_whatever_happens() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before

@@ -28,6 +28,7 @@ from rsslcli.core.corruptions.registry import FUNCTIONS, apply
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, read_json, replacing, write_json
 from rsslcli.core.progress import Progress, silent
+from rsslcli.core.runtime import using_threads
 
 #: Increased whenever the same call would give other bytes, so that older files are regenerated.
 GENERATOR_VERSION = 1
@@ -47,7 +48,7 @@ def corrupt(images: Images, name: str, severity: int, *, seed: int = 0) -> Image
     _check_images(images)
     _check_corruption(name, severity)
     result = np.empty_like(images)
-    with _one_thread_per_operation():
+    with using_threads(1):  # so that sums have a fixed order
         for index in range(_chunks(images)):
             result[_chunk(images, index)] = _corrupt_chunk(images, name, severity, seed, index)
     return result
@@ -112,7 +113,7 @@ def generate_corrupted(
         files.finish_block(name, severity)
 
     pool = ThreadPoolExecutor(workers or torch.get_num_threads())
-    with _one_thread_per_operation(), pool:
+    with using_threads(1), pool:  # the workers share the cores
         try:
             for future in as_completed([pool.submit(work, *block) for block in todo]):
                 future.result()
@@ -145,17 +146,6 @@ def _corrupt_chunk(images: Images, name: str, severity: int, seed: int, index: i
         # Truncate, as the original does. The small addend keeps integer gray levels from being rounded down.
         levels = (pixels * 255 + 1e-3).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).numpy()[: len(chunk)]
-
-
-@contextmanager
-def _one_thread_per_operation() -> Iterator[None]:
-    """Keep torch from splitting operations: the workers share the cores, and sums have a fixed order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _CorruptionFiles:

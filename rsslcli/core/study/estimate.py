@@ -15,7 +15,7 @@ from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.data.store import DEFAULT_SIZE
 from rsslcli.core.evaluation.accuracy import batch_size, count_correct
 from rsslcli.core.networks.build import build_network
-from rsslcli.core.runtime import resolve_device, set_precision
+from rsslcli.core.runtime import resolve_device, set_precision, using_threads
 from rsslcli.core.study.cell import CELLS_OF_AN_EVALUATION, Cell
 from rsslcli.core.tasks.registry import is_known
 from rsslcli.core.training.step import Trainer, TrainingData
@@ -90,9 +90,10 @@ def estimate(
         return {}
     finished = _finished_speeds(cells, kinds, work)
     constant = None if speed is None else Speed(speed, speed)
-    evaluating = constant or _evaluation_speed(cells[0].config, sizes, threads)
     assumed = dict.fromkeys(work, constant) if constant else None
-    training = finished or assumed or _training_speeds(work, sizes, threads)
+    with using_threads(threads):
+        evaluating = constant or _evaluation_speed(cells[0].config, sizes)
+        training = finished or assumed or _training_speeds(work, sizes)
     found = {}
     for name, kind in kinds.items():
         cost = work[kind]
@@ -174,13 +175,12 @@ def _trainer(config: Config, images: int, sizes: Sizes, device: torch.device) ->
     return Trainer(config, data, sizes.classes)
 
 
-def _training_speeds(work: Mapping[str, _Work], sizes: Sizes, threads: int) -> dict[str, Speed]:
+def _training_speeds(work: Mapping[str, _Work], sizes: Sizes) -> dict[str, Speed]:
     """Measure a few steps of each kind of cell, without `torch.compile`, which takes minutes to start.
 
     The cheapest kind is always measured, then the most expensive ones while time remains; a large network on
     a CPU may allow only one.
     """
-    torch.set_num_threads(threads)
     first, *others = sorted(work, key=lambda kind: work[kind].step)
     found: dict[str, Speed] = {}
     began = time.perf_counter()
@@ -202,9 +202,8 @@ def _step(trainer: Trainer, chosen: torch.Tensor) -> Callable[[], object]:
     return lambda: float(trainer.step(trainer.steps - 1, chosen)["loss/main"])
 
 
-def _evaluation_speed(config: Config, sizes: Sizes, threads: int) -> Speed:
+def _evaluation_speed(config: Config, sizes: Sizes) -> Speed:
     """Measure an evaluation of the network of `config` in float32."""
-    torch.set_num_threads(threads)
     device = resolve_device(config.device)
     set_precision("float32", device, lambda text: None)
     network = build_network(config, sizes.classes, sizes.side).eval().to(device)
@@ -229,9 +228,8 @@ def _measure(call: Callable[[], object], operations: float, device: torch.device
     found = _time(call, operations, device)
     threads = torch.get_num_threads()
     if device.type == "cpu" and threads > 1 and found.best > _BUSY * found.mean:
-        torch.set_num_threads(1)
-        found = Speed(max(found.best, _time(call, operations, device).best), found.mean)
-        torch.set_num_threads(threads)
+        with using_threads(1):
+            found = Speed(max(found.best, _time(call, operations, device).best), found.mean)
     return found
 
 
