@@ -103,7 +103,7 @@ def seeded_generator(device: torch.device, seed: int, purpose: str, index: int =
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Within this context, PyTorch splits an operation over this many threads; then over as many as before."""
+    """Within this context, PyTorch splits operations over this many threads; then over as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -166,7 +166,13 @@ print(first, faults())
 
 def test_the_number_of_threads_is_that_of_before_whatever_happens() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), using_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
+    within = []
+
+    def fail() -> None:
+        with using_threads(before + 1):
+            within.append(torch.get_num_threads())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (within, torch.get_num_threads()) == ([before + 1], before)
