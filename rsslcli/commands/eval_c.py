@@ -101,6 +101,7 @@ def eval_c(
 
     with waiting():
         from rsslcli.core.data.loading import load, load_corrupted
+        from rsslcli.core.data.store import check_image_size
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
         from rsslcli.core.ranks import join_world
@@ -112,6 +113,7 @@ def eval_c(
     with join_world(target) as world, progress_bar() as progress:
         with world.main_first():
             data = load(name, data_dir, progress)
+            check_image_size(classifier.image_size, data.size, name)
             corrupted = load_corrupted(data, progress)
         score_of = match_classes(
             classifier.classes, classifier.fc.out_features, data.test.classes, name,

@@ -30,9 +30,20 @@ def corruption_folders(source: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in (source, *_folders(source)):
         for name in CORRUPTIONS:
-            if (folder / name / "1").is_dir() and _folders(folder / name / "1"):
+            if _holds_severities(folder / name):
                 found.setdefault(name, folder / name)
     return found
+
+
+def other_folders(source: Path) -> list[Path]:
+    """The folders beside those of corruptions that have severities too, but another name, such as `foog`."""
+    beside = {folder.parent for folder in corruption_folders(source).values()}
+    folders = [folder for parent in sorted(beside) for folder in _folders(parent)]
+    return [folder for folder in folders if folder.name not in CORRUPTIONS and _holds_severities(folder)]
+
+
+def _holds_severities(folder: Path) -> bool:
+    return (folder / "1").is_dir() and bool(_folders(folder / "1"))
 
 
 class CorruptedTree:

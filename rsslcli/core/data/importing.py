@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
     IMPORTED,
@@ -17,11 +17,11 @@ from rsslcli.core.data.corrupted import (
     write_blocks,
 )
 from rsslcli.core.data.corrupted_source import CorruptedSource
-from rsslcli.core.data.corrupted_tree import CorruptedTree, corruption_folders
+from rsslcli.core.data.corrupted_tree import CorruptedTree, corruption_folders, other_folders
 from rsslcli.core.data.digests import check_space, file_digest
 from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
 from rsslcli.core.data.store import DEFAULT_SIZE, Split
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import RsslError, UserError, nearest
 from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -73,6 +73,10 @@ def import_corrupted(
         found: _Found
         if corruption_folders(source):
             found = CorruptedTree(source, test, complete=complete)
+            for other in other_folders(source):
+                near = nearest(other.name, CORRUPTIONS)
+                hint = f": should it be '{near}'?" if near else ""
+                note(f"not used: {other}, which has the name of no corruption{hint}")
         else:
             found = CorruptedSource(source, scratch / "archive", classes=len(test.classes), complete=complete)
         if found.size != test.size:

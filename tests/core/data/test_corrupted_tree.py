@@ -75,6 +75,18 @@ def test_every_image_comes_to_its_place(clean: Path, source: Path, tmp_path: Pat
     assert not prepare("mine", tmp_path / "data", source=source).changed, "compared, and the same"
 
 
+def test_a_misspelled_corruption_is_told(clean: Path, source: Path, tmp_path: Path) -> None:
+    data = prepare("mine", tmp_path / "data", source=clean, size=SIZE).dataset
+    shutil.copytree(source / "fog", source / "frosst")
+    (source / "readme").mkdir()
+    notes: list[str] = []
+    corrupted, _ = import_corrupted(source, data.corrupted_folder, test=data.test, note=notes.append)
+    assert (corrupted.names, corrupted.folder) == (("gaussian_noise", "fog"), data.corrupted_folder)
+    told = f"not used: {source / 'frosst'}, which has the name of no corruption: should it be 'frost'?"
+    assert told in notes
+    assert not [text for text in notes if "readme" in text]
+
+
 def test_a_limit_takes_images_evenly_from_the_classes(clean: Path, source: Path, tmp_path: Path) -> None:
     prepare("mine", tmp_path / "data", source=clean, size=SIZE)
     corrupted = prepare("mine", tmp_path / "data", source=source, limit=4).corrupted
