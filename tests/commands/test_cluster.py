@@ -74,19 +74,19 @@ def test_each_task_of_the_array_runs_a_cell_of_its_own(tmp_path: Path) -> None:
 
 def test_tasks_at_the_same_time_share_a_study(home: Path) -> None:
     """Two cells in processes of their own, as on two nodes."""
-    (home / "study.yaml").write_text(
+    (home / "array.yaml").write_text(
         "{dataset: mine, epochs: 1, depth: 10, batch_size: 32, train_size: 32, validation_images: 20, "
         "warmup_epochs: 0}"
     )
-    options = ["--preset", "quick", "--config", "study.yaml", "--output", "study"]
+    options = ["--preset", "quick", "--config", "array.yaml", "--output", "array"]
     result = submit(home, "--array=1-2", str(SCRIPT), *options, rssl=f'#!/bin/sh\nexec {RSSL} "$@"\n')
     assert result.returncode == 0, result.stderr
     # On a busy machine, the second task may start when the first is done. "1 of 3 cells" counts the study's.
     assert set(re.findall(r"^1 (?!of )\w+", result.stdout, re.MULTILINE)) <= {"1 done", "1 skipped"}
-    states = {cell.name: cell.status() for cell in plan("quick", home / "study", config=home / "study.yaml")}
+    states = {cell.name: cell.status() for cell in plan("quick", home / "array", config=home / "array.yaml")}
     assert {name for name, state in states.items() if state == "done"} == {"baseline-s0", "rotation-s0"}
-    assert not list((home / "study").rglob("*.part"))
-    assert (home / "study" / "report" / "report.html").is_file()
+    assert not list((home / "array").rglob("*.part"))
+    assert (home / "array" / "report" / "report.html").is_file()
 
 
 def test_results_of_several_machines_are_one_study(tmp_path: Path) -> None:
