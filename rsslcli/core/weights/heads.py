@@ -44,7 +44,9 @@ class TrainedTasks:
         for name, task in self.tasks.items():
             inputs, targets = transformed(name, task, images, random)
             outputs = outputs_of(name, task, self.heads[name], features(inputs))
-            total = total + self.lambdas[name] * loss_of(name, task, outputs, targets)
+            # Autocast lowers the precision of outputs; losses are computed in that of the images.
+            loss = loss_of(name, task, outputs.to(images.dtype), targets)
+            total = total + self.lambdas[name] * loss
         return total
 
 

@@ -504,3 +504,12 @@ def test_the_result_holds_both_accuracies_and_the_settings(tmp_path: Path) -> No
     assert "| fog | – | – | – | 25.00 | -15.00 | – | – | – |" in text
     assert "| snow | 50.00 | 56.25 | 6.25 | 6.25 |" in text
     assert "(tent: prior inf, batches of at most 200 images, shuffled by seed 0, 1 step at" in text
+
+
+def test_tasks_adapt_under_autocast(network: WideResNet, batches: Batches) -> None:
+    """As `eval-c --precision bfloat16` computes: the losses are still those of float32."""
+    tasks = trained_tasks(run_of(network, ("rotation", "ir"), (0.5, 0.5)))
+    adaptive = make_adaptive(network, Adaptation("tasks"), tasks)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = adaptive(batches[0])
+    assert scores.isfinite().all()
