@@ -101,6 +101,11 @@ def seeded_generator(device: torch.device, seed: int, purpose: str, index: int =
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, index))
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A context that computes in the dtypes of the tensors, even where a caller uses autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
     """Within this context, PyTorch splits operations over this many threads; then over as many as before."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.runtime import without_autocast
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.guard import loss_of, make_head, outputs_of, transformed
 from rsslcli.core.tasks.registry import build_tasks
@@ -42,10 +43,12 @@ class TrainedTasks:
         """
         total = images.new_zeros(())
         for name, task in self.tasks.items():
-            inputs, targets = transformed(name, task, images, random)
+            # As in training, autocast is for the trunk and the heads alone.
+            with without_autocast(images.device):
+                inputs, targets = transformed(name, task, images, random)
             outputs = outputs_of(name, task, self.heads[name], features(inputs))
-            # Autocast lowers the precision of outputs; losses are computed in that of the images.
-            loss = loss_of(name, task, outputs.to(images.dtype), targets)
+            with without_autocast(images.device):
+                loss = loss_of(name, task, outputs.to(images.dtype), targets)
             total = total + self.lambdas[name] * loss
         return total
 

@@ -508,7 +508,7 @@ def test_the_result_holds_both_accuracies_and_the_settings(tmp_path: Path) -> No
 
 def test_tasks_adapt_under_autocast(network: WideResNet, batches: Batches) -> None:
     """As `eval-c --precision bfloat16` computes: the losses are still those of float32."""
-    tasks = trained_tasks(run_of(network, ("rotation", "ir"), (0.5, 0.5)))
+    tasks = trained_tasks(run_of(network, ("rotation", "ir", "bir", "color"), (0.5, 0.5, 0.5, 0.5)))
     adaptive = make_adaptive(network, Adaptation("tasks"), tasks)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         scores = adaptive(batches[0])
