@@ -47,6 +47,11 @@ def test_a_data_set_of_64_pixels_goes_all_the_way(photos: Path, here: Here, home
     assert counts.sum() == 16
     code, _, err = here("visualize-tasks --checkpoint run64 --images 2 --output run64.png")
     assert code == 0, err
+    small = "--network resnet18 --train-size 8 --batch-size 4 --epochs 1 --output resnet64"
+    code, _, err = here(f"train-single --task none --dataset large {small}")
+    assert code == 0, err
+    code, out, err = here("eval-c resnet64 --limit 4 --corruptions fog --severity 1")
+    assert (code, "clean" in out) == (0, True), err
     here.refuse(
         "eval-c run64 --dataset mine --classes-by-position",
         r"trained on images of 64x64 pixels, and 'mine' has 32x32",
