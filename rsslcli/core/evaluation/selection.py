@@ -120,10 +120,9 @@ class Selection:
     def _diagnose(self, rows: Mapping[str, Sequence[Outcome | None]]) -> Diagnostics | None:
         """What goes wrong in the cells, by "clean" and by corruption."""
         cells = {name: Cell(name, 0 if name == CLEAN else 1) for name in rows}
-        labels = {CLEAN: self._test.labels}
         return diagnose(
             rows,
-            lambda name: labels.get(name, self._corrupted.labels)[self.chosen(cells[name])],
+            lambda name: self.dataset_labels(cells[name]),
             lambda name: self.chosen(cells[name]),
             lambda name, severity, index: self.of(Cell(name, severity))[index],
             self._test.classes,

@@ -257,11 +257,8 @@ def test_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert result.lambdas == {}
 
 
-def test_resume_is_exact_with_a_moving_average_and_augmix(
-    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
-) -> None:
-    """What else a run holds: the average of the weights, and the weight of the consistency loss."""
-    config = replace(CONFIG, tasks=("ir",), epochs=2, augment="augmix", tune_jsd=True, ema=0.8)
+def assert_resume_is_exact(config: Config, dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path) -> None:
+    """A run that stops after five steps, and goes on, ends as the whole one; it is left in `run`."""
     train(config, tmp_path / "whole", dataset, corrupted)
     asked = iter([False] * 5 + [True])
     with pytest.raises(InterruptedTrainingError):
@@ -269,6 +266,14 @@ def test_resume_is_exact_with_a_moving_average_and_augmix(
     train(config, tmp_path / "run", dataset, corrupted, resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "run")
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "run")
+
+
+def test_resume_is_exact_with_a_moving_average_and_augmix(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    """What else a run holds: the average of the weights, and the weight of the consistency loss."""
+    config = replace(CONFIG, tasks=("ir",), epochs=2, augment="augmix", tune_jsd=True, ema=0.8)
+    assert_resume_is_exact(config, dataset, corrupted, tmp_path)
     saved = load_checkpoint(tmp_path / "run")
     assert saved.lambdas[1] != 12.0
     averaged = saved.network().state_dict()
@@ -283,13 +288,7 @@ def test_resume_is_exact_with_another_network_and_optimizer(
         CONFIG, tasks=("rotation",), epochs=2, network="shufflenet_v2_x0_5", optimizer="adamw", lr=1e-3,
         trunk_lr_factor=0.1, ema=0.8,
     )  # fmt: skip
-    train(config, tmp_path / "whole", dataset, corrupted)
-    asked = iter([False] * 5 + [True])
-    with pytest.raises(InterruptedTrainingError):
-        train(config, tmp_path / "run", dataset, corrupted, should_stop=lambda: next(asked))
-    train(config, tmp_path / "run", dataset, corrupted, resume=True)
-    assert_same_state(tmp_path / "whole", tmp_path / "run")
-    assert timeless(tmp_path / "whole") == timeless(tmp_path / "run")
+    assert_resume_is_exact(config, dataset, corrupted, tmp_path)
     assert "o.0.exp_avg" in state(tmp_path / "run")
 
 
