@@ -22,7 +22,7 @@ ValidationCorruptions = Literal["all", "extra"]
 Weighting = Literal["fixed", "automl", "uncertainty", "random", "upgrad"]
 Augment = Literal["standard", "augmix"]
 OptimizerName = Literal["sgd", "adamw"]
-AutomlVariant = Literal["cosine", "constant-sum", "sgd-lookahead"]
+AutomlVariant = Literal["cosine", "constant-sum", "relative", "sgd-lookahead"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

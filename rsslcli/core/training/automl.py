@@ -38,6 +38,7 @@ def automl_gradients(
     beta: float,
     drift: Tensor | float = 0.0,
     factors: Tensor | None = None,
+    relative: bool = False,
     cosine: bool = False,
     keep_sum: bool = False,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
@@ -55,6 +56,8 @@ def automl_gradients(
         beta: learning rate β of λ.
         drift: a variant: (|ψ|,) what the optimizer's step adds to the gradient, see `step.Trainer`.
         factors: (|ψ|,) factors of `alpha` where the parameters' learning rates differ; None if all are 1.
+        relative: a variant: compare each gradient with the weighted mean of all, the main loss included. This
+            is exact for a look-ahead whose length does not depend on λ: α (1 + Σλ) ∂L/∂ψ ÷ (1 + Σλ′).
         cosine: a variant: replace the inner product by the cosine of the two gradients, so that a loss gains
             no weight by the size of its gradient.
         keep_sum: a variant: rescale the new λ to the sum of the old ones.
@@ -77,9 +80,10 @@ def automl_gradients(
     meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
     v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()), materialize_grads=True)))
     v = v if factors is None else factors * v
-    meta_gradient = -alpha * sum_over_ranks(g_aux @ v)  # ∂L_meta/∂λ
+    compared = g_aux - (g_main + lambdas @ g_aux) / (1 + lambdas.sum()) if relative else g_aux
+    meta_gradient = -alpha * sum_over_ranks(compared @ v)  # ∂L_meta/∂λ
     if cosine:
-        norms = sum_over_ranks(g_aux.clone()).norm(dim=1) * v.norm()
+        norms = sum_over_ranks(compared.clone()).norm(dim=1) * v.norm()
         meta_gradient = meta_gradient / norms.clamp_min(_TINY)
     updated = (lambdas - beta * meta_gradient).clamp(min=0)
     lambdas.copy_(updated * lambdas.sum() / updated.sum().clamp_min(_TINY) if keep_sum else updated)

@@ -223,6 +223,7 @@ class Trainer:
                 beta=config.meta_lr,
                 drift=drift,
                 factors=self.step_factors,
+                relative="relative" in config.automl_variants,
                 cosine="cosine" in config.automl_variants,
                 keep_sum="constant-sum" in config.automl_variants,
                 sum_over_ranks=world.all_reduce,

@@ -54,10 +54,12 @@ def textbook(
     val: tuple[Tensor, Tensor],
     lambdas: Tensor,
     trunk_lr_factor: float = 1.0,
+    kept: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Algorithm 1 as it stands in the paper: backward through the backward pass, then a second pass.
 
-    The look-ahead of the trunk has a learning rate of its own.
+    The look-ahead of the trunk has a learning rate of its own. If its length is `kept`, λ does not
+    change it.
 
     Returns the meta-gradient, the new λ, and the gradient of the total loss at the new λ by parameter.
     """
@@ -99,7 +101,8 @@ def textbook(
     psi = {k: v for k, v in phi.items() if k.startswith("network.")}
     grads = torch.autograd.grad(total(phi, lambdas), list(psi.values()), create_graph=True)
     rates = {k: ALPHA if ".fc." in k else ALPHA * trunk_lr_factor for k in psi}
-    ahead = {k: p - rates[k] * g for (k, p), g in zip(psi.items(), grads, strict=True)}
+    stretch = (1 + lambdas.sum().detach()) / (1 + lambdas.sum()) if kept else 1.0
+    ahead = {k: p - rates[k] * stretch * g for (k, p), g in zip(psi.items(), grads, strict=True)}
     scores = F.linear(trunk(val[0], ahead), ahead["network.fc.weight"], ahead["network.fc.bias"])
     (meta_gradient,) = torch.autograd.grad(F.cross_entropy(scores, val[1]), lambdas)
     updated = (lambdas.detach() - BETA * meta_gradient).clamp(min=0)
@@ -460,6 +463,16 @@ def test_the_variant_with_the_cosine_does_not_see_the_size_of_a_loss(images: Ten
     assert abs(moves[30.0, True]) > 1e-6
     assert moves[300.0, False] == pytest.approx(10 * moves[30.0, False], rel=1e-3)
     assert moves[300.0, True] == pytest.approx(moves[30.0, True], rel=1e-3)
+
+
+def test_the_relative_variant_keeps_the_length_of_the_look_ahead(images: Tensor, labels: Tensor) -> None:
+    """It equals double backward through a step whose length does not grow with λ."""
+    lambdas = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
+    val = validation(images)
+    _, expected, _ = textbook(make_model(FOUR, "per-task"), images, labels, val, lambdas, kept=True)
+    updated = one_iteration(images, labels, lambdas, relative=True)
+    assert relative(updated - lambdas, expected - lambdas) < 1e-9
+    assert relative(updated - lambdas, one_iteration(images, labels, lambdas) - lambdas) > 0.01
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
