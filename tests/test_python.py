@@ -133,11 +133,11 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (Odd(lambda x: (x.flatten(1)[:, :10], x)), {}, "must give scores (N, classes); for one image it"),
-        (Odd(lambda x: x.mean(1)), {}, "for one image it gave (1, 32, 32)"),
-        (Odd(lambda x: {"logits": x.flatten(1)[:, :10]}), {}, "for one image it gave a dict: wrap it"),
-        (Odd(lambda x: x.flatten(1)[:, :10].repeat(2, 1)), {}, "for one image it gave (2, 10), float32"),
-        (Odd(lambda x: x.flatten(1)[:, :10].long()), {}, "for one image it gave (1, 10), int64"),
+        (Odd(lambda x: (x.flatten(1)[:, :10], x)), {}, "must give scores (N, classes); for 1 image it"),
+        (Odd(lambda x: x.mean(1)), {}, "for 1 image it gave (1, 32, 32)"),
+        (Odd(lambda x: {"logits": x.flatten(1)[:, :10]}), {}, "for 1 image it gave a dict: wrap it"),
+        (Odd(lambda x: x.flatten(1)[:, :10].repeat(2, 1)), {}, "for 1 image it gave (2, 10), float32"),
+        (Odd(lambda x: x.flatten(1)[:, :10].long()), {}, "for 1 image it gave (1, 10), int64"),
         (Odd(lambda x: x.flatten(1)[:, :99] @ torch.ones(7, 10)), {}, "fails on one image (1, 3, 32, 32)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {}, "in evaluation mode on meta: "),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, device="meta")), {"device": "cpu"}, "mode on cpu: "),

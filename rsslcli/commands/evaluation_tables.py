@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rsslcli.commands.console import out, percent
 from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.errors import counted
 from rsslcli.core.evaluation.confidence import describe_means
 from rsslcli.core.evaluation.relative import describe_relative
 
@@ -110,7 +111,7 @@ def _summary(result: Evaluation) -> str:
     left_out = f", {result.left_out_in_words}" if result.excluded else ""
     precision = result.about["precision"]
     computed = "" if precision == "float32" else f", computed in {precision}"
-    return f"{' · '.join(parts)}  ({result.images} images per cell{clean}{left_out}{computed})"
+    return f"{' · '.join(parts)}  ({counted(result.images, 'image')} per cell{clean}{left_out}{computed})"
 
 
 def _robustbench_summary(result: Evaluation) -> str:

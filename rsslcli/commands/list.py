@@ -17,7 +17,7 @@ from rsslcli.commands.console import note, out, percent, suggest_next
 from rsslcli.commands.hints import suggest_evaluation, suggest_report
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir
 from rsslcli.core.corruptions.names import CORRUPTIONS
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.errors import UserError, counted, sanitize
 from rsslcli.core.files import other_runs
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _corrupted(entry: DatasetEntry) -> str:
     if found is None:
         return "not usable" if entry.problem else "none"
     part = "" if found.corruptions == len(CORRUPTIONS) else f"{found.corruptions} of {len(CORRUPTIONS)}, "
-    return f"{found.origin}, {part}{found.images:,} images"
+    return f"{found.origin}, {part}{counted(found.images, 'image')}"
 
 
 def _bytes(size: int) -> str:

@@ -21,9 +21,9 @@ from rsslcli.commands.console import (
     suggest_next,
     waiting,
 )
-from rsslcli.commands.prediction_tables import Summary, images_in_words, print_summary
+from rsslcli.commands.prediction_tables import Summary, print_summary
 from rsslcli.core.config import PRECISIONS
-from rsslcli.core.errors import RsslError, UserError, sanitize, unknown
+from rsslcli.core.errors import RsslError, UserError, counted, sanitize, unknown
 from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, Adaptation
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.normalization import parse_normalization
@@ -143,7 +143,7 @@ def predict(
             file.write(summary.confusion.to_json(about).encode())
     _report(summary, output, evaluation, [checkpoint, *files])
     if skipped:
-        total = images_in_words(summary.images + len(skipped))
+        total = counted(summary.images + len(skipped), "image")
         raise RsslError(f"{len(skipped)} of {total} cannot be read: the notes above name them")
 
 

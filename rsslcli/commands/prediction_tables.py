@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsslcli.commands.console import percent
-from rsslcli.core.errors import sanitize
+from rsslcli.core.errors import counted, sanitize
 
 if TYPE_CHECKING:
     from rsslcli.commands.terminal import TextConsole
@@ -58,11 +58,6 @@ class Summary:
         return [prediction for *_, prediction in sorted(self._rows, reverse=True)]
 
 
-def images_in_words(count: int) -> str:
-    """A number of images."""
-    return "1 image" if count == 1 else f"{count:,} images"
-
-
 def print_summary(summary: Summary, console: TextConsole, *, with_rows: bool) -> None:
     """Print the summary, after the table of images if `with_rows`; nothing without images."""
     if not summary.images:
@@ -76,7 +71,7 @@ def print_summary(summary: Summary, console: TextConsole, *, with_rows: bool) ->
     names = [f"{sanitize(name)} {count:,}" for name, count in summary.predicted.most_common(_NAMED)]
     more = len(summary.predicted) - len(names)
     counts = ", ".join([*names, *([f"{more} more classes"] if more else [])])
-    console.print(f"{images_in_words(summary.images)}, by predicted class: {counts}", soft_wrap=True)
+    console.print(f"{counted(summary.images, 'image')}, by predicted class: {counts}", soft_wrap=True)
 
 
 def _table(summary: Summary, rows: Sequence[Prediction], width: int) -> Table:
@@ -102,7 +97,7 @@ def _title(summary: Summary, rows: int) -> str:
     if confusion is not None:
         mistakes = confusion.images - int(confusion.counts.trace())
         return "mistakes" if mistakes == rows else f"the {rows} surest of {mistakes:,} mistakes"
-    return "" if summary.images == rows else f"the first {rows} of {images_in_words(summary.images)}"
+    return "" if summary.images == rows else f"the first {rows} of {counted(summary.images, 'image')}"
 
 
 def _ranked(prediction: Prediction) -> list[str]:
@@ -131,9 +126,9 @@ def _print_rates(confusion: Confusion, images: int, console: TextConsole) -> Non
     low, high = map(percent, confusion.interval)
     right = int(confusion.counts.trace())
     others = images - confusion.images
-    outside = f"; {images_in_words(others)} in no folder of a class" if others else ""
+    outside = f"; {counted(others, 'image')} in no folder of a class" if others else ""
     console.print(
-        f"accuracy {percent(confusion.accuracy)}%: {right:,} of {images_in_words(confusion.images)}, "
+        f"accuracy {percent(confusion.accuracy)}%: {right:,} of {counted(confusion.images, 'image')}, "
         f"95 % interval {low} to {high}%{outside}",
         soft_wrap=True,
     )

@@ -23,7 +23,7 @@ from rsslcli.commands.console import (
 from rsslcli.commands.hints import suggest_training
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, counted
 
 if TYPE_CHECKING:
     from rsslcli.core.data.corrupted import CorruptedSet
@@ -196,8 +196,8 @@ def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, gen
     """Print the state of the corrupted test set, if it was asked for or no longer fits the test images."""
     if corrupted is not None:
         out.print(
-            f"{len(corrupted.names)} corruptions of {corrupted.images_per_cell} images at 5 severities "
-            f"in {corrupted.folder}",
+            f"{counted(len(corrupted.names), 'corruption')} of {counted(corrupted.images_per_cell, 'image')} "
+            f"at 5 severities in {corrupted.folder}",
         )
     elif generates:
         out.print("the images asked for are generated; no corruption has all its severities yet")

@@ -30,6 +30,7 @@ from rsslcli.core.errors import (
     RsslError,
     StaleCorruptionsError,
     UserError,
+    counted,
     rssl_command,
 )
 from rsslcli.core.study.cell import Cell
@@ -179,7 +180,8 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
         stopped.exit_code = 128 + received[0]
         raise stopped
     if counts["failed"]:
-        raise RsslError(f"{counts['failed']} cells failed, see above; to rerun them: {again} --retry")
+        failed = counted(counts["failed"], "cell")
+        raise RsslError(f"{failed} failed, see above; to rerun them: {again} --retry")
 
 
 #: The steps of a full bar.

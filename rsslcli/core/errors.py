@@ -56,6 +56,11 @@ def short_repr(value: object) -> str:
     return sanitize(repr(value[:60] if isinstance(value, str | bytes) else value), 300)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, such as "1 image" or "1,000 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """Make the error for a name that is not among `choices`: it suggests the nearest one, or lists all."""
     names = list(choices)

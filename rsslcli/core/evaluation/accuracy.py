@@ -21,7 +21,7 @@ from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import DEFAULT_SIZE, Images, Split, check_image_size
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.errors import UserError, counted, sanitize
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.cells import (
@@ -73,9 +73,8 @@ def check_scores(scores: object, images: int) -> Tensor:
         found = f"{tuple(scores.shape)}, {_dtype_name(scores.dtype)}"
     else:
         found = f"a {type(scores).__name__}"
-    count = "one image" if images == 1 else f"{images} images"
     raise UserError(
-        f"the model must give scores (N, classes); for {count} it gave {sanitize(found)}: "
+        f"the model must give scores (N, classes); for {counted(images, 'image')} it gave {sanitize(found)}: "
         "wrap it so that it returns only the float tensor of scores"
     )
 
