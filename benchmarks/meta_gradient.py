@@ -1,0 +1,98 @@
+"""Is the sign of the meta-gradient signal or noise? Its mean over steps against its standard error.
+
+    python benchmarks/meta_gradient.py runs/automl [...]
+
+An update moves λ by −β ∂L_meta/∂λ, so the metrics of a run, which hold λ after every step, hold the
+meta-gradient too. The table has a line per task and span of epochs:
+
+- drift: the mean of −∂L_meta/∂λ ÷ α over its steps, that is, ⟨gᵢ, v⟩; positive if λ grows.
+- t: the mean divided by its standard error, from the variance between steps. Beyond ±2 the sign is not noise.
+- up: the percentage of steps in which λ grows.
+- λ: its value after the last of the steps.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rsslcli.core.config import Config, read_config_file
+from rsslcli.core.errors import UserError
+from rsslcli.core.run_folder import RunFolder
+
+SPANS = 5
+Floats = npt.NDArray[np.float64]
+
+
+class Line(NamedTuple):
+    """A line of the table: a task in the epochs from `first` to `last`."""
+
+    task: str
+    first: int
+    last: int
+    drift: float
+    t: float
+    up: float
+    value: float
+
+
+def lines(run: Path) -> Iterator[Line]:
+    """The lines of a run, whole run first, then by span of epochs.
+
+    Raises:
+        UserError: it has no metrics of steps, or λ does not move by the meta-gradient alone.
+    """
+    config = Config(**read_config_file(RunFolder(run).config))
+    if not config.automl or "constant-sum" in config.automl_variants:
+        raise UserError(f"{run}: its λ does not move by the meta-gradient alone")
+    alpha, epochs, values = _read(run, config)
+    steps = np.flatnonzero(epochs[1:] > config.warmup_epochs)
+    if len(steps) < 2 * SPANS:
+        raise UserError(f"{run}: too few steps tuned λ")
+    moves = np.diff(values, axis=0) / (config.meta_lr * alpha[1:, None])
+    for part in [steps, *np.array_split(steps, SPANS)]:
+        for index, task in enumerate(config.weighted):
+            # Where λ is cut off at 0, the move does not show the meta-gradient.
+            x = moves[part, index][values[part + 1, index] > 0]
+            error = x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else np.nan
+            first, last = int(epochs[part[0] + 1]), int(epochs[part[-1] + 1])
+            yield Line(
+                task, first, last, x.mean(), x.mean() / error, (x > 0).mean(), values[part[-1] + 1, index]
+            )
+
+
+def _read(run: Path, config: Config) -> tuple[Floats, Floats, Floats]:
+    """α, the epoch and λ, (steps,) each and (steps, k)."""
+    records = {}
+    with RunFolder(run).metrics.open() as file:
+        for text in file:
+            record = json.loads(text)
+            if "loss/main" in record:
+                records[record["step"]] = record  # a step that was repeated after a resume counts once
+    if not records:
+        raise UserError(f"{run}: no metrics of single steps")
+    ordered = [records[step] for step in sorted(records)]
+    alpha = np.array([config.lookahead_scale * record["lr"] for record in ordered])
+    values = np.array([[record[f"lambda/{task}"] for task in config.weighted] for record in ordered])
+    return alpha, np.array([record["epoch"] for record in ordered], float), values
+
+
+def main() -> None:
+    """Print the tables of the runs named on the command line."""
+    for run in map(Path, sys.argv[1:]):
+        print(f"\n{run}\n\n| task | epochs | drift | t | up | λ |\n| :-- | :-- | --: | --: | --: | --: |")
+        for line in lines(run):
+            print(
+                f"| {line.task} | {line.first}–{line.last} | {line.drift:+.4f} | {line.t:+.1f} "
+                f"| {line.up:.0%} | {line.value:.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
