@@ -8,6 +8,8 @@ meta-gradient too. The table has a line per task and span of epochs:
 - drift: the mean of −∂L_meta/∂λ ÷ α over its steps, that is, ⟨gᵢ, v⟩; positive if λ grows.
 - t: the mean divided by its standard error, from the variance between steps. Beyond ±2 the sign is not noise.
 - up: the percentage of steps in which λ grows.
+- at 0: the percentage of steps that end at λ = 0, where it is cut off. The move then does not show the
+  meta-gradient, and to leave such steps out would leave out those that go down, so the others are missing then.
 - λ: its value after the last of the steps.
 """
 
@@ -39,6 +41,7 @@ class Line(NamedTuple):
     drift: float
     t: float
     up: float
+    at_zero: float
     value: float
 
 
@@ -58,12 +61,13 @@ def lines(run: Path) -> Iterator[Line]:
     moves = np.diff(values, axis=0) / (config.meta_lr * alpha[1:, None])
     for part in [steps, *np.array_split(steps, SPANS)]:
         for index, task in enumerate(config.weighted):
-            # Where λ is cut off at 0, the move does not show the meta-gradient.
-            x = moves[part, index][values[part + 1, index] > 0]
-            error = x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else np.nan
+            after = values[part + 1, index]
+            x = moves[part, index] if after.all() else np.full(len(part), np.nan)
+            error = x.std(ddof=1) / len(x) ** 0.5
             first, last = int(epochs[part[0] + 1]), int(epochs[part[-1] + 1])
+            up = float((x > 0).mean()) if after.all() else np.nan
             yield Line(
-                task, first, last, x.mean(), x.mean() / error, (x > 0).mean(), values[part[-1] + 1, index]
+                task, first, last, x.mean(), x.mean() / error, up, float((after == 0).mean()), after[-1]
             )
 
 
@@ -86,11 +90,14 @@ def _read(run: Path, config: Config) -> tuple[Floats, Floats, Floats]:
 def main() -> None:
     """Print the tables of the runs named on the command line."""
     for run in map(Path, sys.argv[1:]):
-        print(f"\n{run}\n\n| task | epochs | drift | t | up | λ |\n| :-- | :-- | --: | --: | --: | --: |")
+        print(f"\n{run}\n\n| task | epochs | drift | t | up | at 0 | λ |")
+        print("| :-- | :-- | --: | --: | --: | --: | --: |")
         for line in lines(run):
             print(
                 f"| {line.task} | {line.first}–{line.last} | {line.drift:+.4f} | {line.t:+.1f} "
-                f"| {line.up:.0%} | {line.value:.2f} |"
+                f"| {line.up:.0%} | {line.at_zero:.0%} | {line.value:.2f} |".replace("nan%", "–").replace(
+                    "+nan", "–"
+                )
             )
 
 

@@ -21,7 +21,8 @@ def write_run(folder: Path, config: Config, inner_products: np.ndarray) -> None:
         epoch = 1 + step // 10
         rate = 0.1 / epoch
         if epoch > config.warmup_epochs:
-            values = values + config.meta_lr * config.lookahead_scale * rate * products
+            moved = values + config.meta_lr * config.lookahead_scale * rate * products
+            values = np.maximum(moved, 0)
         weights = {f"lambda/{task}": value for task, value in zip(config.tasks, values, strict=True)}
         records.append({"step": step + 1, "epoch": epoch, "lr": rate, "loss/main": 1.0} | weights)
         if step % 10 == 9:
@@ -54,6 +55,22 @@ def test_drift_is_the_mean_inner_product_over_its_standard_error(tmp_path: Path)
     assert [(line.first, line.last) for line in spans[::2]] == [(2, 3), (4, 5), (6, 7), (8, 9), (10, 11)]
     assert spans[0].drift == pytest.approx(products[10:30, 0].mean())
     assert spans[-1].value == ir.value
+
+
+def test_steps_that_are_cut_off_at_zero_leave_no_figure_but_their_share(tmp_path: Path) -> None:
+    config = Config(tasks=("ir",), weighting="automl", epochs=11, warmup_epochs=1, meta_lr=1.0)
+    products = np.random.default_rng(0).normal(1.0, 0.01, (110, 1))
+    products[10:70] = -0.2
+    write_run(tmp_path / "run", config, products)
+    whole, *spans = lines(tmp_path / "run")
+    values = [
+        json.loads(line)["lambda/ir"] for line in (tmp_path / "run" / "metrics.jsonl").open() if "ir" in line
+    ]
+    assert min(values) == 0
+    assert np.isnan([whole.drift, whole.t, whole.up]).all()
+    assert 0.1 < whole.at_zero < 0.6
+    assert spans[-1].at_zero == 0
+    assert spans[-1].drift == pytest.approx(1, abs=0.02)
 
 
 def test_runs_whose_weights_say_nothing_of_it_are_refused(tmp_path: Path) -> None:
