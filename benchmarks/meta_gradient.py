@@ -9,7 +9,7 @@ meta-gradient too. The table has a line per task and span of epochs:
 - t: the mean divided by its standard error, from the variance between steps. Beyond ±2 the sign is not noise.
 - up: the percentage of steps in which λ grows.
 - at 0: the percentage of steps that end at λ = 0, where it is cut off. The move then does not show the
-  meta-gradient, and to leave such steps out would leave out those that go down, so the others are missing then.
+  meta-gradient, and without such steps only those that go up would be left: there is no other figure then.
 - λ: its value after the last of the steps.
 """
 
