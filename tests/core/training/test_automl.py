@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from rsslcli.core.config import Config
+from rsslcli.core.config import AUTOML_VARIANTS, Config
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.networks.build import build_network
@@ -342,6 +342,7 @@ def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> Non
         {"weighting": "uncertainty"},
         {"weighting": "random"},
         {"weighting": "upgrad"},
+        {"automl_variants": AUTOML_VARIANTS},
     ],
     ids=str,
 )
