@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.report import figures
 from rsslcli.core.report.answer import answer, other_rows
-from rsslcli.core.report.comparison import Study, make_studies
-from rsslcli.core.report.page import Answer, Block, Text, to_markdown
+from rsslcli.core.report.comparison import Row, Study, make_studies
+from rsslcli.core.report.page import Answer, Block, Table, Text, to_markdown
 from rsslcli.core.report.provenance import cost
 from rsslcli.core.report.runs import read_runs
+from rsslcli.core.report.statistics import margin_of_mean
 from rsslcli.core.report.write import other_comparisons, table_1
 from rsslcli.core.run_folder import RunFolder
 
@@ -40,9 +44,47 @@ def section(study: Study) -> str:
     text: list[Block] = [Answer(answer(study))]
     if rest := other_rows(study):
         text.append(Text(rest))
-    tables: list[Block] = [*other_comparisons(study), *cost(study)]
+    tables: list[Block] = [*other_comparisons(study), *adapted(study), *cost(study)]
     picture = f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n"
     return f"{to_markdown([*text, table_1(study)])}\n{picture}{to_markdown(tables)}"
+
+
+def adapted(study: Study) -> list[Block]:
+    """What adaptation at test time does to each row, over the seeds for which it was measured."""
+    found = {row.label: _adapted_means(row) for row in study.rows}
+    baseline = found[study.rows[0].label]
+    lines = []
+    for row in study.rows:
+        after = found[row.label]
+        if after:
+            seeds = sorted(after)
+            gain = [after[seed] - row.runs[seed].mean() for seed in seeds]
+            beyond = [after[seed] - baseline[seed] for seed in seeds if seed in baseline]
+            means = [100 * float(np.mean(values)) for values in (list(after.values()), gain)]
+            is_baseline = row is study.rows[0]
+            difference = "–" if is_baseline or not beyond else with_interval(beyond)
+            lines.append([row.label, str(len(seeds)), f"{means[0]:.2f}", f"{means[1]:+.2f}", difference])
+    columns = ["trained with", "seeds", "adapted", "gain", "− baseline, adapted too [95 % interval]"]
+    caption = "With `eval-c --adapt bn`: accuracy in %, mean over the 19 corruptions at 5 severities"
+    return [Table(caption, columns, lines)] if lines else []
+
+
+def _adapted_means(row: Row) -> dict[int, float]:
+    """The mean accuracy with `--adapt bn`, by seed."""
+    files = {seed: run.directory / "eval-c-adapted-bn.json" for seed, run in row.runs.items()}
+    return {
+        seed: float(json.loads(file.read_text())["adapted"]["mean_accuracy"])
+        for seed, file in files.items()
+        if file.is_file()
+    }
+
+
+def with_interval(differences: Sequence[float]) -> str:
+    """The mean of differences in points, with Student's 95 % interval if there are two or more."""
+    mean = 100 * float(np.mean(differences))
+    margin = 100 * margin_of_mean(differences)
+    interval = f" [{mean - margin:+.2f}, {mean + margin:+.2f}]" if len(differences) > 1 else ""
+    return f"{mean:+.2f}{interval}".replace("-", "−")
 
 
 def shown() -> str:
@@ -60,9 +102,12 @@ def collect(study: Path) -> None:
             kept.path.mkdir(exist_ok=True)
             with run.log.open() as log:
                 kept.log.write_text(log.readline())
+            for evaluation in run.path.glob("eval-c*.json"):
+                content = json.loads(evaluation.read_text())
+                content.pop("diagnostics", None)
+                (kept.path / evaluation.name).write_text(json.dumps(content) + "\n")
             if is_new:
                 kept.config.write_bytes(run.config.read_bytes())
-                kept.evaluation.write_bytes(run.evaluation.read_bytes())
                 tuned = Config(**read_config_file(run.config)).automl
                 lines = per_epoch(run.metrics.read_text().splitlines(), tuned)
                 kept.metrics.write_text("".join(f"{line}\n" for line in lines))
