@@ -103,9 +103,11 @@ def collect(study: Path) -> None:
             with run.log.open() as log:
                 kept.log.write_text(log.readline())
             for evaluation in run.path.glob("eval-c*.json"):
-                content = json.loads(evaluation.read_text())
-                content.pop("diagnostics", None)
-                (kept.path / evaluation.name).write_text(json.dumps(content) + "\n")
+                file = kept.path / evaluation.name
+                if not file.exists():
+                    content = json.loads(evaluation.read_text())
+                    content.pop("diagnostics", None)
+                    file.write_text(json.dumps(content) + "\n")
             if is_new:
                 kept.config.write_bytes(run.config.read_bytes())
                 tuned = Config(**read_config_file(run.config)).automl

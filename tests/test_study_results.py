@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import study_section
 from synthetic import make_run
 
 from rsslcli.core.report.comparison import make_studies
+from rsslcli.core.report.page import Table
 from rsslcli.core.report.runs import read_run, read_runs
 
 SMALL = Path(__file__).parents[1] / "results" / "small"
@@ -39,6 +41,7 @@ def test_cells_are_kept_with_what_a_report_needs(tmp_path: Path, monkeypatch: py
     (run / "checkpoint.pt").touch()
     (run / "log.txt").write_text("2026-01-01 rssl 1.0.0, torch 2.9.0, CPU: automl\n2026-01-01 finished\n")
     (run / "eval-c.json").touch()
+    (run / "eval-c-adapted-bn.json").write_text('{"adapted": {"mean_accuracy": 0.5}, "diagnostics": {}}')
     (make_run(tmp_path / "study" / "ir-s0", tasks=("ir",)) / "eval-c.json").unlink()
     monkeypatch.setattr(study_section, "SMALL", tmp_path / "kept")
     (tmp_path / "kept").mkdir()
@@ -50,5 +53,27 @@ def test_cells_are_kept_with_what_a_report_needs(tmp_path: Path, monkeypatch: py
     assert (kept.mean(), kept.history.seconds) == (whole.mean(), whole.history.seconds)
     ends = [whole.history.lambdas["ir"][step - 1, 1] for step in range(30, 241, 30)]
     assert kept.history.lambdas["ir"][:, 1].tolist() == ends
+    adapted = tmp_path / "kept" / "automl-s0" / "eval-c-adapted-bn.json"
+    assert json.loads(adapted.read_text()) == {"adapted": {"mean_accuracy": 0.5}}
     size = sum(path.stat().st_size for path in (tmp_path / "kept" / "automl-s0").iterdir())
     assert size < 20_000
+
+
+def test_adaptation_is_compared_by_seed(tmp_path: Path) -> None:
+    for seed, (plain, tuned) in enumerate(((0.50, 0.52), (0.51, 0.55))):
+        for name, tasks, accuracy in (("baseline", (), plain), ("rotation", ("rotation",), tuned)):
+            run = make_run(tmp_path / f"{name}-s{seed}", tasks=tasks, seed=seed)
+            adapted = {"adapted": {"mean_accuracy": accuracy}}
+            (run / "eval-c-adapted-bn.json").write_text(json.dumps(adapted))
+    (study,), _ = make_studies(read_runs([tmp_path])[0])
+    (table,) = study_section.adapted(study)
+    assert isinstance(table, Table)
+    gains = [
+        f"{50.5 - 100 * study.rows[0].means.mean():+.2f}",
+        f"{53.5 - 100 * study.rows[1].means.mean():+.2f}",
+    ]
+    # Two differences of 2 and 4 points: Student's quantile with one degree of freedom is 12.706.
+    assert table.rows == [
+        ["Baseline", "2", "50.50", gains[0], "–"],
+        ["Rotation", "2", "53.50", gains[1], "+3.00 [−9.71, +15.71]"],
+    ]
