@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsslcli.core.config import Augment, BatchNormMode, Weighting, check_effective
+from rsslcli.core.config import Weighting, check_effective
 from rsslcli.core.errors import UserError, command_arguments, unknown
 from rsslcli.core.files import replacing
 from rsslcli.core.presets import config_layers, merge
@@ -22,8 +22,7 @@ class Method:
 
     tasks: tuple[str, ...]  #: the self-supervision tasks; empty for the baseline
     weighting: Weighting = "fixed"  #: what sets λ
-    batch_norm: BatchNormMode | None = None  #: the batch-normalization mode; None keeps the preset's
-    augment: Augment | None = None  #: the augmentation; None keeps the preset's
+    settings: Mapping[str, Any] = field(default_factory=dict)  #: others in which it departs from the preset
 
 
 #: The paper's experiments: the columns of Table 1, then those of Figure 2.
@@ -35,13 +34,28 @@ PAPER_METHODS = {
 }
 
 
-#: Rows beyond the paper's: another batch-normalization mode, and AugMix alone and with tasks.
+_AUGMIX = {"augment": "augmix"}
+_CHEAP = {"task_share": 0.25}
+_RELATIVE = {**_CHEAP, "automl_variants": ("relative",)}
+#: Rows beyond the paper's: AugMix alone and with tasks, cheaper tasks, and the best variant of AutoML.
 _BEYOND = {
-    "rotation-joint": Method(("rotation",), batch_norm="joint"),
-    "augmix": Method((), augment="augmix"),
-    "augmix-rotation": Method(("rotation",), augment="augmix"),
-    "augmix-fixed": Method(BEST_TASKS, augment="augmix"),
-    "augmix-automl": Method(BEST_TASKS, weighting="automl", augment="augmix"),
+    "rotation-joint": Method(("rotation",), settings={"batch_norm": "joint"}),
+    "fixed-share25": Method(BEST_TASKS, settings=_CHEAP),
+    "automl-relative": Method(BEST_TASKS, "automl", _RELATIVE),
+    "augmix": Method((), settings=_AUGMIX),
+    "augmix-rotation": Method(("rotation",), settings=_AUGMIX),
+    "augmix-fixed": Method(BEST_TASKS, settings=_AUGMIX),
+    "augmix-automl": Method(BEST_TASKS, "automl", _AUGMIX),
+    "augmix-automl-relative": Method(BEST_TASKS, "automl", {**_AUGMIX, **_RELATIVE}),
+}
+#: Rows beside these, on which no claim rests: λ tuned on other corruptions than it is tested on, and rivals.
+_ASIDE = {
+    "rotation-all": Method(("rotation",), settings={"batch_norm": "all"}),
+    "automl-share25": Method(BEST_TASKS, "automl", _CHEAP),
+    "automl-strict": Method(BEST_TASKS, "automl", {**_CHEAP, "validation_corruptions": "extra"}),
+    "uncertainty": Method(BEST_TASKS, "uncertainty", _CHEAP),
+    "random": Method(BEST_TASKS, "random", _CHEAP),
+    "upgrad": Method(BEST_TASKS, "upgrad", _CHEAP),
 }
 
 
@@ -51,7 +65,7 @@ class Preset:
 
     methods: Mapping[str, Method]  #: the rows of the study, by name
     seeds: int  #: the number of seeds per method
-    single_seed: tuple[str, ...] = ()  #: methods that run with the first seed only, to save time
+    aside: tuple[str, ...] = ()  #: methods that run with at most two seeds, to save time
     dataset: str = "cifar10"  #: the data set to run on
     corruptions: str = "download"  #: how to get the corrupted test set, "download" or "generate"
     corrupted_images: int | None = None  #: source images of a generated set; None for the whole test set
@@ -61,9 +75,9 @@ class Preset:
 PRESETS = {
     "paper": Preset(PAPER_METHODS, seeds=3),
     "small": Preset(
-        PAPER_METHODS | _BEYOND,
+        PAPER_METHODS | _BEYOND | _ASIDE,
         seeds=3,
-        single_seed=tuple(task for task in TASKS if task != "rotation"),
+        aside=(*(task for task in TASKS if task != "rotation"), *_ASIDE),
         corruptions="generate",
         corrupted_images=600,
     ),
@@ -114,10 +128,11 @@ def plan(
                 raise UserError(f"`add_task` {task}: the study has that task already")
         methods |= {task: Method((task,)) for task in tasks}
         methods["-".join(("automl", *tasks))] = Method((*BEST_TASKS, *tasks), weighting="automl")
-    # Seed by seed, so that a study stopped early has complete comparisons; single-seed methods come last.
-    rows = [name for name in methods if name not in size.single_seed]
-    order = [(name, seed) for seed in range(max(count, before)) for name in rows]
-    order += [(name, 0) for name in size.single_seed]
+    # Seed by seed, so that a study stopped early has complete comparisons.
+    all_seeds = range(max(count, before))
+    rows = [name for name in methods if name not in size.aside]
+    order = [(name, seed) for seed in all_seeds for name in rows]
+    order += [(name, seed) for seed in all_seeds[:2] for name in size.aside]
     common = {} if dataset is None and config is not None else {"dataset": dataset or size.dataset}
     return [
         _make_cell(number, name, methods[name], preset, config, common | {"seed": seed}, output, task_files)
@@ -136,7 +151,7 @@ def _make_cell(
     task_files: Sequence[Path],
 ) -> Cell:
     """A cell with its settings and the command that trains it; see `plan`."""
-    chosen = {**vars(method), "tasks": list(method.tasks)}
+    chosen = {"tasks": list(method.tasks), "weighting": method.weighting, **method.settings}
     # Rows of earlier invocations stay even if their tasks are unknown now: see `Cell.check_can_run`.
     resolved = merge(config_layers(preset, config, {**chosen, **options}), known_tasks=False)
     check_task_names(resolved.task_options)
@@ -148,8 +163,10 @@ def _make_cell(
         task=None if several else next(iter(method.tasks), "none"),
         fixed=several and method.weighting == "fixed",
         weighting=method.weighting if method.weighting not in ("fixed", "automl") else None,
-        batch_norm=method.batch_norm,
-        augment=method.augment,
+        **{
+            name: ",".join(value) if isinstance(value, tuple) else value
+            for name, value in method.settings.items()
+        },
         preset=preset,
         config=config,
         dataset=resolved.dataset,

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,15 +79,37 @@ def test_the_paper_s_grid() -> None:
     assert cells[8].config.tasks == cells[9].config.tasks == ("rotation", "bir", "color", "ir")
 
 
-def test_the_small_grid_has_both_modes_and_its_lone_seeds_last() -> None:
-    cells = plan("small", Path("s"))
-    names = [cell.name for cell in cells]
-    beyond = ("rotation-joint", "augmix", "augmix-rotation", "augmix-fixed", "augmix-automl")
-    methods = ("baseline", "rotation", "fixed", "automl", *beyond)
-    assert {f"{method}-s{seed}" for method in methods for seed in range(3)} == set(names[:27])
-    assert names[27:] == [f"{task}-s0" for task in ("color", "ir", "bir", "inpaint", "rgb", "jigsaw")]
-    assert cells[names.index("rotation-joint-s1")].config.batch_norm == "joint"
-    assert cells[names.index("rotation-s1")].config.batch_norm == "per-task"
+def test_the_small_grid_has_two_seeds_of_the_rows_on_which_no_claim_rests() -> None:
+    cells = {cell.name: cell for cell in plan("small", Path("s"))}
+    claims = (
+        "baseline", "rotation", "fixed", "automl", "rotation-joint", "fixed-share25", "automl-relative",
+        "augmix", "augmix-rotation", "augmix-fixed", "augmix-automl", "augmix-automl-relative",
+    )  # fmt: skip
+    assert set(list(cells)[:36]) == {f"{method}-s{seed}" for method in claims for seed in range(3)}
+    aside = (
+        "color", "ir", "bir", "inpaint", "rgb", "jigsaw",
+        "rotation-all", "automl-share25", "automl-strict", "uncertainty", "random", "upgrad",
+    )  # fmt: skip
+    assert set(list(cells)[36:]) == {f"{method}-s{seed}" for method in aside for seed in range(2)}
+    assert len(plan("small", Path("s"), seeds=1)) == len(claims) + len(aside)
+
+
+def test_rows_of_the_small_grid_depart_from_its_preset_in_what_they_say() -> None:
+    cells = {cell.method: cell for cell in plan("small", Path("s"), seeds=1)}
+    usual = cells["fixed"].config
+    for name in ("uncertainty", "random", "upgrad"):
+        assert cells[name].config == replace(usual, weighting=name, task_share=0.25)
+    automl = replace(usual, weighting="automl")
+    assert cells["augmix-automl"].config == replace(automl, augment="augmix")
+    relative = replace(automl, task_share=0.25, automl_variants=("relative",))
+    assert cells["automl-relative"].config == relative
+    assert cells["automl-strict"].config == replace(automl, task_share=0.25, validation_corruptions="extra")
+    assert cells["rotation"].config.batch_norm == "per-task"
+    assert cells["rotation-joint"].config.batch_norm == "joint"
+    assert cells["augmix-automl-relative"].train == (
+        "train-automl", "--tasks", "rotation,bir,color,ir", "--augment", "augmix", "--task-share", "0.25",
+        "--automl-variants", "relative", "--preset", "small", "--dataset", "cifar10", "--seed", "0",
+    )  # fmt: skip
 
 
 def test_options_of_a_study(tmp_path: Path) -> None:
