@@ -41,11 +41,6 @@ def one_of(choices: Sequence[str]) -> dict[str, Any]:
     return {"metavar": f"<{'|'.join(choices)}>", "autocompletion": completion.one_of(choices)}
 
 
-def some_of(choices: Sequence[str]) -> dict[str, Any]:
-    """The same for an option that takes some of these words, separated by commas."""
-    return {"metavar": f"<{','.join(choices)}>", "autocompletion": completion.some_of(choices)}
-
-
 DEFAULT_DATA_DIR = default_data_dir()
 DataDir = Annotated[
     Path, _data(envvar="RSSL_DATA_DIR", help="Where prepared data sets live.", show_default=True)
@@ -214,9 +209,10 @@ ValidationCorruptions = Annotated[
 AutomlVariants = Annotated[
     str | None,
     task_option(
-        help="Departures of AutoML from the paper's, separated by commas.",
+        help=f"Departures from the paper's: some of {', '.join(AUTOML_VARIANTS)}, separated by commas.",
+        metavar="<names>",
         callback=_split,
-        **some_of(AUTOML_VARIANTS),
+        autocompletion=completion.some_of(AUTOML_VARIANTS),
     ),
 ]
 BatchNorm = Annotated[
