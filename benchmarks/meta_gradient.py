@@ -5,7 +5,8 @@
 An update moves λ by −β ∂L_meta/∂λ, so the metrics of a run, which hold λ after every step, hold the
 meta-gradient too. The table has a line per task and span of epochs:
 
-- drift: the mean of −∂L_meta/∂λ ÷ α over its steps, that is, ⟨gᵢ, v⟩; positive if λ grows.
+- drift: the mean of −∂L_meta/∂λ ÷ α over its steps, that is, ⟨gᵢ, v⟩ or what a variant
+  puts in its place; positive if λ grows.
 - t: the mean divided by its standard error, from the variance between steps. Beyond ±2 the sign is not noise.
 - up: the percentage of steps in which λ grows.
 - at 0: the percentage of steps that end at λ = 0, where it is cut off. The move then does not show the
@@ -52,7 +53,7 @@ def lines(run: Path) -> Iterator[Line]:
         UserError: it has no metrics of steps, or λ does not move by the meta-gradient alone.
     """
     config = Config(**read_config_file(RunFolder(run).config))
-    if not config.automl or "constant-sum" in config.automl_variants:
+    if not config.automl or {"constant-sum", "sgd-lookahead"} & {*config.automl_variants}:
         raise UserError(f"{run}: its λ does not move by the meta-gradient alone")
     alpha, epochs, values = _read(run, config)
     steps = np.flatnonzero(epochs[1:] > config.warmup_epochs)
