@@ -68,7 +68,7 @@ def adapted(study: Study) -> list[Block]:
             difference = "–" if is_baseline or not beyond else with_interval(beyond)
             lines.append([row.label, str(len(seeds)), f"{means[0]:.2f}", f"{means[1]:+.2f}", difference])
     columns = ["trained with", "seeds", "adapted", "gain", "− baseline, adapted too [95 % interval]"]
-    caption = "Adapted at test time, eval-c --adapt bn: accuracy in %, mean over the 19 corruptions at 5 severities"
+    caption = "Adapted by eval-c --adapt bn: accuracy in %, mean over the 19 corruptions at 5 severities"
     return [Table(caption, columns, lines)] if lines else []
 
 
