@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,11 @@ import numpy as np
 
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.report import figures
-from rsslcli.core.report.answer import answer, other_rows
-from rsslcli.core.report.comparison import Row, Study, make_studies
+from rsslcli.core.report.answer import answer, interval, other_rows
+from rsslcli.core.report.comparison import Comparison, Row, Study, make_studies
 from rsslcli.core.report.page import Answer, Block, Table, Text, to_markdown
 from rsslcli.core.report.provenance import cost
 from rsslcli.core.report.runs import read_runs
-from rsslcli.core.report.statistics import margin_of_mean
 from rsslcli.core.report.write import other_comparisons, table_1
 from rsslcli.core.run_folder import RunFolder
 
@@ -64,8 +62,7 @@ def adapted(study: Study) -> list[Block]:
             gain = [after[seed] - row.runs[seed].mean() for seed in seeds]
             beyond = [after[seed] - baseline[seed] for seed in seeds if seed in baseline]
             means = [100 * float(np.mean(values)) for values in (list(after.values()), gain)]
-            is_baseline = row is study.rows[0]
-            difference = "–" if is_baseline or not beyond else with_interval(beyond)
+            difference = "–" if row is study.rows[0] else interval(Comparison(tuple(beyond)))
             lines.append([row.label, str(len(seeds)), f"{means[0]:.2f}", f"{means[1]:+.2f}", difference])
     columns = ["trained with", "seeds", "adapted", "gain", "− baseline, adapted too [95 % interval]"]
     caption = "Adapted by eval-c --adapt bn: accuracy in %, mean over the 19 corruptions at 5 severities"
@@ -80,14 +77,6 @@ def _adapted_means(row: Row) -> dict[int, float]:
         for seed, file in files.items()
         if file.is_file()
     }
-
-
-def with_interval(differences: Sequence[float]) -> str:
-    """The mean of differences in points, with Student's 95 % interval if there are two or more."""
-    mean = 100 * float(np.mean(differences))
-    margin = 100 * margin_of_mean(differences)
-    interval = f" [{mean - margin:+.2f}, {mean + margin:+.2f}]" if len(differences) > 1 else ""
-    return f"{mean:+.2f}{interval}".replace("-", "−")
 
 
 def shown() -> str:
