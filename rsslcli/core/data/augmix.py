@@ -8,6 +8,8 @@ affine matrix, so one gather and one `grid_sample` apply a different operation t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -83,10 +85,26 @@ def apply_operations(pixels: Tensor, operations: Tensor, levels: Tensor) -> Tens
     for index, make_matrix in enumerate(MATRICES.values(), len(TABLES)):
         chosen = (operations == index)[..., None, None]
         matrices = torch.where(chosen, make_matrix(levels, height, width), matrices)
-    for step, matrix in enumerate(matrices.unbind(1)):
-        operation, level = (each[:, step, None, None] for each in (operations, levels.abs()))
-        pixels = transform(_map_values(pixels, operation, level), matrix)
+    pixels = pixels.clone()
+    for operation, level, matrix in zip(operations.T, levels.abs().T, matrices.unbind(1), strict=True):
+        has_table = operation < len(TABLES)
+        has_matrix = ~has_table & (operation < len(OPERATIONS))
+        pixels = _apply_where(has_table, _map_values, pixels, operation[:, None, None], level[:, None, None])
+        pixels = _apply_where(has_matrix, transform, pixels, matrix)
     return pixels
+
+
+def _apply_where(
+    chosen: Tensor, function: Callable[..., Tensor], pixels: Tensor, *parameters: Tensor
+) -> Tensor:
+    """Apply a function that leaves all but the chosen (M,) images as they are, and may change `pixels`.
+
+    Only a CPU picks out the chosen ones: the host would have to wait for a GPU to know how many there are.
+    """
+    if pixels.device.type != "cpu":
+        return function(pixels, *parameters)
+    rows = chosen.nonzero().squeeze(1)
+    return pixels.index_copy_(0, rows, function(pixels[rows], *(each[rows] for each in parameters)))
 
 
 def _map_values(pixels: Tensor, operations: Tensor, levels: Tensor) -> Tensor:

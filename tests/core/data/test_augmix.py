@@ -97,6 +97,19 @@ def test_each_image_has_its_own_operations_in_order() -> None:
     assert np.mean(errors) < 0.02
 
 
+def test_a_cpu_leaves_out_only_what_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, random: BatchRandom
+) -> None:
+    pixels = to_pixels(np.concatenate([pictures(32, 32)] * 6), torch.float32)
+    operations = random.integers(pixels, len(OPERATIONS) + 1, 3)
+    levels = module.signed_levels(random.uniform(pixels, 3))
+    given = pixels.clone()
+    chosen = apply_operations(pixels, operations, levels)
+    assert torch.equal(pixels, given)
+    monkeypatch.setattr(module, "_apply_where", lambda chosen, function, *tensors: function(*tensors))
+    assert torch.equal(apply_operations(pixels, operations, levels), chosen)
+
+
 def test_operations_that_overlap_the_test_corruptions_are_left_out() -> None:
     assert len(OPERATIONS) == len(set(OPERATIONS)) == 9
     assert not {"contrast", "color", "brightness", "sharpness"} & set(OPERATIONS)
