@@ -109,6 +109,8 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
     mend: dict[str, object] = {"corruptions": "generate"}
     if generated := read_json(folder / GENERATED):
         count = corrupted.images_per_cell
+        if len(corrupted.names) < len(CORRUPTIONS):
+            mend["only"] = ",".join(corrupted.names)
         source = source_checksum(test.images[:count], test.labels[:count])
         # An interruption may leave the labels of other images beside the files.
         fits = aligned(corrupted, test) and all(
