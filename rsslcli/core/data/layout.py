@@ -4,8 +4,10 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
+from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data.archives import Parts
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.file_tree import Key, Tally, Tree, visible
@@ -320,8 +322,11 @@ def _no_folders(tree: Tree, listing: Listing) -> UserError:
     """The error for a tree without class folders."""
     found, advice = listing.instead()
     if listing.images:
-        found = f"found images such as {shown('/'.join(min(listing.images)))}"
-        advice = ""
+        first = min(listing.images)
+        found = f"found images such as {shown('/'.join(first))}"
+        is_corrupted = any(name in CORRUPTIONS and below == "1" for name, below in pairwise(first))
+        packed = is_corrupted and not tree.source.is_dir()
+        advice = "unpack them, since corrupted images are read from a folder" if packed else ""
     return UserError(
         f"no folders of images in {tree.source}: {found}{found and ': '}{advice or f'expected {LAYOUT}'}"
     )

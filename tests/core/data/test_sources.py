@@ -642,6 +642,14 @@ def test_classes_alone_that_are_refused(tmp_path: Path) -> None:
         refused(as_tar(tmp_path / f"{number}.tar", files), match)
 
 
+def test_an_archive_of_corrupted_images_is_to_be_unpacked(tmp_path: Path) -> None:
+    files = {f"{folder}/{severity}/ant/1.png": b"" for folder in ("fog", "frost") for severity in range(1, 6)}
+    refused(
+        as_tar(tmp_path / "weather.tar", files),
+        "found images such as 'fog/1/ant/1.png': unpack them, since corrupted images are read from a folder",
+    )
+
+
 def test_limit_takes_a_balanced_subset(tmp_path: Path) -> None:
     train, test = read(as_tar(tmp_path / "t.tar", tree()), limit=4)
     assert sorted(train.labels) == [0, 0, 1, 1]
