@@ -179,17 +179,19 @@ class Study:
     def what_is_added(self) -> list[tuple[Row, Row, Comparison]]:
         """Rows minus others with the same augmentation, corrected for each other.
 
-        The other row is the first one with the same tasks, rotation alone, or AugMix alone.
+        The others are the row above with the same tasks whose settings differ least, rotation alone, and
+        AugMix alone.
         """
         first = {_learned(row): row for row in reversed(self.rows)}
         pairs = []
-        for row in self.rows:
+        for index, row in enumerate(self.rows):
             augmix, tasks = _learned(row)
-            wanted = [(augmix, tasks), (augmix, frozenset({"rotation"}))][: 1 + (len(tasks) > 1)]
-            if augmix:
-                wanted.append((augmix, frozenset()))
-            others = [first[key] for key in dict.fromkeys(wanted) if key in first]
-            pairs += [(row, other) for other in others if other is not row and other is not self.baseline]
+            above = [other for other in self.rows[:index] if _learned(other) == (augmix, tasks)]
+            others = sorted(above, key=lambda other: _distance(row, other))[:1]
+            alone = [{"rotation"}] if len(tasks) > 1 else []
+            alone += [set()] if augmix and tasks else []
+            others += [first[key] for key in ((augmix, frozenset(each)) for each in alone) if key in first]
+            pairs += [(row, other) for other in others if other is not self.baseline]
         found = corrected([row.minus(other) for row, other in pairs])
         return [(row, other, each) for (row, other), each in zip(pairs, found, strict=True)]
 
@@ -226,6 +228,12 @@ class Study:
 def _learned(row: Row) -> tuple[bool, frozenset[str]]:
     """Whether a row trains with AugMix, and its tasks."""
     return row.config.uses_augmix, frozenset(row.config.tasks)
+
+
+def _distance(row: Row, other: Row) -> int:
+    """The number of settings that act on both rows and differ."""
+    ours, theirs = (_method(each.config) for each in (row, other))
+    return sum(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
 
 
 def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
