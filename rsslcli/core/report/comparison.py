@@ -393,15 +393,18 @@ def _key(value: object) -> str:
 
 
 def describe(settings: Mapping[str, Any]) -> str:
-    """Settings on one line: "batch_norm joint, lr 0.2"."""
+    """Settings on one line: "batch_norm joint, rotation.views 1"."""
 
-    def words(name: str, value: object) -> str:
+    def words(name: str, value: Any) -> str:
         if (name, value) == ("validation_corruptions", "extra"):
             return "λ tuned on the extra four"
-        if isinstance(value, Mapping):
-            value = _key(value).replace('"', "")
-        elif isinstance(value, tuple):
-            value = " and ".join(map(str, value))
+        if name == "task_options":
+            given = [
+                (f"{task}.{option}", of) for task, options in value.items() for option, of in options.items()
+            ]
+            return ", ".join(f"{option} {sanitize(of)}" for option, of in given)
+        if name == "automl_variants":
+            return " and ".join(value)
         return f"{name} {sanitize(value)}"
 
     return ", ".join(words(name, value) for name, value in settings.items())

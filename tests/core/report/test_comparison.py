@@ -369,3 +369,18 @@ def test_a_partial_evaluation_alone_is_named_as_the_reason(tmp_path: Path) -> No
     (run / "eval-c.json").rename(run / "eval-c-partial.json")
     with pytest.raises(UserError, match=r"not fully evaluated: it has only eval-c-partial\.json"):
         read_run(run)
+
+
+def test_a_label_has_the_settings_in_which_its_row_differs(tmp_path: Path) -> None:
+    several = {"tasks": ("rotation", "ir"), "weighting": "automl"}
+    for name, chosen in {
+        "rotation": {"tasks": ("rotation",)},
+        "views": {"tasks": ("rotation",), "task_options": {"rotation": {"views": 1}}},
+        "automl": several,
+        "relative": several | {"automl_variants": ("relative", "cosine"), "task_share": 0.5},
+    }.items():
+        make_run(tmp_path / name, seed=0, mean=0.5, **chosen)
+    (study,) = studies(tmp_path)
+    assert [row.label.partition(" (")[2] for row in study.rows] == [
+        "", "rotation.views 1)", "", "task_share 0.5, relative and cosine)"
+    ]  # fmt: skip
