@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "results" / "small"
 DOCUMENT = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "images" / "study-accuracy.png"
+#: The seeds that were run to confirm a comparison of docs/results.md.
+CONFIRMING = range(5, 10)
 BEGIN = "<!-- made by tests/study_section.py: begin -->"
 END = "<!-- end -->"
 
@@ -43,11 +45,31 @@ def section(study: Study) -> str:
     text: list[Block] = [Answer(answer(study))]
     if rest := other_rows(study):
         text.append(Text(rest))
-    tables: list[Block] = [*other_comparisons(study), *adapted(study), *cost(study)]
+    tables: list[Block] = [*other_comparisons(study), *confirmed(study), *adapted(study), *cost(study)]
     picture = (
         f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n*Rows with two seeds or more.*\n\n"
     )
     return f"{to_markdown([*text, table_1(study)])}\n{picture}{to_markdown(tables)}"
+
+
+def confirmed(study: Study) -> list[Block]:
+    """What the seeds that were run to confirm one comparison say of it, once they are complete."""
+    base = study.baseline
+    (row,) = (
+        row
+        for row in study.rows
+        if row.config.automl_variants == ("relative",) and not row.config.uses_augmix
+    )
+    runs = {seed: run for seed, run in row.runs.items() if seed in CONFIRMING}
+    if base is None or not set(CONFIRMING) <= runs.keys() & base.runs.keys():
+        return []
+    found = replace(row, runs=runs).minus(base)
+    return [
+        Text(
+            f"Seeds {CONFIRMING[0]} to {CONFIRMING[-1]}, which were run to confirm one comparison, alone: "
+            f"{row.label} − {base.label} {interval(found)}. Beyond the noise: {found.verdict}."
+        )
+    ]
 
 
 def adapted(study: Study) -> list[Block]:
