@@ -45,7 +45,8 @@ def section(study: Study) -> str:
     text: list[Block] = [Answer(answer(study))]
     if rest := other_rows(study):
         text.append(Text(rest))
-    tables: list[Block] = [*other_comparisons(study), *confirmed(study), *adapted(study), *cost(study)]
+    text += confirmed(study)
+    tables: list[Block] = [*other_comparisons(study), *adapted(study), *cost(study)]
     picture = (
         f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n*Rows with two seeds or more.*\n\n"
     )
@@ -66,8 +67,8 @@ def confirmed(study: Study) -> list[Block]:
     found = replace(row, runs=runs).minus(base)
     return [
         Text(
-            f"Seeds {CONFIRMING[0]} to {CONFIRMING[-1]}, which were run to confirm one comparison, alone: "
-            f"{row.label} − {base.label} {interval(found)}. Beyond the noise: {found.verdict}."
+            f"Seeds {CONFIRMING[0]} to {CONFIRMING[-1]} alone, which were run to confirm one comparison: "
+            f"{row.label} − {base.label} {interval(found)}; beyond the noise: {found.verdict}."
         )
     ]
 
