@@ -49,7 +49,7 @@ def section(study: Study) -> str:
     tables: list[Block] = [*other_comparisons(study), *adapted(study), *cost(study)]
     picture = (
         f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n"
-        "*Rows with two seeds or more. Not all have the same seeds: only the tables compare seed by seed.*\n\n"
+        "*Rows with two seeds or more. Not all have the same seeds: only the tables pair them.*\n\n"
     )
     return f"{to_markdown([*text, table_1(study)])}\n{picture}{to_markdown(tables)}"
 
