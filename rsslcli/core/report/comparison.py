@@ -399,10 +399,8 @@ def describe(settings: Mapping[str, Any]) -> str:
         if (name, value) == ("validation_corruptions", "extra"):
             return "λ tuned on the extra four"
         if name == "task_options":
-            given = [
-                (f"{task}.{option}", of) for task, options in value.items() for option, of in options.items()
-            ]
-            return ", ".join(f"{option} {sanitize(of)}" for option, of in given)
+            of_tasks = [(task, *each) for task, options in value.items() for each in options.items()]
+            return sanitize(", ".join(f"{task}.{option} {number}" for task, option, number in of_tasks))
         if name == "automl_variants":
             return " and ".join(value)
         return f"{name} {sanitize(value)}"
