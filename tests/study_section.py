@@ -45,7 +45,7 @@ def section(study: Study) -> str:
     text: list[Block] = [Answer(answer(study))]
     if rest := other_rows(study):
         text.append(Text(rest))
-    text += confirmed(study)
+    text.append(confirmed(study))
     tables: list[Block] = [*other_comparisons(study), *adapted(study), *cost(study)]
     picture = (
         f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n"
@@ -54,24 +54,19 @@ def section(study: Study) -> str:
     return f"{to_markdown([*text, table_1(study)])}\n{picture}{to_markdown(tables)}"
 
 
-def confirmed(study: Study) -> list[Block]:
-    """What the seeds that were run to confirm one comparison say of it, once they are complete."""
-    base = study.baseline
+def confirmed(study: Study) -> Text:
+    """What the seeds that were run to confirm one comparison say of it."""
+    base = study.rows[0]
     (row,) = (
         row
         for row in study.rows
         if row.config.automl_variants == ("relative",) and not row.config.uses_augmix
     )
-    runs = {seed: run for seed, run in row.runs.items() if seed in CONFIRMING}
-    if base is None or not set(CONFIRMING) <= runs.keys() & base.runs.keys():
-        return []
-    found = replace(row, runs=runs).minus(base)
-    return [
-        Text(
-            f"Seeds {CONFIRMING[0]} to {CONFIRMING[-1]} alone, which were run to confirm one comparison: "
-            f"{row.label} − {base.label} {interval(found)}; beyond the noise: {found.verdict}."
-        )
-    ]
+    found = replace(row, runs={seed: row.runs[seed] for seed in CONFIRMING}).minus(base)
+    return Text(
+        f"Seeds {CONFIRMING[0]} to {CONFIRMING[-1]} alone, which were run to confirm one comparison: "
+        f"{row.label} − {base.label} {interval(found)}; beyond the noise: {found.verdict}."
+    )
 
 
 def adapted(study: Study) -> list[Block]:

@@ -188,9 +188,9 @@ class Study:
             augmix, tasks = _learned(row)
             above = [other for other in self.rows[:index] if _learned(other) == (augmix, tasks)]
             others = sorted(above, key=lambda other: _distance(row, other))[:1]
-            alone = [{"rotation"}] if len(tasks) > 1 else []
-            alone += [set()] if augmix and tasks else []
-            others += [first[key] for key in ((augmix, frozenset(each)) for each in alone) if key in first]
+            alone = [(augmix, frozenset({"rotation"}))] if len(tasks) > 1 else []
+            alone += [(augmix, frozenset())] if augmix and tasks else []
+            others += [first[key] for key in alone if key in first]
             pairs += [(row, other) for other in others if other is not self.baseline]
         found = corrected([row.minus(other) for row, other in pairs])
         return [(row, other, each) for (row, other), each in zip(pairs, found, strict=True)]
