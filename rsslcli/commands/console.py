@@ -200,5 +200,9 @@ def shell_command(*words: str | Path, data_dir: Path | None = None, ranks: int =
 
 def suggest_next(*words: str | Path, data_dir: Path | None = None) -> None:
     """Print the last line of a command: what to type next. For the arguments see `shell_command`."""
-    line = shell_command(*words, data_dir=data_dir)
+    suggest_line(shell_command(*words, data_dir=data_dir))
+
+
+def suggest_line(line: str) -> None:
+    """Print the last line of a command: the shell command to type next."""
     err.print(Text.assemble(("next:", "next"), " ", line))

@@ -17,7 +17,8 @@ from rsslcli.commands.console import (
     parse_corruptions,
     parse_severities,
     progress_bar,
-    suggest_next,
+    shell_command,
+    suggest_line,
     waiting,
 )
 from rsslcli.commands.hints import suggest_training
@@ -120,7 +121,8 @@ def prepare_data(
     if usable:
         suggest_training(prepared.dataset, data_dir)
     else:
-        suggest_next("prepare-data", "--dataset", dataset, *_again(prepared), data_dir=data_dir)
+        generate = ("prepare-data", "--dataset", dataset, "--corruptions", "generate")
+        suggest_line(prepared.stale_corruptions or shell_command(*generate, data_dir=data_dir))
 
 
 def bring_in_place(
@@ -204,7 +206,8 @@ def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, gen
     elif prepared.stale_corruptions:
         err.print(
             f"the corrupted images in {prepared.dataset.corrupted_folder} are of other test images: "
-            f"prepare them again with {' '.join(_again(prepared))}",
+            f"prepare them again with `{prepared.stale_corruptions}`",
+            soft_wrap=True,
         )
 
 
@@ -229,11 +232,3 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
     for text in prepared.notes:
         note(text)
     return prepared
-
-
-def _again(prepared: Prepared) -> tuple[str, str]:
-    """The option that makes the corrupted test set, or imports it again if it was imported."""
-    from rsslcli.core.corruptions.record import GENERATED
-
-    imported = prepared.stale_corruptions and not (prepared.dataset.corrupted_folder / GENERATED).exists()
-    return ("--source", "PATH") if imported else ("--corruptions", "generate")

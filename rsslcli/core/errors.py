@@ -28,7 +28,14 @@ class UserError(RsslError, ValueError):
 
 
 class StaleCorruptionsError(UserError):
-    """A corrupted test set was made for other test images than those that its data set has now."""
+    """A corrupted test set was made for other test images than those that its data set has now.
+
+    `mend` is the command that prepares the set again.
+    """
+
+    def __init__(self, message: str, mend: str) -> None:
+        super().__init__(f"{message}: prepare them again with `{mend}`")
+        self.mend = mend
 
 
 class InterruptedTrainingError(RsslError):

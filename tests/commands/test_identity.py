@@ -79,7 +79,7 @@ def test_corrupted_images_of_other_test_images_are_refused_wherever_they_are_use
     shutil.move(folder / "more", folder / "images" / "aardvark")
     for _ in range(2):  # as long as it is so
         _, _, err = here("prepare-data --dataset mine --source images")
-        assert "are of other test images" in err
+        assert "are of other test images: prepare them again with `rssl prepare-data" in err
         assert err.endswith("next: rssl prepare-data --dataset mine --corruptions generate\n")
     mends = "prepare-data --dataset mine --corruptions generate"
     expected = f"were made for other test images than those of 'mine': .*`rssl {mends}`"
@@ -100,3 +100,8 @@ def test_corrupted_images_of_other_test_images_are_refused_wherever_they_are_use
     assert code == 0
     assert "are of other test images" not in err  # they were, and are made again
     here.succeed("eval-c runs/five --corruptions fog")
+    shutil.rmtree(folder / "data" / "mine" / "corrupted")
+    here.succeed(f"{mends} --only fog")
+    shutil.rmtree(folder / "images" / "aardvark")
+    _, _, err = here("prepare-data --dataset mine --source images")
+    assert err.endswith(f"next: rssl {mends} --only fog\n")  # made again as it was

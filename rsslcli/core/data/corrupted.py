@@ -126,8 +126,9 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
             mend["data_dir"] = data_dir
         command = rssl_command("prepare-data", dataset=dataset.name, **mend)
         raise StaleCorruptionsError(
-            f"the corrupted images in {folder} were made for other test images than those of "
-            f"'{dataset.name}': prepare them again with `{command}`"
+            f"the corrupted images in {folder} were made for other test images "
+            f"than those of {dataset.name!r}",
+            command,
         )
     if corrupted.labels.max() >= len(dataset.test.classes):
         raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")

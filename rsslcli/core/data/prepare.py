@@ -51,8 +51,8 @@ class Prepared:
     dataset: Dataset
     kind: str  #: a description of the source
     changed: bool  #: False if everything was already in place
-    #: whether `folder`/corrupted was made from other test images than the data set has
-    stale_corruptions: bool = False
+    #: if `folder`/corrupted was made for other test images than the data set has, the command that mends it
+    stale_corruptions: str = ""
     notes: tuple[str, ...] = ()  #: what was done to the images, a line each
     corrupted: CorruptedSet | None = None  #: the corrupted test set, if one was imported
 
@@ -121,7 +121,7 @@ def prepare(
     unchanged = present is not None and present.size == size and not _is_outdated(name, record)
     if present and unchanged and source is None and limit is None and resize:
         kind = str(record.get("kind", "prepared before"))
-        return Prepared(folder, present, kind, False, _is_stale(present), notes=tuple(recorded))
+        return Prepared(folder, present, kind, False, _mend_stale(present), notes=tuple(recorded))
     source = source or _recorded_source(record)
     notes: list[str] = []
     damaged: list[str] | None = [] if skip_damaged else None
@@ -129,7 +129,7 @@ def prepare(
     wanted = {"kind": origin.kind, "fingerprint": origin.fingerprint, "limit": limit}
     in_place = present and record.items() >= (wanted | _checksums(present)).items()
     if present and in_place and (skip_damaged or "damaged" not in record):
-        return Prepared(folder, present, origin.kind, False, _is_stale(present), notes=tuple(recorded))
+        return Prepared(folder, present, origin.kind, False, _mend_stale(present), notes=tuple(recorded))
 
     train, test = origin.read(limit)
     tallies = find_copies(train, test)
@@ -150,18 +150,18 @@ def prepare(
         done |= {counted: count, f"{counted}_examples": examples}
     write_json(folder / _RECORD, done)
     notes += _notes(done)
-    return Prepared(folder, dataset, origin.kind, True, _is_stale(dataset), notes=tuple(notes))
+    return Prepared(folder, dataset, origin.kind, True, _mend_stale(dataset), notes=tuple(notes))
 
 
-def _is_stale(dataset: Dataset) -> bool:
-    """Whether there is a corrupted test set, made for other test images than these."""
+def _mend_stale(dataset: Dataset) -> str:
+    """The command that prepares the corrupted test set again; empty unless it is of other test images."""
     try:
         check_source(open_corrupted(dataset.corrupted_folder, dataset.name), dataset)
-    except StaleCorruptionsError:
-        return True
+    except StaleCorruptionsError as error:
+        return error.mend
     except UserError:  # there is none, or none that can be used
-        return False
-    return False
+        return ""
+    return ""
 
 
 def _prepare_corrupted(
