@@ -287,6 +287,8 @@ def _training(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
         mean = np.mean([np.interp(grid, h.epochs, h.clean_accuracy) for h in histories], axis=0)
         accuracies.plot(grid, 100 * mean, **style)
     losses.set(xlabel="epoch", ylabel="cross-entropy", title="training loss of the main task")
+    losses.update_datalim([(1, 0)])
+    losses.autoscale_view()
     # A loss far above that of guessing comes from a diverging run: it may be cut off.
     losses.set_ylim(0, min(losses.get_ylim()[1], 10))
     accuracies.set(xlabel="epoch", ylabel="%", title="clean test accuracy")

@@ -132,3 +132,13 @@ def test_the_warm_up_is_marked(tmp_path: Path, warmup: int, monkeypatch: pytest.
     with Image.open(io.BytesIO(figure.png)) as picture:
         shaded = (np.asarray(picture.convert("RGB")) == 0xEC).all(2).mean()
     assert (shaded > 0.4) == (warmup > 0)
+
+
+def test_losses_of_a_single_epoch_are_within_the_picture(tmp_path: Path) -> None:
+    make_run(tmp_path / "baseline", epochs=1)
+    found = study(tmp_path)
+    drawn = plots._training(found, found.rows, plots._WIDE)
+    assert drawn is not None
+    losses = drawn[0].axes[0]
+    (loss,) = losses.lines[0].get_ydata()
+    assert losses.get_ylim() == pytest.approx((0, 1.05 * loss))
