@@ -37,6 +37,13 @@ def suggest_training(data: Dataset, data_dir: Path) -> None:
     suggest_next("train-automl", *which, data_dir=data_dir)
 
 
+def suggest_resuming(run: Path, config: Config, data_dir: Path) -> None:
+    """For an interrupted run: continue it."""
+    command = "train-single" if config.is_single else "train-automl"
+    network = ["--network", config.network] if is_custom(config.network) else []
+    suggest_next(command, "--resume", "--output", run, *network, data_dir=data_dir)
+
+
 def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
     """After training: evaluate the run, on the same images as the AutoML runs beside it."""
     from rsslcli.core.data.store import EMBEDDED, dataset_folder

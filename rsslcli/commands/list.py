@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rsslcli.commands import completion
 from rsslcli.commands.console import note, out, percent, suggest_next
-from rsslcli.commands.hints import suggest_evaluation, suggest_report
+from rsslcli.commands.hints import suggest_evaluation, suggest_report, suggest_resuming
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.errors import UserError, counted, sanitize
@@ -90,8 +90,7 @@ def _suggest(datasets: Sequence[DatasetEntry], runs: Sequence[RunEntry], data_di
     elif latest.state == "trained":
         suggest_evaluation(latest.directory, latest.config, data_dir)
     elif latest.state == "interrupted":
-        command = "train-automl" if latest.config.automl else "train-single"
-        suggest_next(command, "--resume", "--output", latest.directory)
+        suggest_resuming(latest.directory, latest.config, data_dir)
 
 
 def _dataset_fields(entry: DatasetEntry) -> dict[str, Any]:

@@ -87,8 +87,7 @@ def run_training(
     """
     layers = _layers(given, tasks, weighting, default_tasks)
     config = merge(layers)
-    is_single = config.weighting == "fixed" and len(config.tasks) <= 1
-    if given.resume and single and not is_single:
+    if given.resume and single and not config.is_single:
         raise UserError(f"{given.output} is a run of train-automl")
     if given.resume and weighting not in (None, config.weighting):
         raise UserError(f"{given.output} is a run of train-automl --weighting {config.weighting}")

@@ -173,6 +173,11 @@ class Config:
         return self.augment == "augmix"
 
     @property
+    def is_single(self) -> bool:
+        """True if the main task trains alone, or with one task at a fixed weight."""
+        return self.weighting == "fixed" and len(self.tasks) <= 1
+
+    @property
     def weighted(self) -> tuple[str, ...]:
         """The losses whose weights λ a run holds: those of the tasks, in their order, and a few others.
 
@@ -185,7 +190,7 @@ class Config:
     def name(self) -> str:
         """A short name of what the run trains: "baseline", "rotation", "fixed-rotation-bir", "automl-…"."""
         parts = ["augmix"] if self.uses_augmix else []
-        if self.weighting != "fixed" or len(self.tasks) > 1:
+        if not self.is_single:
             parts.append(self.weighting)
         parts += [*self.tasks, *((JSD,) if self.tune_jsd else ())]
         return "-".join(parts) or "baseline"

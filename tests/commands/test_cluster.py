@@ -72,6 +72,13 @@ def test_each_task_of_the_array_runs_a_cell_of_its_own(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_arrays_of_the_documents_cover_their_cells(tmp_path: Path) -> None:
+    last = str(len(plan("small", tmp_path, seeds=5)))
+    for document in (SCRIPT, SCRIPT.parents[1] / "cluster.md"):
+        text = document.read_text(encoding="utf-8")
+        assert re.findall(r"--array=1-(\d+) reproduce.slurm --preset small --seeds 5", text) == [last]
+
+
 def test_tasks_at_the_same_time_share_a_study(home: Path) -> None:
     """Two cells in processes of their own, as on two nodes."""
     (home / "array.yaml").write_text(

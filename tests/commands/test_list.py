@@ -63,6 +63,29 @@ def test_json_holds_everything(here: Here, place: Path) -> None:
     assert Config(**second["config"]).automl
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "train-single --resume --output runs/last"),
+        ({"tasks": ("ir",)}, "train-single --resume --output runs/last"),
+        ({"tasks": ("rotation", "ir")}, "train-automl --resume --output runs/last"),
+        ({"tasks": ("ir",), "weighting": "random"}, "train-automl --resume --output runs/last"),
+        ({"network": "nets:make"}, "train-single --resume --output runs/last --network nets:make"),
+    ],
+)
+def test_an_interrupted_run_is_continued_by_its_own_command(
+    here: Here, place: Path, settings: dict[str, object], expected: str
+) -> None:
+    run = place / "runs" / "last"
+    run.mkdir()
+    (run / "config.yaml").write_text(Config(dataset="mine", **settings).to_yaml())
+    (run / "log.txt").write_text("2026-03-09T10:00:00+00:00 rssl\n")
+    _, _, told = here("list")
+    assert told == f"next: rssl {expected}\n"
+    _, _, told = here(f"list --data-dir {place / 'data'}")
+    assert told == f"next: rssl {expected} --data-dir {place / 'data'}\n"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_tables_fit_the_terminal(
     here: Here, place: Path, monkeypatch: pytest.MonkeyPatch, width: int
