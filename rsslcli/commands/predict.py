@@ -74,6 +74,7 @@ def predict(
     ] = None,
     evaluation: _EvaluationFile = None,
     adapt: _Adapt = None,
+    task_file: options.TaskFile = None,
     network: options.Network = None,
     normalization: options.Normalization = None,
     device: options.Device = None,

@@ -43,7 +43,9 @@ def test_the_example_in_docs_trains_and_only_what_runs_the_task_needs_its_file(
     here.refuse("train-automl --resume --output own", unknown)
     here.refuse("visualize-tasks --checkpoint own", unknown)
     assert not (home / "predictions.png").exists()
+    here.refuse("predict own images/test --adapt tasks", unknown)
     assert here(f"train-automl --resume --output own --task-file {FLIP}")[0] == 0
+    here.succeed(f"predict own images/test --adapt tasks --task-file {FLIP}")
     code, out, err = here(f"visualize-tasks --checkpoint own --images 3 --task-file {FLIP}")
     assert (code, out) == (0, "written to predictions.png\n"), err
     with Image.open(home / "predictions.png") as picture:
