@@ -142,7 +142,7 @@ def main() -> None:
             message = _unknown_option(error.option_name, error.possibilities or ())
         _fail(f"{message} (see {command} --help)", 2)
     except BrokenPipeError:
-        _fail("the reader of the output went away", 1)
+        _fail("the program that read the output has ended", 1)
     except OSError as error:
         stdout = "cannot write to stdout: " if lost_output() else ""
         place = f"{error.filename}: " if error.filename else stdout
@@ -150,7 +150,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         if not IS_MAIN_RANK:
             sys.exit(_INTERRUPTED)
-        _fail(f"stopped; to go on: {rssl_command(*arguments)}", _INTERRUPTED)
+        _fail(f"stopped; to continue: {rssl_command(*arguments)}", _INTERRUPTED)
 
 
 def _unknown_option(name: str, possibilities: Iterable[str]) -> str:

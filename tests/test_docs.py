@@ -1,11 +1,13 @@
 """What the documents promise is there."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import typer.main
 
 from rsslcli.app import app
+from rsslcli.core.config import Config
 from rsslcli.core.presets import PRESETS
 from rsslcli.core.tasks.registry import TASKS
 
@@ -15,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_promise_names_a_test_that_exists() -> None:
     """In docs/reliability.md each row of a table ends in tests; `::name` is of the file named before."""
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if re.match(r"\| [A-Z]", line) and "`" in line]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
     assert len(rows) > 30
     path = ""
     for row in rows:
@@ -32,6 +34,26 @@ def test_links_between_the_documents_lead_somewhere() -> None:
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             assert "://" in target or (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_command_line_page_names_every_setting_without_an_option() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    table = text.partition("These settings have no option.")[2].partition("\n\n```")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    told = {
+        name: value
+        for names, values, _ in rows
+        for name, value in zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True)
+    }
+    options = {
+        parameter.name
+        for name in ("train-single", "train-automl")
+        for parameter in typer.main.get_command(app).commands[name].params
+    }
+    settings = {field.name: field.default for field in fields(Config) if field.name not in options}
+    assert told.keys() == settings.keys()
+    for name, value in told.items():
+        assert name == "task_options" or float(settings[name]) == float({"true": "1"}.get(value, value)), name
 
 
 def test_the_command_line_page_names_every_command_and_option_and_no_other() -> None:

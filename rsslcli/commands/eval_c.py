@@ -83,7 +83,7 @@ def eval_c(
     rssl eval-c runs/first --adapt bn
     # corruption errors in the terms of the benchmark's authors, divided by those of a baseline
     rssl eval-c runs/first --relative-to runs/baseline
-    # probabilities that fit, also for `rssl predict`
+    # calibrated probabilities, also for `rssl predict`
     rssl eval-c runs/first --calibrate
     # the scores of every image, for analyses of your own
     rssl eval-c runs/first --predictions scores.npz

@@ -202,14 +202,15 @@ InitialLambda = Annotated[float | None, task_option("--lambda", help="Weight λ 
 ValidationCorruptions = Annotated[
     str | None,
     task_option(
-        help="all, or tune λ on the benchmark's four extra corruptions, to test on the 15.",
+        help="The corruptions that tune λ: all, or the benchmark's extra four, so that the other 15 stay "
+        "unseen.",
         **one_of(VALIDATION_CORRUPTIONS),
     ),
 ]
 AutomlVariants = Annotated[
     str | None,
     task_option(
-        help=f"Departures from the paper's: some of {', '.join(AUTOML_VARIANTS)}, separated by commas.",
+        help=f"Changes to the paper's update of λ: any of {', '.join(AUTOML_VARIANTS)}, separated by commas.",
         metavar="<names>",
         callback=_split,
         autocompletion=completion.some_of(AUTOML_VARIANTS),
@@ -218,7 +219,8 @@ AutomlVariants = Annotated[
 BatchNorm = Annotated[
     str | None,
     task_option(
-        help="A trunk pass for each task, or a joint one; with all, each updates the running statistics.",
+        help="per-task: a trunk pass for each task; joint: one for everything; all: as per-task, but every "
+        "pass updates the running statistics.",
         **one_of(BATCH_NORM_MODES),
     ),
 ]
@@ -316,7 +318,7 @@ Calibrate = Annotated[
     bool,
     _evaluation(
         "--calibrate",
-        help="Fit a temperature that makes the probabilities fit, on images that are not tested: those that "
+        help="Calibrate the probabilities: fit a temperature on images that are not tested, those that "
         "tuned λ, else a fifth of the images, which are then left out. `rssl predict` uses it.",
     ),
 ]

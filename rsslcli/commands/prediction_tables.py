@@ -40,7 +40,7 @@ class Summary:
         self._rows: list[tuple[float, int, Prediction]] = []
 
     def add(self, prediction: Prediction) -> None:
-        """Count a prediction; keep it if it is one of the first or, with labels, of the surest mistakes."""
+        """Count a prediction; keep it if it is among the first or, with labels, most confident mistakes."""
         self.images += 1
         self.predicted[prediction.prediction] += 1
         rank = 0.0
@@ -96,7 +96,7 @@ def _title(summary: Summary, rows: int) -> str:
     confusion = summary.confusion
     if confusion is not None:
         mistakes = confusion.images - int(confusion.counts.trace())
-        return "mistakes" if mistakes == rows else f"the {rows} surest of {mistakes:,} mistakes"
+        return "mistakes" if mistakes == rows else f"the {rows} most confident of {mistakes:,} mistakes"
     return "" if summary.images == rows else f"the first {rows} of {counted(summary.images, 'image')}"
 
 

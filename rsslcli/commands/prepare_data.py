@@ -52,15 +52,16 @@ def prepare_data(
         str | None,
         typer.Option(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
-            "official CIFAR archive; a folder or archive of CIFAR-10-C; with --corruptions download, a URL.  "
-            "[default: download]",
+            "official CIFAR archive; a folder or archive of CIFAR-10-C; with --corruptions download, the "
+            "file or URL of the published archive.  [default: CIFAR is downloaded]",
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     size: Annotated[
         int | None,
         typer.Option(
-            help="Height and width of the images in pixels: 32, 64 or 224.  [default: 32]",
+            help="Height and width of the images in pixels: 32, 64 or 224.  [default: that of the "
+            "data set, 32 for a new one]",
             metavar="<pixels>",
         ),
     ] = None,
@@ -74,7 +75,7 @@ def prepare_data(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(help="Keep at most N images of each split, or of each corruption."),
+        typer.Option(help="Keep N source images of the corrupted set; without one, N images of each split."),
     ] = None,
     corruptions: Annotated[
         Corruptions | None,
@@ -100,7 +101,7 @@ def prepare_data(
 ) -> None:
     """Prepare a data set, and its corrupted test set.
 
-    # the paper's
+    # CIFAR-10, with a corrupted test set made here
     rssl prepare-data --dataset cifar10 --corruptions generate
     # images of your own: a folder of class folders, here with more pixels
     rssl prepare-data --dataset mine --source path/to/images --size 64 --corruptions generate

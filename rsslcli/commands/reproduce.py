@@ -72,7 +72,7 @@ _DryRun = Annotated[
 def reproduce(
     preset: _Preset = "paper",
     output: Annotated[Path | None, _study(help="The study's folder. Default: study-<preset>.")] = None,
-    seeds: Annotated[int | None, _study(help="Seeds of every cell; paper and small have 3.")] = None,
+    seeds: Annotated[int | None, _study(help="Seeds of each row.  [default: 3, quick 1]")] = None,
     only: _Only = None,
     jobs: Annotated[
         int | None,

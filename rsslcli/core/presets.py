@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # The look-ahead then starts with the paper's step of 0.1, as with SGD.
         "lookahead_scale": 100.0,
     },
-    # Settings of the published precursor code that differ (README, "Settings").
+    # Settings of the published precursor code that differ (docs/method.md).
     "precursor": {
         "batch_norm": "joint",
         "meta_lr": 0.01,

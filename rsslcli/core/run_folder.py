@@ -16,7 +16,7 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.txt"
 #: The whole evaluation of a run on its own data set, which reports and studies read.
 EVALUATION = "eval-c.json"
-#: The temperature that makes its probabilities fit.
+#: The temperature that calibrates its probabilities.
 CALIBRATION = "calibration.json"
 #: Why a study's cell failed.
 FAILURE = "failed.txt"

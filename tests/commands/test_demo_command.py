@@ -74,5 +74,5 @@ def test_an_interrupted_demo_says_how_to_go_on(small: Here, monkeypatch: pytest.
         patch.setattr(command, "TrainingView", Told)
         code, _, err = small("demo --output d --seed 2")
     assert code == 130
-    assert "to go on: rssl demo --output d --seed 2" in err.splitlines()[-1]
+    assert "to continue: rssl demo --output d --seed 2" in err.splitlines()[-1]
     assert "next: rssl report d" in small("demo --output d --seed 2")[2]

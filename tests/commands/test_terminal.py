@@ -215,7 +215,7 @@ def test_ctrl_c_leaves_one_line_that_goes_on(home: Path, arguments: str, begun: 
     assert code == 130, shown
     after = shown.partition("^C")[2]
     *_, rest = re.split(r"\x1b\[2K", after)  # which erases a line
-    assert re.sub(r"\x1b\[[\d;]*m", "", rest) == f"rssl: error: stopped; to go on: rssl {arguments}\r\n"
+    assert re.sub(r"\x1b\[[\d;]*m", "", rest) == f"rssl: error: stopped; to continue: rssl {arguments}\r\n"
     assert "┏" not in after
     assert after.count("\x1b[?25h") == 1  # the cursor is back
 

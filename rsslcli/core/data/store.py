@@ -250,7 +250,7 @@ def dataset_folder(data_dir: Path, name: str) -> Path:
         UserError: the name is not valid.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r} is not a data set name: use lower-case letters, digits, '-' and '_'")
+        raise UserError(f"{name!r} is not a data set name: use lowercase letters, digits, '-' and '_'")
     return data_dir / name
 
 

@@ -1,4 +1,4 @@
-"""The details of a cell behind its numbers: what is said of each image, and the surest mistakes. No torch."""
+"""The details behind a cell's numbers: what is said of each image, the most confident mistakes. No torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Details:
     Attributes:
         predicted: the index of the highest score of each image, a byte each; None if there may be more than
             256 scores.
-        mistakes: the wrong images with the highest probabilities, at most `MISTAKES`, the surest first.
+        mistakes: the wrong images with the highest probabilities, at most `MISTAKES`, most confident first.
         bins: the images by their highest probability, in `ECE_BINS` bins.
         scaled_bins: the same with the scores divided by a temperature; None without one.
     """

@@ -1,4 +1,4 @@
-"""What goes wrong in an evaluation: confusions, reliability, the surest mistakes. Imports no torch."""
+"""What goes wrong in an evaluation: confusions, reliability, most confident mistakes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class ShownMistake:
-    """One of the surest mistakes."""
+    """One of the most confident mistakes."""
 
     severity: int  #: from 1 to 5; 0 for a clean image
     image: int  #: the index of the source image, or of the clean test image
@@ -110,7 +110,7 @@ class Diagnostics:
             and how often; empty if it is not known.
         reliability: by "clean" and "corrupted".
         calibrated: the same with the scores divided by a temperature; empty without one.
-        mistakes: by "clean" and by corruption, the surest mistakes, of different images, the surest first.
+        mistakes: by "clean" and by corruption, the most confident mistakes, of different images, in order.
         sheet_digest: identifies `sheet`.
         sheet: a JPEG file with their images, a row for each entry of `mistakes`; None if it was not read.
     """
@@ -216,7 +216,7 @@ def diagnose(
                 predicted=classes[class_of[found.predicted]] if found.predicted in class_of else "?",
                 probability=float(f"{found.probability:.6g}"),
             )
-            for severity, found in _surest(row, first=int(name != "clean"))
+            for severity, found in _most_confident(row, first=int(name != "clean"))
         ]
         pictures.append([image_of(name, found.severity, found.image) for found in mistakes[name]])
     sheet = _sheet(pictures)
@@ -278,8 +278,8 @@ def _reliability(cells: _Cells, kind: str) -> dict[str, Reliability]:
     return {name: Reliability.of(each) for name, each in both.items() if None not in each}
 
 
-def _surest(row: Sequence[Details | None], first: int) -> list[tuple[int, Any]]:
-    """The surest mistakes of a row, each with its severity; `first` is that of the first cell."""
+def _most_confident(row: Sequence[Details | None], first: int) -> list[tuple[int, Any]]:
+    """The most confident mistakes of a row, each with its severity; `first` is that of the first cell."""
     every = [(severity, found) for severity, cell in enumerate(row, first) if cell for found in cell.mistakes]
     chosen: dict[int, tuple[int, Any]] = {}  # by image: it is shown once, where the probability is highest
     for severity, found in sorted(every, key=lambda pair: -pair[1].probability):

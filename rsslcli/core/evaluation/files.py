@@ -32,7 +32,7 @@ def evaluation_path(checkpoint: Path, *, dataset: str | None = None, part: str |
 
 
 def mistakes_path(evaluation: Path) -> Path:
-    """Where the images of an evaluation's surest mistakes are: beside it, as eval-c.jpg."""
+    """Where the images of an evaluation's most confident mistakes are: beside it, as eval-c.jpg."""
     return evaluation.with_suffix(".jpg")
 
 
@@ -47,7 +47,7 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
     An earlier one in higher precision stays at `path`, and `result` goes beside it, named after its
     precision. An earlier one that excluded other images moves aside, named after its number of images. Any
     other file at `path` is replaced: it has other weights or data, covers no more than `result`, or is
-    damaged. The images of the surest mistakes go beside `result`.
+    damaged. The images of the most confident mistakes go beside `result`.
 
     Returns:
         The path of `result`, and notes on the evaluation that was at `path`, one line each.

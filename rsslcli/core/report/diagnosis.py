@@ -1,4 +1,4 @@
-"""What goes wrong in the best run of a study: confusions, reliability, and the surest mistakes."""
+"""What goes wrong in the best run of a study: confusions, reliability, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _gallery(diagnostics: Diagnostics, prefix: str) -> Gallery:
         if row
     ]
     caption = (
-        "The surest mistakes: the wrongly classified images whose predicted class has the highest "
+        "The most confident mistakes: the wrongly classified images whose predicted class has the highest "
         "probability, at whichever severity that is."
     )
     return Gallery(f"{prefix}mistakes.jpg", caption, rows, None if images is None else diagnostics.sheet)

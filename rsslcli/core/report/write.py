@@ -38,7 +38,7 @@ class Report:
 
     page: Path  #: the path of report.html
     markdown: Path  #: the path of report.md
-    figures: tuple[Path, ...]  #: the paths of the PNGs, and of the JPEG with the surest mistakes
+    figures: tuple[Path, ...]  #: the paths of the PNGs, and of the JPEG with the most confident mistakes
     studies: tuple[Study, ...]  #: the studies that it shows, the largest first
     left_out: tuple[LeftOut, ...]  #: the folders that it could not use, with the reasons
 
