@@ -20,7 +20,9 @@ from rsslcli.core.training import loop as training
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
 #: Lines that .ci/run runs, or that stand for what is not ours to test.
-OTHERS = re.compile(r"python3 -m venv |(\.venv/bin/)?pip install |\.venv/bin/python -m pytest|# ")
+OTHERS = re.compile(
+    r"python3 -m venv |source \.venv/bin/activate|(\.venv/bin/)?pip install |\.venv/bin/python -m pytest|# "
+)
 #: What every training is cut down to.
 TINY = {
     "epochs": 1, "warmup_epochs": 0, "train_size": 32, "depth": 10, "width": 1, "batch_size": 16,
@@ -54,6 +56,7 @@ def documented(
     shutil.copytree(ROOT / "docs" / "examples", tmp_path / "docs" / "examples")
     shutil.make_archive(str(tmp_path / "cifar10-images"), "gztar", home / "images")
     (tmp_path / "my.yaml").write_text("lr: 0.05\n")
+    (tmp_path / "bfloat16.yaml").write_text("precision: bfloat16\n")
     monkeypatch.chdir(tmp_path)
 
     def tiny(config: Config, *arguments: Any, **options: Any) -> Any:

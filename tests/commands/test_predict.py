@@ -135,7 +135,7 @@ def test_a_terminal_shows_a_table_that_fits(run: Path, photos: Path) -> None:
     command = [sys.executable, "-m", "rsslcli", "predict", str(run), str(photos), "--top", "2"]
     code, shown = on_a_terminal(command, {"COLUMNS": "80", "NO_COLOR": "1"})
     assert code == 0, shown
-    assert "the 20 surest of " in shown
+    assert "the 20 most confident of " in shown
     assert "file,label" not in shown
     table = [line for line in shown.splitlines() if line.startswith(("│", "┃"))]
     assert table
