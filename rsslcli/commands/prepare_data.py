@@ -29,6 +29,7 @@ from rsslcli.core.errors import UserError, counted
 if TYPE_CHECKING:
     from rsslcli.core.data.corrupted import CorruptedSet
     from rsslcli.core.data.prepare import Prepared
+    from rsslcli.core.data.store import Dataset
 
 
 class Corruptions(str, Enum):
@@ -191,8 +192,19 @@ def bring_in_place(
                     keep_archive=keep_archive, limit=limit, progress=progress, note=note,
                 )  # fmt: skip
     _report_corrupted(prepared, corrupted, generates=generates)
-    in_place = (data.corrupted_folder / "labels.npy").is_file() and not prepared.stale_corruptions
-    return prepared, corrupted is not None or (in_place and not generates)
+    in_place = not (generates or prepared.stale_corruptions) and _is_usable(data)
+    return prepared, corrupted is not None or in_place
+
+
+def _is_usable(data: Dataset) -> bool:
+    """Whether the data set has a corrupted set of at least one whole corruption."""
+    from rsslcli.core.data.corrupted import open_corrupted
+
+    try:
+        open_corrupted(data.corrupted_folder, data.name)
+    except UserError:
+        return False
+    return True
 
 
 def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, generates: bool) -> None:

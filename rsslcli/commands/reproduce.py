@@ -112,11 +112,13 @@ def reproduce(
         config=config,
     )
     wanted = [cell for cell in cells if seeds is None or cell.config.seed < seeds]
-    chosen = choose(wanted, split_names(only) if only is not None else [])
+    chosen = choose(wanted, _named(only) if only is not None else [])
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: expected at least 1")
+    for cell in cells:
+        cell.status()  # refuses a folder of another study before anything is run
     for cell in chosen:
-        cell.check_can_run()  # refuses a folder of another study, and unknown tasks, before anything is run
+        cell.check_can_run()  # refuses unknown tasks
 
     with waiting():
         import torch
@@ -135,6 +137,14 @@ def reproduce(
         counts = runner.run(chosen, retry=retry)
     out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
     _finish(cells, counts, received)
+
+
+def _named(only: str) -> list[str]:
+    """The cells that --only names."""
+    names = split_names(only)
+    if not names:
+        raise UserError("--only names no cell: give numbers, names or methods, or leave it out for all")
+    return names
 
 
 def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> int:

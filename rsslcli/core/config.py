@@ -161,6 +161,10 @@ class Config:
             raise UserError(
                 f"tasks: {WEIGHTING_TITLES[self.weighting]} sets the weights of tasks; choose at least one"
             )
+        # YAML reads 1 as a whole number; equal settings are then written and compared alike.
+        for option in dataclasses.fields(self):
+            if option.type == "float":
+                object.__setattr__(self, option.name, float(getattr(self, option.name)))
 
     @property
     def automl(self) -> bool:

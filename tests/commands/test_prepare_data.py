@@ -29,3 +29,13 @@ def test_damaged_images_stop_the_preparation_or_are_left_out(home: Path, here: H
         assert ": 158 training and 40 test images" in out
         assert note in err
     assert json.loads((tmp_path / "data" / "partial" / "prepared.json").read_text())["damaged"] == 2
+
+
+def test_training_is_suggested_once_a_corruption_is_whole(home: Path, here: Here) -> None:
+    prepare = "prepare-data --dataset parts"
+    for command in (f"{prepare} --source images --corruptions generate --only fog --severity 1", prepare):
+        _, _, err = here(command)
+        assert err.endswith("next: rssl prepare-data --dataset parts --corruptions generate\n")
+    here.succeed(f"{prepare} --corruptions generate --only fog")
+    _, _, err = here(prepare)
+    assert "next: rssl train-automl --dataset parts" in err

@@ -60,6 +60,12 @@ def test_a_study_from_nothing_to_its_report(home: Path) -> None:
     assert again.returncode == 0
     assert "2 skipped" in again.stdout
     refuse(f"{command} --seeds 1 --preset small", cwd=home, match="baseline-s0 belongs to another study")
+    # Nor does a cell with other settings come in beside the finished ones.
+    (home / "other.yaml").write_text((home / "study.yaml").read_text().replace("epochs: 1,", "epochs: 2,"))
+    other = "reproduce --preset quick --config other.yaml --only rgb --output study"
+    for more in ("", " --dry-run"):
+        refuse(other + more, cwd=home, match="belongs to another study, with another epochs")
+    assert not (home / "study" / "rgb-s0").exists()
     assert json.loads((home / "study" / "plan.json").read_text()) == {"seeds": 1, "added_tasks": []}
 
 
@@ -210,6 +216,7 @@ def test_the_commands_of_the_grid_train_what_it_says(
         ("--preset smal", "unknown preset 'smal': did you mean 'small'"),
         ("--only rotaton --dry-run", "unknown cell 'rotaton': did you mean 'rotation"),
         ("--jobs 0", "--jobs 0: expected at least 1"),
+        ("--only ,", "--only names no cell: give numbers, names or methods, or leave it out for all"),
         ("--add-task flip", "unknown task 'flip'"),
     ],
 )

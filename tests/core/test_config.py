@@ -178,6 +178,16 @@ def test_numbers_as_people_write_them(text: str, value: float, folder: Path) -> 
     assert make_config(file=written(folder, f"weight_decay: {text}")).weight_decay == value
 
 
+def test_whole_numbers_of_a_file_are_the_numbers_that_they_are(folder: Path) -> None:
+    """YAML reads 1 as a whole number; tensors made from it, and reports, must not differ by that."""
+    path = folder / "whole.yaml"
+    path.write_text("{initial_lambda: 1, weight_decay: 0, task_share: 1, lr: 1, jsd_weight: 0}")
+    config = Config(**read_config_file(path))
+    assert {type(getattr(config, f.name)) for f in dataclasses.fields(Config) if f.type == "float"} == {float}
+    assert config.to_yaml() == dataclasses.replace(config, initial_lambda=1.0).to_yaml()
+    assert "initial_lambda: 1.0\n" in config.to_yaml()
+
+
 def test_what_only_looks_like_a_number_is_none(folder: Path) -> None:
     for text in ("1e", "e5", "1e-6x", "'1e-6'", "1 e-6", "0x", "1.2.3", "--1"):
         assert "weight_decay: expected a number" in refusal(

@@ -18,9 +18,9 @@ import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.record import GENERATED, source_checksum
-from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.data.place import prepare_command
 from rsslcli.core.data.store import SIZES, Dataset, Images, Labels, Split
-from rsslcli.core.errors import StaleCorruptionsError, UserError, rssl_command, sanitize
+from rsslcli.core.errors import StaleCorruptionsError, UserError, sanitize
 from rsslcli.core.files import quietly, read_json, remove, replacing, write_json
 
 #: The record of an imported set: where it came from, the sha256 of each file, and the set's identity.
@@ -82,7 +82,7 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
     if not names:
         raise UserError(
             f"no corrupted test set for {dataset_name!r} in {folder}: "
-            f"run `{rssl_command('prepare-data', dataset=dataset_name, corruptions='generate')}`"
+            f"run `{prepare_command(dataset_name, folder.parent.parent, corruptions='generate')}`"
         )
     labels = _read_labels(folder / "labels.npy")
     sizes = {_map_blocks(folder / f"{name}.npy", len(labels)).shape[1]: name for name in names}
@@ -121,10 +121,7 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
         mend = _import_again(imported)
         fits = imported.get("test", test.checksum) == test.checksum
     if not fits:
-        data_dir = dataset.folder.parent
-        if data_dir != default_data_dir():
-            mend["data_dir"] = data_dir
-        command = rssl_command("prepare-data", dataset=dataset.name, **mend)
+        command = prepare_command(dataset.name, dataset.folder.parent, **mend)
         raise StaleCorruptionsError(
             f"the corrupted images in {folder} were made for other test images "
             f"than those of {dataset.name!r}",
@@ -151,11 +148,9 @@ def _source_in(entry: object) -> object:
 
 
 def _import_again(record: Mapping[str, Any]) -> dict[str, object]:
-    """The options that import a set again: from where it is published, or from the path it came from."""
-    origin = str(record.get("origin"))
-    if re.fullmatch("[0-9a-f]{32}", origin):  # the md5 of a published archive
-        return {"corruptions": "download"}
-    return {"source": origin if Path(origin).is_absolute() and origin.isprintable() else "PATH"}
+    """The options that import a set for other test images: the published one, or one made from them."""
+    is_published = re.fullmatch("[0-9a-f]{32}", str(record.get("origin")))  # the md5 of its archive
+    return {"corruptions": "download"} if is_published else {"source": "PATH"}
 
 
 def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any]) -> CorruptedSet:

@@ -95,7 +95,8 @@ def import_corrupted(
         if present is None:
             record["files"] = _stage(found, count, scratch, progress)
         corrupted = present or open_corrupted(scratch, folder.name)
-        _check(corrupted, test, source, note)
+        is_old = present is not None and _is_of_others(folder, test)
+        _check(corrupted, test, source, note, is_old=is_old)
         if found.one_label_each:
             note(f"labels.npy in {source} has one label per image, used for all five severities")
         if limit is None and count != len(test.labels):
@@ -147,7 +148,7 @@ def find_imported(
         untouched = record.get("identity") == present.identity
     if not untouched:
         return None
-    _check(present, test, folder, note)
+    _check(present, test, folder, note, is_old=_is_of_others(folder, test))
     if record.get("test") != test.checksum:
         write_json(folder / IMPORTED, record | {"test": test.checksum})
     return present
@@ -158,9 +159,22 @@ def image_bytes(images: int, size: int = DEFAULT_SIZE) -> int:
     return size * size * 3 * len(SEVERITIES) * images
 
 
-def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note) -> None:
-    """Raise UserError if the labels are wrong; otherwise note what they mean, and doubtful images."""
+def _is_of_others(folder: Path, test: Split) -> bool:
+    """Whether the set in `folder` was imported for other test images."""
+    return bool(read_json(folder / IMPORTED).get("test", test.checksum) != test.checksum)
+
+
+def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note, *, is_old: bool) -> None:
+    """Raise UserError if the labels are wrong; otherwise note what they mean, and doubtful images.
+
+    `is_old`: the set was imported before, for other test images; it must then be recognizable as of these.
+    """
     checked = check_labels(corrupted, test, source)
+    if is_old and not checked:
+        raise UserError(
+            f"{source} was imported for the test images of before, and does not show those of now: give "
+            "one that was made from them, or prepare the earlier images again"
+        )
     verdict = (
         "the test images agree"
         if checked

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data.corrupted import open_corrupted
+from rsslcli.core.data.place import prepare_command
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import describe_split, prepared_datasets
-from rsslcli.core.errors import UserError, rssl_command, sanitize
+from rsslcli.core.errors import UserError, sanitize
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _describe(folder: Path) -> DatasetEntry:
         try:
             found = open_corrupted(folder / "corrupted", folder.name)
             if found.size != height:
-                command = rssl_command("prepare-data", dataset=folder.name, corruptions="generate")
+                command = prepare_command(folder.name, folder.parent, corruptions="generate")
                 raise UserError(
                     f"the corrupted images in {found.folder} are {found.size}x{found.size}, the test images "
                     f"{width}x{height}: prepare them again, with `{command}` or from their source"

@@ -10,7 +10,7 @@ from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted
 from rsslcli.core.data.prepare import prepare
 from rsslcli.core.data.store import EMBEDDED, Dataset, dataset_folder, load_dataset
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, counted
 from rsslcli.core.locks import locked
 from rsslcli.core.progress import Progress, silent
 
@@ -59,19 +59,24 @@ def generate_corruptions(
         The set, or None if no corruption has all its severities yet.
 
     Raises:
-        UserError: the folder holds a set that was imported.
+        UserError: the folder holds a set that was imported, or one of the same images that would be lost.
     """
     from rsslcli.core.corruptions.generate import generate_corrupted
 
     folder = dataset.corrupted_folder
     test = dataset.test
+    if limit is not None and limit < 1:
+        raise UserError(f"`limit` {limit}: expected at least 1")
+    usable = _usable(dataset)
     if limit is None and dataset.name == EMBEDDED:
-        limit = EMBEDDED_LIMIT
+        limit = usable.images_per_cell if usable else EMBEDDED_LIMIT
     present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)
     if present and not (folder / GENERATED).exists():
         raise UserError(
             f"{folder} holds a corrupted test set that was not generated: move it away to generate one there"
         )
+    if usable is not None:
+        _check_kept(usable, len(test.labels[:limit]), names, severities)
     generate_corrupted(
         test.images[:limit],
         test.labels[:limit],
@@ -83,3 +88,28 @@ def generate_corruptions(
     if not any((folder / f"{name}.npy").exists() for name in CORRUPTIONS):
         return None
     return open_corrupted(folder, dataset.name)
+
+
+def _usable(dataset: Dataset) -> CorruptedSet | None:
+    """The corrupted set of a data set; None if there is none, or none of its test images."""
+    try:
+        present = open_corrupted(dataset.corrupted_folder, dataset.name)
+        check_source(present, dataset)
+    except UserError:
+        return None
+    return present
+
+
+def _check_kept(present: CorruptedSet, count: int, names: Sequence[str], severities: Sequence[int]) -> None:
+    """Raise UserError if generating `count` images of each corruption would lose some of what is there.
+
+    All corruptions of a set have one number of images: with another one, they are made anew.
+    """
+    there = present.images_per_cell
+    covers = count > there and {*names} >= {*present.names} and {*severities} == {*SEVERITIES}
+    if count != there and not covers:
+        raise UserError(
+            f"{present.folder} holds {counted(len(present.names), 'corruption')} of "
+            f"{counted(there, 'image')}, which would be replaced: set `limit` to {there} to keep them, or "
+            "delete the folder"
+        )

@@ -1,7 +1,9 @@
-"""The default folder of prepared data sets. Imports nothing heavy."""
+"""The folder of prepared data sets, and the command that prepares one there. Imports nothing heavy."""
 
 import os
 from pathlib import Path
+
+from rsslcli.core.errors import rssl_command
 
 
 def default_data_dir() -> Path:
@@ -18,3 +20,9 @@ def default_data_dir() -> Path:
         return local if next(local.glob("*/train.npz"), None) else cache / "rssl"
     except (OSError, RuntimeError):  # a folder that cannot be read; a user without a home
         return local
+
+
+def prepare_command(dataset: str, data_dir: Path, **options: object) -> str:
+    """The command that prepares a data set in `data_dir`, which it names only if it is not the default."""
+    place = None if data_dir == default_data_dir() else data_dir
+    return rssl_command("prepare-data", dataset=dataset, **options, data_dir=place)

@@ -13,6 +13,7 @@ from rsslcli.core.data.corrupted_tree import corruption_folders
 from rsslcli.core.data.importing import import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
+from rsslcli.core.data.place import prepare_command
 from rsslcli.core.data.store import (
     DEFAULT_SIZE,
     EMBEDDED,
@@ -23,7 +24,7 @@ from rsslcli.core.data.store import (
     load_dataset,
     save_split,
 )
-from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, rssl_command, sanitize
+from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, sanitize
 from rsslcli.core.files import read_json, remove, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -200,7 +201,7 @@ def _recognize(
         return _Source("drawn shapes", _drawing(), _draw)
     if official:
         if name in cifar.OFFICIAL and name != official:
-            command = rssl_command("prepare-data", dataset=official, source=source)
+            command = prepare_command(official, folder.parent, source=source)
             raise UserError(f"{source} is {official}, not {name}: prepare it with `{command}`")
 
         def read_official(limit: int | None) -> tuple[Arrays, Arrays]:

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rsslcli.core.data.place import prepare_command
 from rsslcli.core.errors import RsslError, UserError, nearest, rssl_command, sanitize
 from rsslcli.core.files import quietly, replacing
 
@@ -265,7 +266,7 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
     train = load_split(folder / "train.npz")
     test = load_split(folder / "test.npz")
     if train.classes != test.classes:
-        command = rssl_command("prepare-data", dataset=name)
+        command = prepare_command(name, data_dir)
         raise UserError(f"the splits in {folder} have different classes: run `{command}` again")
     return Dataset(name, folder, train, test)
 
@@ -293,7 +294,7 @@ def check_prepared(data_dir: Path, name: str) -> None:
     public = name in {"cifar10", "cifar100", EMBEDDED}
     near = None if public else nearest(name, [*prepared_datasets(data_dir), EMBEDDED])
     hint = f"did you mean '{near}'? Else " if near else ""
-    command = rssl_command("prepare-data", dataset=name, source=None if public else "PATH")
+    command = prepare_command(name, data_dir, source=None if public else "PATH")
     raise UserError(f"no prepared data set {name!r} in {data_dir}: {hint}run `{command}`")
 
 

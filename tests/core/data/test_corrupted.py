@@ -59,7 +59,8 @@ def test_no_such_cell(folder: Path) -> None:
 
 
 def test_missing_set_says_how_to_make_one(tmp_path: Path) -> None:
-    advice = r"no corrupted test set for 'cifar10' in .*: run `rssl .* cifar10 --corruptions generate`"
+    command = r"rssl prepare-data --dataset cifar10 --corruptions generate --data-dir .*"
+    advice = f"no corrupted test set for 'cifar10' in .*: run `{command}`"
     with pytest.raises(UserError, match=advice):
         open_corrupted(tmp_path / "none", "cifar10")
     with pytest.raises(UserError, match=advice):

@@ -600,7 +600,9 @@ def test_real_images_confirm_the_labels_of_the_original_corruptions(tmp_path: Pa
     # Other photographs, among which a near copy is rare.
     without = ~np.isin(np.arange(len(tree.labels)), _places(tree.images, tmp_path / "c"))
     rest = make_split(tree.images[without], numbers[tree.labels[without]], NUMBERS)
-    assert "could not be checked" in imported(tmp_path / "c", target, rest)
+    assert "could not be checked" in imported(tmp_path / "c", tmp_path / "another", rest)
+    with pytest.raises(UserError, match="imported for the test images of before, and does not show those of"):
+        import_corrupted(tmp_path / "c", target, test=rest)
 
 
 def _places(images: Images, folder: Path) -> list[int]:

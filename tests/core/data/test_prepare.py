@@ -236,7 +236,7 @@ def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:
 
     other = prepare("folder", data, source=tree, limit=6)
     assert other.changed
-    assert f"--source {source}" in other.stale_corruptions
+    assert "--dataset folder --source PATH" in other.stale_corruptions
     assert (data / "folder" / "corrupted" / "fog.npy").is_file()
 
 

@@ -197,9 +197,8 @@ def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
 
 
 def test_load_dataset(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no prepared data set 'cifar10' in .*: run `rssl prepare-data --dataset cifar10`"
-    ):
+    advice = f"run `rssl prepare-data --dataset cifar10 --data-dir {tmp_path}`"
+    with pytest.raises(UserError, match=f"no prepared data set 'cifar10' in .*: {advice}"):
         load_dataset(tmp_path, "cifar10")
     folder = dataset_folder(tmp_path, "cifar10")
     save_split(folder / "train.npz", *arrays(6))
