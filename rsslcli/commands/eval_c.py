@@ -267,7 +267,7 @@ def _say_scores(predictions: Path | None) -> list[str]:
 
 def _part(adaptation: Adaptation | None, part: str | None, *, calibrated: bool) -> str | None:
     """What the file name of a result adds to that of the whole unadapted evaluation; None for that one."""
-    words = [f"adapted-{adaptation.method}"] if adaptation else []
+    words = [f"adapted-{adaptation.name}"] if adaptation else []
     words += ["calibrated"] if calibrated else []
     return "-".join([*words, *([part] if part else [])]) or None
 

@@ -64,17 +64,20 @@ def _table(result: Evaluation, title: str) -> Table:
 def _adapted_table(result: Evaluation, title: str) -> Table:
     """The table of an adapted evaluation: the accuracies without and with it, and the gains in points.
 
-    The gains at severities 1, 3 and 5 show whether mild corruptions lose where severe ones gain.
+    The gains at severities 1, 3 and 5, or at those that were evaluated if some were not, show whether mild
+    corruptions lose where severe ones gain.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("corruption")
-    for heading in ("unadapted", "adapted", "gain", "at 1", "at 3", "at 5"):
+    evaluated = [s for s in SEVERITIES if any(cells[s - 1] is not None for cells in result.accuracy.values())]
+    chosen = evaluated if len(evaluated) < len(SEVERITIES) else SEVERITIES[::2]
+    for heading in ("unadapted", "adapted", "gain", *(f"at {severity}" for severity in chosen)):
         style = "bold" if heading == "gain" else None
         table.add_column(heading, justify="right", style=style)
     (clean, *rows, mean) = result.rows_adapted()
     for group in ([clean], rows, [mean]):
         for name, (before, after, gain, *gains) in group:
-            shown = [_signed(value) for value in (gain, *gains[::2])]
+            shown = [_signed(value) for value in (gain, *(gains[severity - 1] for severity in chosen))]
             table.add_row(name, percent(before), percent(after), *shown)
         table.add_section()
     return table

@@ -10,6 +10,7 @@ import typer
 from rsslcli.commands import completion
 from rsslcli.commands.console import err, out, waiting
 from rsslcli.commands.study_table import print_study
+from rsslcli.core.errors import sanitize
 
 
 def report(
@@ -37,5 +38,5 @@ def report(
     for study in result.studies:
         print_study(study)
     for entry in result.left_out:
-        err.print(f"left out: {entry.directory.name}: {entry.reason}")
+        err.print(f"left out: {sanitize(entry.directory)}: {entry.reason}")
     out.print(f"open {result.page}")

@@ -127,7 +127,7 @@ def reproduce(
     jobs = jobs or max(gpus, 1)
     common = ["--data-dir", str(data_dir)]
     if dry_run:
-        _list_cells(chosen, common, jobs, _sizes(preset, chosen[0], data_dir))
+        _list_cells(chosen, common, jobs, _sizes(preset, chosen[0], source, data_dir))
         return
     images = _prepare(preset, chosen[0].config.dataset, source, data_dir)
     save_plan(cells)
@@ -280,11 +280,12 @@ def _list_cells(cells: list[Cell], common: list[str], jobs: int, sizes: Sizes) -
         )
 
 
-def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
+def _sizes(preset: str, cell: Cell, source: str | None, data_dir: Path) -> Sizes:
     """The numbers of images, as prepared, or else as the study would prepare them.
 
-    A data set that is not prepared is assumed to be as large as CIFAR-10.
+    A data set of your own that is not prepared yet is assumed to be as large as CIFAR-10, with a note.
     """
+    from rsslcli.core.data.cifar import OFFICIAL
     from rsslcli.core.data.corrupted import open_corrupted
     from rsslcli.core.data.loading import EMBEDDED_LIMIT
     from rsslcli.core.data.shapes import TEST_SIZE, TRAIN_SIZE
@@ -301,14 +302,18 @@ def _sizes(preset: str, cell: Cell, data_dir: Path) -> Sizes:
         classes = len(data.train.classes)
         side = data.size
     except UserError:
+        if name not in (*OFFICIAL, EMBEDDED):
+            if source is None:
+                raise
+            note(f"'{name}' is not prepared: the times are those for the sizes of CIFAR-10")
         train, test, classes = (TRAIN_SIZE, TEST_SIZE, 10) if embedded else (50_000, 10_000, 10)
         side = DEFAULT_SIZE
     try:
-        source = open_corrupted(dataset_folder(data_dir, name) / "corrupted", name).images_per_cell
+        images = open_corrupted(dataset_folder(data_dir, name) / "corrupted", name).images_per_cell
     except UserError:
         limit = EMBEDDED_LIMIT if embedded else PRESETS[preset].corrupted_images
-        source = min(limit or test, test)
-    return Sizes(train, test, source - len(validation_source(cell.config, source)), classes, side)
+        images = min(limit or test, test)
+    return Sizes(train, test, images - len(validation_source(cell.config, images)), classes, side)
 
 
 def _duration(low: float, high: float) -> str:

@@ -283,7 +283,7 @@ def test_adapted_accuracies_stand_beside_the_unadapted_ones(home: Path, here: He
     save_run(home / "adapted", CONFIG)
     options = "--adapt bn --prior 16 --adapt-batch 15"
     out = here.succeed(f"eval-c adapted {options}")
-    file = home / "adapted" / "eval-c-adapted-bn.json"
+    file = home / "adapted" / "eval-c-adapted-bn-prior16-batch15.json"
     assert f"written to {file.relative_to(home)}\n" in out
     assert "(bn: prior 16, batches of at most 15 images, shuffled by seed 0)" in out
     first = json.loads(file.read_text())
@@ -294,7 +294,7 @@ def test_adapted_accuracies_stand_beside_the_unadapted_ones(home: Path, here: He
     assert first["adapted"]["mean_accuracy"] != first["mean_accuracy"]
 
     code, out, err = here(f"eval-c adapted {options} --corruptions fog --severity 2 --output a.csv")
-    assert (code, "at 5" in out) == (0, True)
+    assert (code, "at 2" in out, "at 5" in out) == (0, True, False)
     fog, adapted = (float(value) for value in (home / "a.csv").read_text().split()[-1].split(",")[2::2])
     assert fog == whole["accuracy"]["fog"][1]
     assert adapted == first["adapted"]["accuracy"]["fog"][1]

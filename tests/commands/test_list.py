@@ -136,6 +136,20 @@ def test_a_damaged_data_set_and_an_incomplete_corrupted_set_are_told(here: Here,
     assert "resized/corrupted are 64x64, the test images 32x32: prepare them again" in told
 
 
+def test_a_corrupted_set_of_other_test_images_is_told(here: Here, place: Path) -> None:
+    corrupted = place / "data" / "mine" / "corrupted" / "labels.npy"
+    np.save(corrupted, np.load(corrupted)[::-1])
+    code, shown, told = here("list")
+    assert (code, "not usable" in shown) == (0, True)
+    assert "were made for other test images than those of 'mine': prepare them again with `rssl" in told
+
+
+def test_a_run_that_is_kept_without_its_weights_is_evaluated(here: Here, place: Path) -> None:
+    (place / "runs" / "first" / "checkpoint.pt").unlink()
+    shown = here.succeed("list runs --json")
+    assert [run["state"] for run in json.loads(shown)["runs"]] == ["evaluated", "trained"]
+
+
 def test_without_anything_it_says_how_to_begin(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ def test_report(tmp_path: Path) -> None:
     (make_run(tmp_path / "runs" / "[bold]new", seed=2) / "eval-c.json").unlink()
     result = rssl("report runs", cwd=tmp_path, COLUMNS="180")
     assert (result.returncode, "Traceback" in result.stderr) == (0, False)
-    assert result.stderr == "left out: [bold]new: not evaluated: it has no eval-c.json\n"
+    assert result.stderr == "left out: runs/[bold]new: not evaluated: it has no eval-c.json\n"
     lines = result.stdout.splitlines()
     assert lines[0].startswith("Rotation is better than the baseline by +1.00 [+1.00, +1.00] points in mean")
     (line,) = (line for line in lines if line.startswith(" Rotation"))

@@ -177,9 +177,9 @@ def test_a_study_is_estimated_at_the_size_that_it_would_have(
         ("small", (50_000, 10_000, 500)),
         ("quick", (4_000, 1_000, 400)),
     ):
-        found = _sizes(preset, plan(preset, tmp_path)[0], tmp_path)
+        found = _sizes(preset, plan(preset, tmp_path)[0], None, tmp_path)
         assert (found.train, found.test, found.corrupted) == expected
-    found = _sizes("paper", plan("paper", tmp_path, dataset="mine")[0], home / "data")
+    found = _sizes("paper", plan("paper", tmp_path, dataset="mine")[0], None, home / "data")
     assert (found.train, found.test, found.corrupted) == (160, 40, 20)
 
 
@@ -218,6 +218,7 @@ def test_the_commands_of_the_grid_train_what_it_says(
         ("--jobs 0", "--jobs 0: expected at least 1"),
         ("--only ,", "--only names no cell: give numbers, names or methods, or leave it out for all"),
         ("--add-task flip", "unknown task 'flip'"),
+        ("--dataset nosuch --dry-run --only baseline", "no prepared data set 'nosuch'"),
     ],
 )
 def test_mistakes(

@@ -57,6 +57,16 @@ class Adaptation:
     learning_rate: float | None = None
     episodic: bool | None = None
 
+    @property
+    def name(self) -> str:
+        """The method and the settings that are not its defaults: "bn", "bn-prior0-sorted"."""
+        usual = Adaptation(self.method)
+        words: list[str] = [self.method]
+        for name, word in (("prior", "prior"), ("batch_size", "batch"), ("stream", ""), ("seed", "seed")):
+            if (value := getattr(self, name)) != getattr(usual, name):
+                words.append(f"{word}{value:g}" if isinstance(value, float) else f"{word}{value}")
+        return "-".join(words)
+
     def __post_init__(self) -> None:
         if self.method not in ADAPTATION_METHODS:
             raise unknown("adaptation", self.method, ADAPTATION_METHODS)

@@ -42,9 +42,10 @@ def answer(study: Study) -> str:
     best, difference = judged[0]
     if difference.verdict != "yes, better":
         which = "the best one" if len(judged) == len(found) else "the best one with two seeds or more"
+        alone = ", which counts only if it is compared alone" * (difference.verdict == "not after correction")
         return (
             f"No method is better than the baseline beyond the noise: {which}, {best.label}, differs from it "
-            f"by {_by(study, difference)}."
+            f"by {_by(study, difference)}{alone}."
         )
     return " ".join(
         [

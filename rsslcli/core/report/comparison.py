@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,11 @@ TABLE_1 = {
     "jigsaw": ("Jigsaw", 73.41),
 }
 
-
 #: The four tasks of the paper's section 4.
 FOUR = frozenset(BEST_TASKS)
 #: The paper's accuracy by tasks and whether λ is tuned. That of the four follows from the error of 21.32 %.
 PAPER = {(frozenset({task}), False): accuracy for task, (_, accuracy) in TABLE_1.items()}
 PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
-
 
 #: Settings that may differ between rows of a study: those compared on purpose or without effect on results,
 #: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
@@ -179,19 +178,18 @@ class Study:
     def what_is_added(self) -> list[tuple[Row, Row, Comparison]]:
         """Rows minus others with the same augmentation, corrected for each other.
 
-        The others are the row above with the same tasks whose settings differ least, rotation alone, and
-        AugMix alone.
+        The others are a row above with the same tasks, rotation alone, and no tasks: of several such rows,
+        the one whose settings differ least.
         """
-        first = {_learned(row): row for row in reversed(self.rows)}
         pairs = []
         for index, row in enumerate(self.rows):
             augmix, tasks = _learned(row)
-            above = [other for other in self.rows[:index] if _learned(other) == (augmix, tasks)]
-            others = sorted(above, key=lambda other: _distance(row, other))[:1]
-            alone = [(augmix, frozenset({"rotation"}))] if len(tasks) > 1 else []
-            alone += [(augmix, frozenset())] if augmix and tasks else []
-            others += [first[key] for key in alone if key in first]
-            pairs += [(row, other) for other in others if other is not self.baseline]
+            alone = [frozenset({"rotation"})] * (len(tasks) > 1) + [frozenset[str]()] * bool(tasks)
+            among = [(self.rows[:index], tasks), *((self.rows, learned) for learned in alone)]
+            for rows, learned in among:
+                alike = [other for other in rows if _learned(other) == (augmix, learned)]
+                if alike and (nearest := min(alike, key=partial(_distance, row))) is not self.baseline:
+                    pairs.append((row, nearest))
         found = corrected([row.minus(other) for row, other in pairs])
         return [(row, other, each) for (row, other), each in zip(pairs, found, strict=True)]
 
@@ -236,6 +234,17 @@ def _distance(row: Row, other: Row) -> int:
     return sum(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
 
 
+def _differ(row: Row, other: Row, name: str) -> bool:
+    """Whether a setting of a row acts on both rows and differs, of `task_options` those of common tasks."""
+    ours, theirs = (_method(each.config) for each in (row, other))
+    if name not in theirs or has_effect(row.config) != has_effect(other.config):
+        return False
+    if name != "task_options":
+        return bool(ours[name] != theirs[name])
+    common = {*row.config.tasks} & {*other.config.tasks}
+    return any(ours[name].get(task) != theirs[name].get(task) for task in common)
+
+
 def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
     """Group comparable runs into studies, the largest first; repeated runs are left out."""
     groups: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
@@ -243,7 +252,7 @@ def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
     for run in sorted(runs, key=lambda run: run.config.seed):
         seeds = groups[_key([_shared(run), list(run.accuracy)])][_key(_method(run.config))]
         if run.config.seed in seeds:
-            first = seeds[run.config.seed].name
+            first = sanitize(seeds[run.config.seed].directory)
             left_out.append(LeftOut(run.directory, f"has the same configuration and seed as {first}"))
         seeds.setdefault(run.config.seed, run)
     studies = [_make_study(list(rows.values())) for rows in groups.values()]
@@ -262,11 +271,13 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
         paper = PAPER.get(key) if trained_so and (key := paper_method(row.config)) else None
         made[index] = replace(row, label=_label(row.config), paper=paper)
     made.sort(key=lambda row: _place(row.config))
-    # Rows with the same label get their non-default settings added.
+    # Settings that are not the defaults are named where the rows on which they act differ in them.
     distinct = []
     for row in made:
-        alike = [_method(other.config) for other in made if other.label == row.label]
-        special = {k: v for k, v in _changed(row.config).items() if any(other[k] != v for other in alike)}
+        changed = _changed(row.config)
+        special = {
+            name: changed[name] for name in changed if any(_differ(row, other, name) for other in made)
+        }
         label = f"{row.label} ({describe(special)})" if special else row.label
         mixed = is_mixed([*row.runs.values()])
         distinct.append(replace(row, label=f"{label} *" if mixed else label))
@@ -356,11 +367,12 @@ def _label(config: Config) -> str:
     """The method as tables show it: the tasks, and how λ is set."""
     titles = (TABLE_1[task][0] if task in TABLE_1 else task for task in config.tasks)
     known = {frozenset[str](): "Baseline", FOUR: "Four tasks", frozenset(TABLE_1): "Seven tasks"}
-    label = known.get(frozenset(config.tasks)) or " + ".join(titles)
+    label = known.get(frozenset(config.tasks), " + ".join(titles))
     if config.uses_augmix:
         label = f"AugMix + {label[0].lower()}{label[1:]}" if config.tasks else "AugMix"
     if config.weighting not in ("fixed", "automl") or (config.automl and has_effect(config)):
-        return f"{label}, {WEIGHTING_TITLES[config.weighting]}{' of λ and JSD' * config.tune_jsd}"
+        what = " of λ and JSD" if config.tasks else " of JSD"
+        return f"{label}, {WEIGHTING_TITLES[config.weighting]}{what * config.tune_jsd}"
     label = f"{label}, fixed λ" if len(config.tasks) > 1 else label
     if has_effect(config):
         return label

@@ -105,7 +105,7 @@ def warn_of_conditions(runs: Sequence[Run], marked: bool) -> Iterator[str]:
         if names := differing((run for run in runs if run.config.seed == seed), lambda run: run.excluded):
             found.append(
                 f"Not all runs of seed {seed} were evaluated without the images that tuned λ: {names}. "
-                "Evaluate the others again with leave_out_validation."
+                "Evaluate the others again, leaving out the images that tune λ."
             )
     yield from found
     if found:

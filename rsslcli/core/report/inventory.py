@@ -66,7 +66,7 @@ def _describe(run: RunFolder) -> RunEntry:
     state = "training" if is_locked(run.path) else "interrupted"
     if run.state() == "failed":
         state = "failed"
-    elif run.state() == "done" and evaluation:
+    elif evaluation and (run.state() == "done" or not run.checkpoint.exists()):  # kept without its weights
         state = "evaluated"
         clean = _fraction(evaluation.get("clean_accuracy"))
     elif run.is_trained():

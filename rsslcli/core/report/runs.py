@@ -37,6 +37,8 @@ _MAX_LOG_LINE = 1 << 10
 _MAX_EVALUATION_BYTES = 16 << 20
 #: Numbers this large are damage, not measurements.
 _LIMIT = 1e12
+#: How far a stated mean may be from that of its cells.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -174,12 +176,18 @@ def read_run(directory: Path) -> Run:
         corrupted_data = content["corrupted_data"]
         if not accuracy.keys() <= {*CORRUPTIONS} or any(len(cells) > 5 for cells in accuracy.values()):
             raise ValueError
-        if not all(type(number) is int for number in (images, clean_images, *excluded)):
+        if not all(type(number) is int and number >= 0 for number in (images, clean_images, *excluded)):
+            raise ValueError
+        if not (images and clean_images):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"its {EVALUATION} is damaged") from None
     if reason := _incomplete(accuracy):
         raise UserError(reason)
+    stated = content.get("mean_accuracy")
+    mean = np.mean([cells.mean() for cells in accuracy.values()])
+    if isinstance(stated, float) and len(accuracy) == len(CORRUPTIONS) and abs(stated - mean) > _ROUNDING:
+        raise UserError(f"its {EVALUATION} contradicts itself: its mean is not that of its cells")
     if content.get("step", history.steps) != history.steps:
         raise UserError("evaluated before its training was finished: evaluate it again")
     return Run(
@@ -251,7 +259,7 @@ def _incomplete(accuracy: Mapping[str, Floats]) -> str:
 
 def _fractions(values: Sequence[Any]) -> Floats:
     """Fractions of 1 from JSON; null, which means not evaluated, becomes NaN."""
-    if not all(value is None or 0 <= value <= 1 for value in values):
+    if not all(value is None or (not isinstance(value, bool) and 0 <= value <= 1) for value in values):
         raise ValueError
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
@@ -331,5 +339,5 @@ def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:
     beyond = config.uses_augmix or config.ema or config.automl_variants
     beyond = beyond or config.weighting not in ("fixed", "automl")
     beyond = beyond or (config.automl and config.validation_corruptions != "all")
-    beyond = beyond or (bool(config.tasks) and config.task_share < 1)
+    beyond = beyond or (bool(config.tasks) and (config.task_share < 1 or config.initial_lambda != 0.5))
     return None if beyond else (frozenset(config.tasks), config.automl)

@@ -78,6 +78,19 @@ def test_nothing_that_exceeds_the_noise(tmp_path: Path) -> None:
     assert other_rows(study).endswith(" Not judged: AugMix (+9.00, one seed).")
 
 
+def test_an_interval_without_zero_that_the_correction_denies(tmp_path: Path) -> None:
+    for seed, (gain, other) in enumerate(((0.6, 0.5), (1.0, -0.4), (1.4, 0.1))):
+        make_run(tmp_path / f"baseline-s{seed}", seed=seed, mean=0.5)
+        make_run(tmp_path / f"rotation-s{seed}", seed=seed, mean=0.5 + gain / 100, tasks=("rotation",))
+        make_run(tmp_path / f"ir-s{seed}", seed=seed, mean=0.5 + other / 100, tasks=("ir",))
+    (study,), _ = make_studies(read_runs([tmp_path])[0])
+    assert answer(study) == (
+        "No method is better than the baseline beyond the noise: the best one, Rotation, differs from it by "
+        "+1.00 [+0.01, +1.99] points in mean accuracy over the 19 corruptions (3 seeds, 95 % interval), "
+        "which counts only if it is compared alone."
+    )
+
+
 def test_what_cannot_be_said(tmp_path: Path) -> None:
     assert answer(make(tmp_path / "1", "baseline", "rotation", "ir", seeds=1)) == (
         "One seed cannot show whether a method is better than the baseline. The best here, Rotation, differs "
@@ -184,4 +197,5 @@ def test_rows_with_the_same_tasks_are_compared_with_the_one_that_differs_least(t
     found = {(row.label, other.label): 100 * each.mean for row, other, each in study.what_is_added}
     fixed = "Four tasks, fixed λ"
     cheap = f"{fixed} (task_share 0.25)"
-    assert found == {(cheap, fixed): pytest.approx(1), ("Four tasks, AutoML", cheap): pytest.approx(0.5)}
+    tuned = "Four tasks, AutoML (task_share 0.25)"
+    assert found == {(cheap, fixed): pytest.approx(1), (tuned, cheap): pytest.approx(0.5)}

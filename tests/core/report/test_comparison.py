@@ -151,6 +151,9 @@ DAMAGE = {
         run, "eval-c.json", accuracy={"fog": [0.5, None, 0.5, None], "snow": [0.5] * 5}
     ),
     "not evaluated on any corruption": lambda run: spoil(run, "eval-c.json", accuracy={}),
+    "its eval-c.json is damage": lambda run: spoil(run, "eval-c.json", images=-5),
+    "its eval-c.json is dama": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [True] * 5}),
+    "its mean is not that of its cells": lambda run: spoil(run, "eval-c.json", mean_accuracy=0.9),
     "eval-c.json is dam": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [0.5] * 6}),
     "evaluated before its training was finished": lambda run: spoil(run, "eval-c.json", step=120),
 }
@@ -266,16 +269,33 @@ def test_rows_beyond_the_paper_are_named_and_have_none_of_its_figures(tmp_path: 
     (study,) = studies(tmp_path)
     assert [(row.label, row.paper) for row in study.rows] == [
         ("Baseline", 74.07),
-        ("Rotation", None),
-        ("Four tasks, AutoML", None),
+        ("Rotation (ema 0.999)", None),
+        ("Four tasks, AutoML (cosine)", None),
         ("Four tasks, random loss weighting", None),
         ("AugMix", None),
         ("AugMix + rotation", None),
         ("AugMix + four tasks, AutoML of λ and JSD", None),
     ]
     listed = {(row[0], row[1], row[3]) for row in departures(study)}
-    assert ("ema", "0.999", "Rotation") in listed
-    assert ("automl_variants", "[cosine]", "Four tasks, AutoML") in listed
+    assert ("ema", "0.999", "Rotation (ema 0.999)") in listed
+    assert ("automl_variants", "[cosine]", "Four tasks, AutoML (cosine)") in listed
+
+
+def test_what_differs_between_compared_rows_is_in_their_names(tmp_path: Path) -> None:
+    """λ, share and EMA differ between rows of other tasks or weightings, which names alone do not show."""
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", ema=0.99)
+    make_run(tmp_path / "c", tasks=("rotation",), ema=0.99)
+    make_run(tmp_path / "d", tasks=FOUR, task_share=0.25)
+    make_run(tmp_path / "e", tasks=FOUR, weighting="automl", automl_variants=("relative",), meta_lr=1.0)
+    make_run(tmp_path / "f", tasks=("ir",), task_options={"ir": {"scale": 3}})
+    (study,) = studies(tmp_path)
+    ema, rotation, ir, fixed, automl = [row.label for row in study.rows[1:]]
+    assert (ema, rotation, ir) == ("Baseline (ema 0.99)", "Rotation (ema 0.99)", "IR (ir.scale 3)")
+    assert (fixed, automl) == ("Four tasks, fixed λ (task_share 0.25)", "Four tasks, AutoML")
+    assert [(row.label, other.label) for row, other, _ in study.what_is_added] == [
+        (rotation, ema), (fixed, rotation), (automl, fixed), (automl, rotation),
+    ]  # fmt: skip
 
 
 def test_a_repetition_is_no_other_seed(tmp_path: Path) -> None:
@@ -284,7 +304,7 @@ def test_a_repetition_is_no_other_seed(tmp_path: Path) -> None:
     made, left_out = make_studies(read_runs([tmp_path])[0])
     assert [len(row.runs) for row in made[0].rows] == [1]
     assert [(e.directory.name, e.reason) for e in left_out] == [
-        ("b", "has the same configuration and seed as a")
+        ("b", f"has the same configuration and seed as {tmp_path / 'a'}")
     ]
 
 
@@ -314,7 +334,7 @@ def test_other_images_are_warned_of(tmp_path: Path) -> None:
     assert "equally many" in left_out
     assert seed.startswith("Not all runs of seed 0 ")
     assert "automl-s0; baseline-s0." in seed
-    assert "leave_out_validation" in seed
+    assert "again, leaving out the images that tune λ." in seed
     assert "shown but not judged. A row marked * averages such runs." in judged
 
 
