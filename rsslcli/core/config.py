@@ -147,7 +147,7 @@ class Config:
             )
         if self.optimizer != "sgd" and "sgd-lookahead" in self.automl_variants:
             raise UserError("automl_variants: sgd-lookahead needs `optimizer` sgd")
-        if self.nesterov and self.momentum == 0:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise UserError("nesterov: needs a momentum above 0; set nesterov to false")
         if (self.depth - 4) % 6:
             raise UserError(
@@ -214,7 +214,13 @@ class Config:
                 f"warmup_epochs: AutoML tunes nothing, since λ is fixed in {self.warmup_epochs} epochs of "
                 f"{self.epochs}: expected below {self.epochs}"
             )
-        stuck = next((name for name in ("meta_lr", "lookahead_scale") if not getattr(self, name)), None)
+        if "constant-sum" in self.automl_variants and (len(self.weighted) < 2 or not self.initial_lambda):
+            return (
+                "automl_variants: AutoML tunes nothing, since constant-sum fixes the λ of a single task, and "
+                "λ that start at 0: leave it out"
+            )
+        names = ("meta_lr", "lookahead_scale") + ("trunk_lr_factor",) * (not self.tune_jsd)
+        stuck = next((name for name in names if not getattr(self, name)), None)
         return f"{stuck}: AutoML tunes nothing, since at 0 no λ moves: expected above 0" if stuck else ""
 
     def to_yaml(self) -> str:
@@ -263,10 +269,16 @@ def check_effective(config: Config) -> None:
     """
     if config.untuned:
         raise UserError(config.untuned)
-    if config.tasks and config.weighting in ("fixed", "upgrad") and not config.initial_lambda:
+    weights = ("fixed", "upgrad", "uncertainty")
+    if config.tasks and config.weighting in weights and not config.initial_lambda:
         raise UserError(
             f"initial_lambda: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
             "above 0, or no tasks for the baseline"
+        )
+    if config.tasks and not config.trunk_lr_factor:
+        raise UserError(
+            "trunk_lr_factor: tasks act on the trunk alone, which is frozen at 0: expected above 0, or no "
+            "tasks"
         )
 
 

@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "trunk_lr_factor": 0.1,
         "weight_decay": 0.05,
-        # The look-ahead then starts with the paper's step of 0.1, as with SGD.
+        # The look-ahead then starts with the paper's step of 0.1, as with SGD, and with a tenth in the trunk.
         "lookahead_scale": 100.0,
     },
     # Settings of the published precursor code that differ (docs/method.md).

@@ -112,4 +112,4 @@ def test_results_of_several_machines_are_one_study(tmp_path: Path) -> None:
     (merged,), (again,) = make_studies(read_runs([tmp_path / "here", tmp_path / "there"])[0])
     assert merged.rows[0].means.tolist() == whole.rows[0].means.tolist()
     assert again.directory == tmp_path / "there" / "baseline-s1"
-    assert again.reason == "has the same configuration and seed as baseline-s1"
+    assert again.reason == f"has the same configuration and seed as {tmp_path / 'here' / 'baseline-s1'}"

@@ -278,6 +278,20 @@ def test_mistakes(home: Path, arguments: str, match: str) -> None:
     refuse(f"eval-c {arguments}", cwd=home, match=match)
 
 
+def test_the_same_images_as_a_run_that_tuned_nothing(home: Path, here: Here) -> None:
+    """They are those of its evaluation; where that used all images, there is nothing to leave out."""
+    save_run(home / "rival", CONFIG)
+    save_run(home / "mine", CONFIG)
+    evaluate = "eval-c mine --same-images-as rival --corruptions fog --severity 1"
+    here.refuse(evaluate, "--same-images-as rival: it tuned no λ and was evaluated on all images")
+    here.succeed("eval-c rival --leave-out-validation")
+    rival = json.loads((home / "rival" / "eval-c.json").read_text())
+    assert len(rival["excluded"]) > 1
+    here.succeed(evaluate)
+    mine = json.loads((home / "mine" / "eval-c-partial.json").read_text())
+    assert mine["excluded"] == rival["excluded"]
+
+
 def test_adapted_accuracies_stand_beside_the_unadapted_ones(home: Path, here: Here) -> None:
     """The second command reuses the unadapted ones; reports go on reading those alone."""
     save_run(home / "adapted", CONFIG)
@@ -292,6 +306,11 @@ def test_adapted_accuracies_stand_beside_the_unadapted_ones(home: Path, here: He
     assert whole == {name: value for name, value in first.items() if name != "adapted"}
     assert first["adapted"]["accuracy"].keys() == first["accuracy"].keys()
     assert first["adapted"]["mean_accuracy"] != first["mean_accuracy"]
+
+    # In lower precision it goes beside, as the unadapted one does.
+    here.succeed(f"eval-c adapted {options} --precision bfloat16")
+    assert json.loads(file.read_text()) == first
+    assert file.with_name("eval-c-adapted-bn-prior16-batch15-bfloat16.json").is_file()
 
     code, out, err = here(f"eval-c adapted {options} --corruptions fog --severity 2 --output a.csv")
     assert (code, "at 2" in out, "at 5" in out) == (0, True, False)

@@ -146,6 +146,8 @@ def test_the_explanation_says_where_a_shorter_warm_up_comes_from() -> None:
         ({"meta_lr": 0}, "meta_lr: .* at 0 no λ moves: expected above 0"),
         ({"lookahead_scale": 0}, "lookahead_scale: .* at 0 no λ moves: expected above 0"),
         ({"weighting": "fixed", "initial_lambda": 0}, "initial_lambda: .* at 0, ir would have no effect"),
+        ({"weighting": "uncertainty", "initial_lambda": 0}, "initial_lambda: .* ir would have no effect"),
+        ({"automl_variants": ("constant-sum",)}, "automl_variants: AutoML tunes nothing, since constant-sum"),
     ],
 )
 def test_a_new_run_whose_mechanism_would_not_act_is_refused(options: dict[str, Any], message: str) -> None:
@@ -155,6 +157,18 @@ def test_a_new_run_whose_mechanism_would_not_act_is_refused(options: dict[str, A
     check_effective(dataclasses.replace(config, **without))  # type: ignore[arg-type]
     if config.automl:
         check_effective(dataclasses.replace(config, weighting="fixed"))
+
+
+def test_tasks_beside_a_frozen_trunk_are_refused() -> None:
+    for weighting in ("fixed", "automl"):
+        config = Config(tasks=("ir", "rgb"), weighting=weighting, trunk_lr_factor=0)  # type: ignore[arg-type]
+        assert "trunk_lr_factor: " in refusal(lambda config=config: check_effective(config))
+    check_effective(Config(trunk_lr_factor=0))
+    zero = Config(
+        tasks=("ir", "rgb"), weighting="automl", initial_lambda=0, automl_variants=("constant-sum",)
+    )
+    assert "since constant-sum" in refusal(lambda: check_effective(zero))
+    Config(optimizer="adamw", momentum=0)  # adamw has no momentum, so nesterov does not contradict it
 
 
 def test_a_new_run_whose_mechanisms_act_is_taken() -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.parameters import check_size
 from rsslcli.core.corruptions.record import GENERATED as RECORD
-from rsslcli.core.corruptions.record import source_checksum
+from rsslcli.core.corruptions.record import is_entry, source_checksum
 from rsslcli.core.corruptions.registry import FUNCTIONS, apply
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.files import quietly, read_json, replacing, write_json
@@ -164,7 +164,7 @@ class _CorruptionFiles:
         self.lock = threading.Lock()
         self.record: dict[str, Any] = {}
         for name, entry in read_json(folder / RECORD).items():
-            if name in CORRUPTIONS and _is_entry(entry):
+            if name in CORRUPTIONS and is_entry(entry):
                 if entry["identity"].get("source") == self.identity["source"]:
                     self.record[name] = entry
                 else:  # made from other images: `labels.npy`, and so the folder, is of these now
@@ -224,18 +224,6 @@ class _CorruptionFiles:
         except Exception:  # NumPy raises almost anything on damaged files
             return False
         return bool(stored.shape == self.shape and stored.dtype == np.uint8)
-
-
-def _is_entry(value: object) -> bool:
-    """Whether a value of the record is well formed, as `missing` writes it."""
-    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
-        return False
-    finished = value.get("severities")
-    return (
-        isinstance(finished, list)
-        and all(type(severity) is int for severity in finished)
-        and finished == sorted({*finished} & {*SEVERITIES})
-    )
 
 
 def _write_labels(folder: Path, labels: NDArray[Any]) -> None:

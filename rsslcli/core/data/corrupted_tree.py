@@ -24,14 +24,21 @@ _Member = tuple[str, str]
 
 
 def corruption_folders(source: Path) -> dict[str, Path]:
-    """The folders of corruptions in `source` or in its folders, by name; empty if there are none."""
+    """The folders of corruptions in `source` or in its folders, by name; empty if there are none.
+
+    Raises:
+        UserError: there are several of one name.
+    """
     if not source.is_dir():
         return {}
     found: dict[str, Path] = {}
     for folder in (source, *_folders(source)):
         for name in CORRUPTIONS:
-            if _holds_severities(folder / name):
-                found.setdefault(name, folder / name)
+            if _holds_severities(folder / name) and found.setdefault(name, folder / name).parent != folder:
+                raise UserError(
+                    f"{source} holds several corrupted test sets, such as {found[name].parent} and {folder}: "
+                    "give one of them"
+                )
     return found
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
-from rsslcli.core.corruptions.record import GENERATED
+from rsslcli.core.corruptions.record import GENERATED, is_entry, source_checksum
 from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted
 from rsslcli.core.data.prepare import prepare
 from rsslcli.core.data.store import EMBEDDED, Dataset, dataset_folder, load_dataset
 from rsslcli.core.errors import UserError, counted
+from rsslcli.core.files import read_json
 from rsslcli.core.locks import locked
 from rsslcli.core.progress import Progress, silent
 
@@ -67,16 +68,14 @@ def generate_corruptions(
     test = dataset.test
     if limit is not None and limit < 1:
         raise UserError(f"`limit` {limit}: expected at least 1")
-    usable = _usable(dataset)
     if limit is None and dataset.name == EMBEDDED:
-        limit = usable.images_per_cell if usable else EMBEDDED_LIMIT
+        limit = max((count for count, _ in _made(dataset).values()), default=EMBEDDED_LIMIT)
     present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)
     if present and not (folder / GENERATED).exists():
         raise UserError(
             f"{folder} holds a corrupted test set that was not generated: move it away to generate one there"
         )
-    if usable is not None:
-        _check_kept(usable, len(test.labels[:limit]), names, severities)
+    _check_kept(dataset, len(test.labels[:limit]), names, severities)
     generate_corrupted(
         test.images[:limit],
         test.labels[:limit],
@@ -90,26 +89,37 @@ def generate_corruptions(
     return open_corrupted(folder, dataset.name)
 
 
-def _usable(dataset: Dataset) -> CorruptedSet | None:
-    """The corrupted set of a data set; None if there is none, or none of its test images."""
-    try:
-        present = open_corrupted(dataset.corrupted_folder, dataset.name)
-        check_source(present, dataset)
-    except UserError:
-        return None
-    return present
+def _made(dataset: Dataset) -> dict[str, tuple[int, set[int]]]:
+    """What was generated from these test images, by name: the number of images, the finished severities."""
+    folder = dataset.corrupted_folder
+    test = dataset.test
+    found = {}
+    for name, entry in read_json(folder / GENERATED).items():
+        if is_entry(entry) and any((folder / f"{name}.npy{end}").exists() for end in ("", ".partial")):
+            count = entry["identity"].get("images")
+            known = type(count) is int and 0 < count <= len(test.labels) and entry["severities"]
+            if known and entry["identity"].get("source") == source_checksum(
+                test.images[:count], test.labels[:count]
+            ):
+                found[name] = count, set(entry["severities"])
+    return found
 
 
-def _check_kept(present: CorruptedSet, count: int, names: Sequence[str], severities: Sequence[int]) -> None:
+def _check_kept(dataset: Dataset, count: int, names: Sequence[str], severities: Sequence[int]) -> None:
     """Raise UserError if generating `count` images of each corruption would lose some of what is there.
 
     All corruptions of a set have one number of images: with another one, they are made anew.
     """
-    there = present.images_per_cell
-    covers = count > there and {*names} >= {*present.names} and {*severities} == {*SEVERITIES}
-    if count != there and not covers:
+    made = _made(dataset)
+    lost = [
+        name
+        for name, (there, finished) in made.items()
+        if there > count or (there < count and not (name in names and finished <= {*severities}))
+    ]
+    if lost:
+        there, _ = made[lost[0]]
         raise UserError(
-            f"{present.folder} holds {counted(len(present.names), 'corruption')} of "
+            f"{dataset.corrupted_folder} holds {counted(len(made), 'corruption')} of "
             f"{counted(there, 'image')}, which would be replaced: set `limit` to {there} to keep them, or "
             "delete the folder"
         )

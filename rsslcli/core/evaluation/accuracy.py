@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.augment import to_float
-from rsslcli.core.data.corrupted import CorruptedSet
+from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import DEFAULT_SIZE, Images, Split, check_image_size
-from rsslcli.core.errors import UserError, counted, sanitize
+from rsslcli.core.errors import RsslError, UserError, counted, sanitize
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.cells import (
@@ -335,7 +335,8 @@ def evaluate(
     if reference is not None:
         reference.check(about | images.conditions, images.names, severities)
     partial = partial if world.is_main else None
-    setting = test.checksum + corrupted.identity + computed_in + setting_of(adaptation, tasks, temperature)
+    data = test.checksum + corrupted.identity + computed_in
+    setting = setting_of(data, adaptation, tasks, temperature, sizes)
     identity = fingerprint(classifier, setting, images.indices) if partial else ""
     finished = FinishedCells(partial, identity, {c.key: sizes[c.key] for c in cells if c not in recorded})
     if earlier is not None:
@@ -348,9 +349,9 @@ def evaluate(
             check_decided(found, computed_in)
             finished.add({cell.key: outcome for cell, outcome in found.items()})
     finished.remove()
-    result = images.result(
-        finished.known, about, notes=(*notes, *note_on_cells(corrupted, test, corrupted.folder))
-    )
+    _check_unchanged(corrupted)
+    noted = (*notes, *note_on_cells(corrupted, test, corrupted.folder))
+    result = images.result(finished.known, about, notes=noted)
     if temperature is not None:
         about["calibrated"] = {"temperature": temperature, **scaled_means(finished.known)}
         result = dataclasses.replace(result, about=about)
@@ -372,6 +373,12 @@ def _check_possible(
         check_image_size(network.image_size, test.size, str(about.get("dataset", "the data set")))
     if predictions is not None and world.size > 1:
         raise UserError("`predictions` are written by a single process: evaluate without torchrun")
+
+
+def _check_unchanged(corrupted: CorruptedSet) -> None:
+    """Raise RsslError if another set has taken the place of a corrupted set since it was opened."""
+    if open_corrupted(corrupted.folder, corrupted.folder.name).identity != corrupted.identity:
+        raise RsslError(f"{corrupted.folder} was replaced during the evaluation: evaluate again")
 
 
 def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:

@@ -144,6 +144,7 @@ class _Descent(AdaptiveClassifier):
         with torch.no_grad():
             for parameter, value in zip(self._moved, self._trained, strict=True):
                 parameter.copy_(value)
+        torch.clear_autocast_cache()  # of the weights of before, in bfloat16
         self._optimizer = self._new_optimizer(self._moved)
 
     def _step(self, loss: Tensor) -> None:
@@ -151,6 +152,7 @@ class _Descent(AdaptiveClassifier):
         for parameter, gradient in zip(self._moved, gradients, strict=True):
             parameter.grad = gradient
         self._optimizer.step()
+        torch.clear_autocast_cache()
 
     @torch.inference_mode(False)
     @torch.enable_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
             path = path.with_name(f"{path.stem}-{precision}.json")
             notes.append(f"{better} keeps the evaluation of these weights in higher precision")
         elif earlier["excluded"] != list(result.excluded):
-            kept = path.with_name(f"{path.stem}-{earlier['images']}-images.json")
+            kept = _place_aside(path, earlier)
             with replacing(kept) as file:
                 file.write(path.read_bytes())
             notes.append(f"{kept.name} keeps the evaluation that excluded other images")
@@ -73,6 +74,17 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
             file.write(result.diagnostics.sheet)
     result.save(path)
     return path, notes
+
+
+def _place_aside(path: Path, earlier: Mapping[str, Any]) -> Path:
+    """Where an evaluation that excluded other images goes: named after its number of images, and free."""
+    stem = f"{path.stem}-{earlier['images']}-images"
+    for number in count(1):
+        kept = path.with_name(f"{stem}-{number}.json" if number > 1 else f"{stem}.json")
+        there = read_evaluation(kept)
+        if not kept.exists() or (there and there["excluded"] == earlier["excluded"]):
+            return kept
+    raise AssertionError
 
 
 def outcomes_in(

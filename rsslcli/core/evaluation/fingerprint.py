@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +18,23 @@ if TYPE_CHECKING:
     from rsslcli.core.weights.heads import TrainedTasks
 
 
-def setting_of(adaptation: Adaptation | None, tasks: TrainedTasks | None, temperature: float | None) -> str:
-    """The optional parts of an evaluation, as text for its fingerprint; empty without any."""
-    text = "" if temperature is None else repr(temperature)
+def setting_of(
+    data: str,
+    adaptation: Adaptation | None,
+    tasks: TrainedTasks | None,
+    temperature: float | None,
+    cells: Iterable[str],
+) -> str:
+    """The setting of an evaluation, as text for its fingerprint.
+
+    `data` identifies the images and the precision; `cells` are the keys of the cells, which depend on each
+    other in a mixed stream.
+    """
+    text = data if temperature is None else f"{data}{temperature!r}"
     if adaptation is None:
         return text
-    return json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else ""]) + text
+    mixed = list(cells) if adaptation.stream == "mixed" else []
+    return text + json.dumps([adaptation.to_dict(), tasks.fingerprint() if tasks else "", *mixed])
 
 
 def fingerprint(classifier: nn.Module, setting: str, chosen: Sequence[npt.NDArray[np.int64]]) -> str:

@@ -147,12 +147,13 @@ def _choose_images(
     """The indices of the source images left out and evaluated, and of the clean images; UserError if none."""
     every = np.arange(corrupted.images_per_cell)
     left_out = np.intersect1d(every, np.asarray(excluded, np.int64))  # valid ones, without duplicates
+    limit = None if limit is None or limit >= len(every) else limit
     chosen = np.setdiff1d(every, left_out)[:limit]
     if not len(chosen):
         raise UserError(
             f"{corrupted.folder}: no image is left to evaluate after excluding those that tuned λ"
         )
-    clean = clean_images(test, corrupted, left_out.tolist())[:limit]
+    clean = clean_images(test, corrupted, excluded)[:limit]  # also without those beyond the corrupted ones
     if limit is not None and aligned(corrupted, test):
         clean = chosen
     return left_out, chosen, clean

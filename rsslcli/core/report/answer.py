@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rsslcli.core.config import Config, read_config_file
@@ -92,12 +93,17 @@ def beside_baseline(directory: Path) -> str:
     """
     try:
         run = read_run(directory)
-        baselines = [read_run(path) for path in _baselines_beside(directory, run.config.seed)]
     except (RsslError, OSError):
         return ""
+    baselines = []
+    for path in _baselines_beside(directory, run.config.seed):
+        with suppress(RsslError, OSError):
+            baselines.append(read_run(path))
     for study in make_studies([run, *baselines])[0]:
         base = study.baseline
-        if base is None or run not in study.runs or run in base.runs.values():
+        if base is None or run not in study.runs or run.config.seed not in base.runs:
+            continue
+        if run in base.runs.values():
             continue
         (row,) = (row for row in study.rows if run in row.runs.values())
         found = row.minus(base)
@@ -121,7 +127,7 @@ def _baselines_beside(directory: Path, seed: int) -> list[Path]:
             continue
         is_baseline = not config.tasks and not config.uses_augmix and config.seed == seed
         if is_baseline and path != directory.resolve() and RunFolder(path).evaluation.is_file():
-            found.append(directory.parent / path.name)
+            found.append(directory.parent / path.relative_to(directory.resolve().parent))
     return found
 
 

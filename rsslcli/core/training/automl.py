@@ -86,7 +86,10 @@ def automl_gradients(
         norms = sum_over_ranks(compared.clone()).norm(dim=1) * v.norm()
         meta_gradient = meta_gradient / norms.clamp_min(_TINY)
     updated = (lambdas - beta * meta_gradient).clamp(min=0)
-    lambdas.copy_(updated * lambdas.sum() / updated.sum().clamp_min(_TINY) if keep_sum else updated)
+    if keep_sum:  # unless all are clamped to 0
+        rescaled = updated * lambdas.sum() / updated.sum().clamp_min(_TINY)
+        updated = torch.where(updated.sum() > 0, rescaled, lambdas)
+    lambdas.copy_(updated)
 
     set_gradients(g_main + lambdas @ g_aux, psi, lambdas, heads, head_gradients)  # with the updated λ
     return losses | {"meta": meta_loss.detach()}

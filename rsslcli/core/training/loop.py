@@ -18,7 +18,7 @@ from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.gathering import ChosenImages, ImageSource
 from rsslcli.core.data.store import Dataset, check_image_size, class_balanced_subset
 from rsslcli.core.data.validation import draw_validation_set
-from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError, short_repr
 from rsslcli.core.evaluation.accuracy import count_correct
 from rsslcli.core.evaluation.class_names import list_names
 from rsslcli.core.evaluation.selection import clean_images
@@ -120,7 +120,7 @@ class _Run:
         self.device = resolve_device(config.device)
 
         validation = draw_validation_set(config, dataset, corrupted)
-        self.excluded = validation.source
+        self.tuning = self.excluded = validation.source
         self.validation_data = corrupted.identity if config.automl and corrupted else ""
         labels = dataset.train.labels
         chosen = None
@@ -134,13 +134,15 @@ class _Run:
             torch.from_numpy(validation.labels).to(self.device),
         )
         self.trainer = Trainer(config, training_data, len(dataset.train.classes), world)
+        self.checkpoint = RunFolder(directory).checkpoint
+        self.notices: list[str] = []
+        self.step = self._restore() if self.checkpoint.exists() else self._start()
+        if len({*world.gather(str(self.step))}) > 1:
+            raise UserError(f"{directory}: not every rank sees its checkpoint: use a folder that all share")
         self.clean = clean_images(dataset.test, corrupted, self.excluded)
         if len(self.clean) > len(labels):  # do not test on more images than an epoch trains on
             kept = class_balanced_subset(dataset.test.labels[self.clean], len(labels), config.seed)
             self.clean = self.clean[kept]
-        self.checkpoint = RunFolder(directory).checkpoint
-        self.notices: list[str] = []
-        self.step = self._restore() if self.checkpoint.exists() else self._start()
         self.saved_step = self.step
         self.reported_zero = False
 
@@ -187,9 +189,9 @@ class _Run:
             set_precision(config.precision, self.device, self._notice)
             if config.untuned:
                 self._notice(f"this run leaves λ unchanged: {config.untuned}")
-            if config.automl and len(self.excluded) < config.validation_images:
+            if config.automl and len(self.tuning) < config.validation_images:
                 self._notice(
-                    f"{len(self.excluded)} source images tune λ, not {config.validation_images}: half of the "
+                    f"{len(self.tuning)} source images tune λ, not {config.validation_images}: half of the "
                     "corrupted images; the other half is kept for testing"
                 )
             self._files = stack.pop_all()
@@ -352,17 +354,30 @@ class _Run:
             from rsslcli.core.weights.initial import load_initial_weights  # it imports torchvision
 
             with self.world.main_first():  # so that one rank downloads
-                load_initial_weights(trainer.model.network, self.config, self.notices.append)
+                before = load_initial_weights(trainer.model.network, self.config, self.notices.append)
+            self._leave_out(before)
             if trainer.averaged:
                 trainer.averaged.load_state_dict(trainer.model.network.state_dict())
         return 0
+
+    def _leave_out(self, before: Checkpoint | None) -> None:
+        """Leave out of every test what tuned λ in the run whose weights this one starts from, too."""
+        if before and before.excluded and before.config.dataset == self.config.dataset:
+            self.excluded = tuple(sorted({*self.tuning, *before.excluded}))
+            self.validation_data = self.validation_data or before.validation_data
 
     def _restore(self) -> int:
         """Load the checkpoint's state into the trainer and return the number of steps done."""
         saved = load_checkpoint(self.checkpoint)
         trainer = self.trainer
-        now = (self.dataset.train.checksum, self.validation_data, self.excluded)
         check_image_size(saved.image_size, self.dataset.size, self.dataset.name)
+        mine = self.config.to_dict()
+        for name, value in saved.config.to_dict().items():
+            if name not in ("device", "compile") and mine[name] != value:
+                raise UserError(
+                    f"{self.checkpoint} was trained with `{name}` {short_repr(value)}, not "
+                    f"{short_repr(mine[name])}: resume it with its own settings"
+                )
         if saved.classes != self.dataset.train.classes:
             # The same names in another order are other data too: the labels differ.
             names = (list_names(saved.classes), list_names(self.dataset.train.classes))
@@ -370,7 +385,11 @@ class _Run:
                 f"{self.checkpoint} was trained on the classes {names[0]}, and '{self.dataset.name}' has "
                 f"{names[1]} now: prepare the data of before again"
             )
-        if (saved.train_data, saved.validation_data, saved.excluded) != now:
+        # A run that began with the weights of another one leaves out what tuned that one, too.
+        fits = saved.validation_data == self.validation_data and saved.excluded == self.tuning
+        if self.config.weights not in ("none", "imagenet"):
+            fits = {*saved.excluded} >= {*self.tuning}
+        if saved.train_data != self.dataset.train.checksum or not fits:
             raise UserError(
                 f"{self.checkpoint} was trained on different data than is prepared now: prepare it again"
             )
@@ -384,4 +403,5 @@ class _Run:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.checkpoint} does not fit its configuration: {reason}") from None
+        self.excluded, self.validation_data = saved.excluded, saved.validation_data
         return saved.step

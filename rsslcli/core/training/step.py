@@ -238,10 +238,10 @@ class Trainer:
             losses = fixed_gradients(groups, self.model.parameters(), weights)
         losses |= consistency
         self._sum_over_ranks(losses, share)
+        if config.weighting == "uncertainty":  # of what is minimized: of the main loss with its consistency
+            update_uncertainty(self.lambdas, torch.stack([losses[name] for name in weights]), self.rate)
         if consistency:
             losses[MAIN] = losses[MAIN] - config.jsd_weight * losses[JSD]
-        if config.weighting == "uncertainty":
-            update_uncertainty(self.lambdas, torch.stack([losses[name] for name in weights]), self.rate)
         return losses
 
     def _draw_validation(self) -> Tensor:

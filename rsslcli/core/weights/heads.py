@@ -69,6 +69,8 @@ def trained_tasks(checkpoint: Checkpoint | None) -> TrainedTasks:
     if not config.tasks:
         raise UserError("adaptation by tasks needs a run with tasks, and this is a baseline: use bn or tent")
     lambdas = dict(zip(config.weighted, checkpoint.lambdas.tolist(), strict=True))
+    if config.weighting == "random":  # the last draw says nothing: each weight is this on average
+        lambdas = dict.fromkeys(config.weighted, 1 / len(config.weighted))
     acting = {name: lambdas[name] for name in config.tasks if lambdas[name] > 0}
     if not acting:
         raise UserError(

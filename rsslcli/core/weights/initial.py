@@ -15,12 +15,12 @@ from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.networks.backbones import Backbone
 from rsslcli.core.networks.names import WRN
 from rsslcli.core.networks.network import Network
-from rsslcli.core.weights.checkpoint import load_classifier
+from rsslcli.core.weights.checkpoint import Checkpoint, load_classifier
 
 
 def load_initial_weights(
     network: Network, config: Config, note: Callable[[str], None] = lambda text: None
-) -> None:
+) -> Checkpoint | None:
     """Load the weights that `config.weights` names into the trunk of `network`; its classifier stays new.
 
     Args:
@@ -28,17 +28,21 @@ def load_initial_weights(
         config: the settings.
         note: called with one line for each thing to know, such as a stem that starts new.
 
+    Returns:
+        The checkpoint of the run that the weights are of; None if they are from elsewhere.
+
     Raises:
         UserError: the file is missing, of another kind or damaged, or of another network.
         RsslError: ImageNet's weights cannot be downloaded.
     """
+    before = None
     if config.weights == "none":
-        return
+        return before
     if config.weights == "imagenet":
         where, state = _imagenet(network, config)
     else:
         where = config.weights
-        state = _from_file(Path(where), config)
+        state, before = _from_file(Path(where), config)
     own = network.state_dict()
     stem = f"trunk.{network.new_stem}." if isinstance(network, Backbone) and network.new_stem else None
     if stem and getattr(state.get(f"{stem}weight"), "shape", None) == own[f"{stem}weight"].shape:
@@ -60,6 +64,7 @@ def load_initial_weights(
     network.load_state_dict(own | state)
     if stem:
         note(f"the first convolution starts new: images of {network.built_for} pixels need a smaller one")
+    return before
 
 
 def _imagenet(network: Network, config: Config) -> tuple[str, dict[str, Tensor]]:
@@ -90,11 +95,11 @@ def _imagenet(network: Network, config: Config) -> tuple[str, dict[str, Tensor]]
     return where, network.renamed(state)
 
 
-def _from_file(path: Path, config: Config) -> dict[str, Tensor]:
-    """The weights of the network of `config` in a checkpoint of rssl or a file of another program."""
+def _from_file(path: Path, config: Config) -> tuple[dict[str, Tensor], Checkpoint | None]:
+    """The weights of the network of `config`, and the checkpoint if they are of a run."""
     if not path.exists():
         raise UserError(f"weights: there is no file {path}: expected none, imagenet, or a file of weights")
-    trained, _ = load_classifier(path, network=config.network)
+    trained, checkpoint = load_classifier(path, network=config.network)
     if config.network == WRN and trained.mu is not None:
         raise UserError(f"weights: {path} normalizes its input in another way than runs of a WideResNet do")
-    return trained.state_dict()
+    return trained.state_dict(), checkpoint

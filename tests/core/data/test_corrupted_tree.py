@@ -75,6 +75,17 @@ def test_every_image_comes_to_its_place(clean: Path, source: Path, tmp_path: Pat
     assert not prepare("mine", tmp_path / "data", source=source).changed, "compared, and the same"
 
 
+def test_two_sets_in_one_folder_are_not_mixed(clean: Path, source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "two" / "mild")
+    shutil.copytree(source / "fog", tmp_path / "two" / "severe" / "fog")
+    prepare("mine", tmp_path / "data", source=clean, size=SIZE)
+    with pytest.raises(
+        UserError, match=r"holds several corrupted test sets, such as .*mild and .*severe: give"
+    ):
+        prepare("mine", tmp_path / "data", source=tmp_path / "two")
+    assert not (tmp_path / "data" / "mine" / "corrupted").exists()
+
+
 def test_a_misspelled_corruption_is_told(clean: Path, source: Path, tmp_path: Path) -> None:
     data = prepare("mine", tmp_path / "data", source=clean, size=SIZE).dataset
     shutil.copytree(source / "fog", source / "frosst")

@@ -47,6 +47,20 @@ def test_another_number_of_images_does_not_replace_what_is_there(tmp_path: Path)
     assert names_and_count(dataset)[1] == COUNT
 
 
+def test_finished_severities_are_not_lost_either(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path)
+    generate_corruptions(dataset, names=["fog", "contrast"], severities=[1, 3])
+    before = {path: path.read_bytes() for path in dataset.corrupted_folder.iterdir()}
+    for options in ({"limit": 3, "severities": [1]}, {"limit": 3, "names": ["snow"]}):
+        with pytest.raises(
+            UserError, match=f"holds 2 corruptions of {COUNT} images, which would be replaced"
+        ):
+            generate_corruptions(dataset, **options)  # type: ignore[arg-type]
+        assert {path: path.read_bytes() for path in dataset.corrupted_folder.iterdir()} == before
+    generate_corruptions(dataset, names=["fog"])
+    assert names_and_count(dataset) == (("fog",), COUNT)
+
+
 def test_a_set_of_other_test_images_is_replaced(tmp_path: Path) -> None:
     generate_corruptions(make_dataset(tmp_path), names=["fog"])
     dataset = make_dataset(tmp_path, seed=1)

@@ -14,7 +14,7 @@ from torch import nn
 from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.store import Split, make_split
-from rsslcli.core.errors import DivergedError, UserError
+from rsslcli.core.errors import DivergedError, RsslError, UserError
 from rsslcli.core.evaluation import accuracy as evaluation
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.evaluation.fingerprint import fingerprint
@@ -74,13 +74,46 @@ def test_equals_a_loop_over_single_images(
     assert list(result.accuracy) == ["snow", "fog"]  # in the benchmark's order
 
 
+def test_what_tuned_a_run_is_left_out_of_the_clean_images_that_have_no_corrupted_version(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    found = evaluate(network, test_split, corrupted, device=CPU, excluded=(4, COUNT, COUNT + 1))
+    assert (found.excluded, found.images) == ((4,), COUNT - 1)
+    assert found.clean_images == len(test_split.labels) - 3
+
+
+def test_a_limit_that_limits_nothing_leaves_the_clean_images_whole(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    whole = evaluate(network, test_split, corrupted, device=CPU)
+    assert whole.clean_images == len(test_split.labels) > COUNT
+    for limit in (COUNT, COUNT + 3):
+        assert evaluate(network, test_split, corrupted, device=CPU, limit=limit) == whole
+
+
+def test_a_set_that_is_replaced_meanwhile_gives_no_result(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog", "snow"), test_split.labels[:COUNT])
+
+    def replace_fog(_: str, done: int, count: int) -> None:
+        if done == 3:
+            np.save(tmp_path / "new.npy", np.load(tmp_path / "c" / "fog.npy")[::-1])
+            (tmp_path / "new.npy").replace(tmp_path / "c" / "fog.npy")
+
+    with pytest.raises(RsslError, match="was replaced during the evaluation: evaluate again"):
+        evaluate(network, test_split, corrupted, device=CPU, progress=replace_fog)
+
+
 def test_nothing_counts_twice(network: WideResNet, test_split: Split, tmp_path: Path) -> None:
     """Neither images left out, nor corruptions and severities asked for, twice; nor images that are not."""
     corrupted = corrupted_set(tmp_path / "c", ("fog", "snow"), test_split.labels[:COUNT])
     once = evaluate(network, test_split, corrupted, device=CPU, excluded=(4,), corruptions=["fog"])
     total: list[int] = []
     twice = evaluate(
-        network, test_split, corrupted, device=CPU, excluded=(4, 4, COUNT), corruptions=["fog", "fog"],
+        network, test_split, corrupted, device=CPU, excluded=(4, 4, 10**6), corruptions=["fog", "fog"],
         severities=(1, 2, 3, 4, 5, 5), progress=lambda _, done, count: total.append(count),
     )  # fmt: skip
     assert twice == once

@@ -24,6 +24,7 @@ from rsslcli.core.errors import DivergedError, UserError
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
+from rsslcli.core.evaluation.fingerprint import setting_of
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.tasks.registry import build_tasks
@@ -513,3 +514,36 @@ def test_tasks_adapt_under_autocast(network: WideResNet, batches: Batches) -> No
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         scores = adaptive(batches[0])
     assert scores.isfinite().all()
+
+
+def test_autocast_sees_the_weights_that_a_step_changed(network: WideResNet, batches: Batches) -> None:
+    """Autocast keeps copies of weights in bfloat16; those of before a step must not serve after it."""
+    tasks = trained_tasks(run_of(network, ("rotation",), (0.5,)))
+    scores = []
+    for cached in (True, False):
+        adaptive = make_adaptive(network, Adaptation("tasks", steps=3), tasks)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=cached):
+            scores.append(torch.cat([adaptive(batch) for batch in batches]))
+    assert torch.equal(*scores)
+
+
+def test_an_interrupted_mixed_stream_serves_no_other_mixture() -> None:
+    shuffled, mixed = Adaptation("bn"), Adaptation("bn", stream="mixed")
+    one, both = (["fog/1"], ["fog/1", "snow/1"])
+    assert setting_of("", shuffled, None, None, one) == setting_of("", shuffled, None, None, both)
+    assert setting_of("", mixed, None, None, one) != setting_of("", mixed, None, None, both)
+    assert setting_of("a", mixed, None, None, one) != setting_of("b", mixed, None, None, one)
+
+
+def test_the_name_of_an_adaptation_tells_it_from_others() -> None:
+    assert Adaptation("bn").name == Adaptation("bn", prior=512).name == "bn"
+    assert Adaptation("bn", prior=0, stream="sorted").name == "bn-prior0-sorted"
+    assert Adaptation("tent", prior=math.inf, batch_size=64, seed=2).name == "tent-priorinf-batch64-seed2"
+
+
+def test_random_weights_adapt_by_their_mean(network: WideResNet) -> None:
+    """The last draw, which the checkpoint holds, says nothing."""
+    checkpoint = run_of(network, ("rotation", "ir"), (0.1, 0.7, 0.2))
+    config = dataclasses.replace(checkpoint.config, weighting="random")
+    found = trained_tasks(dataclasses.replace(checkpoint, config=config))
+    assert found.lambdas == {"rotation": pytest.approx(1 / 3), "ir": pytest.approx(1 / 3)}

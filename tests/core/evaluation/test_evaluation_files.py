@@ -104,3 +104,14 @@ def test_cells_of_files_without_metrics_are_read_too(tmp_path: Path) -> None:
     found = outcomes_in(path, ABOUT, [], sizes)
     assert found["fog/3"] == Outcome(10, 5, nll=0.25, brier=0.25, ece=0.25)
     assert "snow/1" not in found
+
+
+def test_no_evaluation_on_other_images_takes_the_place_of_another(tmp_path: Path) -> None:
+    """They go aside by their number of images, which several may share."""
+    path = tmp_path / "eval-c.json"
+    for accuracy, excluded in ((0.5, (1,)), (0.6, (2,)), (0.7, (3,)), (0.8, (1,)), (0.9, (4,))):
+        save_whole(evaluation(accuracy, excluded), path)
+    assert contents(tmp_path) == {
+        "eval-c-9-images-2.json": pytest.approx(0.6), "eval-c-9-images-3.json": pytest.approx(0.7),
+        "eval-c-9-images.json": pytest.approx(0.8), "eval-c.json": pytest.approx(0.9),
+    }  # fmt: skip

@@ -147,6 +147,13 @@ def test_the_baseline_beside_a_run_is_compared_with_it(tmp_path: Path) -> None:
     )
     (tmp_path / "baseline-s1" / "eval-c.json").write_text("{")
     assert beside_baseline(tmp_path / "augmix-s1") == "", "damaged files are none"
+    lower = tmp_path / "lower"
+    make_run(lower / "rotation", tasks=("rotation",), mean=0.6)
+    make_run(lower / "baseline", seed=1)
+    (make_run(lower / "damaged") / "eval-c.json").write_text("{")
+    assert beside_baseline(lower / "rotation") == "", "no baseline has its seed"
+    old = make_run(lower / "old" / "baseline", mean=0.5)
+    assert beside_baseline(lower / "rotation").startswith(f"+10.00 points over the baseline {old}, ")
 
 
 def test_where_numbers_come_from_is_told_as_far_as_it_is_recorded(tmp_path: Path) -> None:

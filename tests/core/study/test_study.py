@@ -181,6 +181,12 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     (run / "config.yaml").write_text(cell.config.to_yaml().replace("epochs: 6", "epochs: 7"))
     with pytest.raises(UserError, match="belongs to another study, with another epochs"):
         cell.status()
+    # A file of an earlier version lacks settings that came later: they have their defaults.
+    lines = replace(cell.config, ema=0.0).to_yaml().splitlines()
+    (run / "config.yaml").write_text("\n".join(line for line in lines if not line.startswith("ema")))
+    assert cell.status() == "failed"
+    with pytest.raises(UserError, match="belongs to another study, with another ema"):
+        replace(cell, config=replace(cell.config, ema=0.9)).status()
 
 
 @pytest.mark.parametrize(

@@ -427,8 +427,7 @@ def one_iteration(images: Tensor, labels: Tensor, lambdas: Tensor, **variants: o
         updated,
         model.validation_loss(*validation(images)),
         alpha=ALPHA,
-        beta=BETA,
-        **variants,  # type: ignore[arg-type]
+        **({"beta": BETA} | variants),  # type: ignore[arg-type]
     )
     return updated
 
@@ -439,6 +438,11 @@ def test_the_variant_with_a_constant_sum_rescales(images: Tensor, labels: Tensor
     kept = one_iteration(images, labels, lambdas, keep_sum=True)
     assert float(plain.sum()) != pytest.approx(2.0)
     torch.testing.assert_close(kept, plain * 2.0 / plain.sum())
+    # Where all would be clamped to 0, the sum is kept by keeping them.
+    tiny = torch.full((4,), 1e-12, dtype=torch.float64)
+    for sign in (1.0, -1.0):
+        moved = one_iteration(images, labels, tiny.clone(), keep_sum=True, beta=sign * 1e3)
+        assert float(moved.sum()) == pytest.approx(4e-12)
 
 
 def test_the_variant_with_the_cosine_does_not_see_the_size_of_a_loss(images: Tensor, labels: Tensor) -> None:

@@ -22,6 +22,7 @@ from rsslcli.core.data.store import Dataset, make_split
 from rsslcli.core.data.validation import draw_validation_set, validation_source
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
 from rsslcli.core.presets import make_config
+from rsslcli.core.ranks import World
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.loop import train
 from rsslcli.core.training.step import Trainer
@@ -213,10 +214,14 @@ def test_refuses(
     assert len(validation_source(CONFIG, 9)) == 4
     with pytest.raises(UserError, match="batch_size: 200 is more than the 67 training images"):
         train(replace(CONFIG, batch_size=200), tmp_path / "a", dataset, corrupted)
+    for name, value in (("seed", 3), ("width", 2), ("weight_decay", 0.1), ("epochs", 9)):
+        expected = f"was trained with `{name}` {getattr(CONFIG, name)}, not {value}: resume it with its own"
+        with pytest.raises(UserError, match=expected):
+            train(replace(CONFIG, **{name: value}), whole[0], dataset, corrupted, resume=True)
+    test = dataset.test
+    fewer = make_split(test.images[:-1], test.labels[:-1], test.classes)
     with pytest.raises(UserError, match="different data"):
-        train(replace(CONFIG, seed=3), whole[0], dataset, corrupted, resume=True)
-    with pytest.raises(UserError, match="does not fit its configuration"):
-        train(replace(CONFIG, width=2), whole[0], dataset, corrupted, resume=True)
+        train(CONFIG, whole[0], replace(dataset, train=fewer), corrupted, resume=True)
     assert not (tmp_path / "a").exists()
 
 
@@ -443,10 +448,43 @@ def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on
     assert notice.text.startswith("this run leaves λ unchanged: warmup_epochs: AutoML tunes nothing")
 
 
+def test_a_run_from_the_weights_of_another_is_not_tested_on_what_tuned_that_one(
+    whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    before = load_checkpoint(whole[0])
+    assert before.excluded
+    config = replace(
+        CONFIG, tasks=(), weighting="fixed", epochs=1, weights=str(whole[0] / "checkpoint.pt"), seed=1
+    )
+    result = train(config, tmp_path / "a", dataset, corrupted)
+    found = load_checkpoint(tmp_path / "a")
+    assert (found.excluded, found.validation_data) == (before.excluded, corrupted.identity)
+    assert result.clean_images == len(dataset.test.labels) - len(before.excluded)
+    train(config, tmp_path / "a", dataset, corrupted, resume=True)
+    # AutoML's own images come on top, and a run on other data has no such images.
+    tuned = replace(CONFIG, epochs=2, warmup_epochs=1, weights=config.weights, seed=1)
+    train(tuned, tmp_path / "b", dataset, corrupted)
+    own = validation_source(tuned, corrupted.images_per_cell)
+    assert set(load_checkpoint(tmp_path / "b").excluded) == {*own, *before.excluded} > {*own}
+    train(tuned, tmp_path / "b", dataset, corrupted, resume=True)
+    train(replace(config, dataset="other"), tmp_path / "c", dataset, corrupted)
+    assert load_checkpoint(tmp_path / "c").excluded == ()
+
+
+def test_ranks_that_do_not_see_the_same_checkpoint_are_told(
+    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "gather", lambda self, text: [text, "10"])
+    with pytest.raises(UserError, match="not every rank sees its checkpoint"):
+        train(CONFIG, tmp_path / "run", dataset, corrupted)
+
+
 def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=2)
+
     def also(event: Event) -> None:
         if isinstance(event, StepsDone):
             with pytest.raises(UserError, match="in use by another rssl"):
-                train(CONFIG, tmp_path / "run", dataset, corrupted, resume=True)
+                train(config, tmp_path / "run", dataset, corrupted, resume=True)
 
-    train(replace(CONFIG, epochs=2), tmp_path / "run", dataset, corrupted, on_event=also)
+    train(config, tmp_path / "run", dataset, corrupted, on_event=also)

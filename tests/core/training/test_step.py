@@ -22,6 +22,7 @@ from rsslcli.core.errors import UserError
 from rsslcli.core.ranks import World
 from rsslcli.core.tasks.registry import TASKS
 from rsslcli.core.training.step import Trainer, TrainingData
+from rsslcli.core.training.uncertainty import update_uncertainty
 
 
 def make_trainer(world: World | None = None, **options: Any) -> Trainer:
@@ -108,6 +109,19 @@ def test_every_step_of_a_rival_is_the_same_program(weighting: str) -> None:
     first, second = (program(trainer, step) for step in (1, 4))
     assert first == second
     assert not [line for line in first if "_local_scalar_dense" in line or "nonzero" in line]
+
+
+def test_uncertainty_weights_what_is_minimized() -> None:
+    """With AugMix, the main loss is that with its consistency; the metrics show the two apart."""
+    trainer = make_trainer(weighting="uncertainty", tasks=("rotation",), augment="augmix")
+    trainer.model.train()
+    before = trainer.lambdas.clone()
+    losses = trainer.step(0, trainer.epoch_order(0)[:8])
+    whole = losses["loss/main"] + 12 * losses["loss/jsd"]
+    expected = before.clone()
+    update_uncertainty(expected, torch.stack([whole, losses["loss/rotation"]]), trainer.rate)
+    torch.testing.assert_close(trainer.lambdas, expected)
+    assert not torch.equal(trainer.lambdas, before)
 
 
 def test_the_moving_average_is_that_of_weights_and_statistics() -> None:
