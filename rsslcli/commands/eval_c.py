@@ -205,7 +205,7 @@ def _about(
     checkpoint: Path, dataset: str, trained: Trained | None, by_position: bool, weights: str
 ) -> dict[str, Any]:
     """What the result says of its origin."""
-    step = {"step": trained.step} if trained else {}
+    step = {"step": trained.step, "train_data": trained.train_data} if trained else {}
     position = {"classes_by_position": True} if by_position else {}
     return {"checkpoint": str(checkpoint), "dataset": dataset, **step, **position, "weights": weights}
 

@@ -204,8 +204,9 @@ def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
 
 
 def aligned(corrupted: CorruptedSet, test: Split) -> bool:
-    """Whether the labels agree that image i of every cell was made from image i of `test`."""
-    return np.array_equal(corrupted.labels, test.labels[: corrupted.images_per_cell])
+    """Whether image i of every cell is of image i of `test`, by the labels and by what an import saw."""
+    seen = read_json(corrupted.folder / IMPORTED).get("in_order", True)
+    return bool(seen) and np.array_equal(corrupted.labels, test.labels[: corrupted.images_per_cell])
 
 
 def _damaged(path: Path, what: str) -> UserError:

@@ -12,6 +12,7 @@ from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import (
     IMPORTED,
     CorruptedSet,
+    aligned,
     open_corrupted,
     replace_files,
     write_blocks,
@@ -96,7 +97,7 @@ def import_corrupted(
             record["files"] = _stage(found, count, scratch, progress)
         corrupted = present or open_corrupted(scratch, folder.name)
         is_old = present is not None and _is_of_others(folder, test)
-        _check(corrupted, test, source, note, is_old=is_old)
+        record["in_order"] = _check(corrupted, test, source, note, is_old=is_old)
         if found.one_label_each:
             note(f"labels.npy in {source} has one label per image, used for all five severities")
         if limit is None and count != len(test.labels):
@@ -105,10 +106,9 @@ def import_corrupted(
             record["identity"] = corrupted.identity
             return replace_files(folder, corrupted, record), True
         known = read_json(folder / IMPORTED)
-        if known.get("test") != test.checksum and not (folder / GENERATED).exists():
-            write_json(
-                folder / IMPORTED, record | known | {"test": test.checksum, "files": _checksums(present)}
-            )
+        now = {"test": test.checksum, "in_order": record["in_order"]}
+        if not known.items() >= now.items() and not (folder / GENERATED).exists():
+            write_json(folder / IMPORTED, record | known | now | {"files": _checksums(present)})
         return present, False
     except OSError as error:
         raise RsslError(f"cannot import {source} into {folder}: {error.strerror or error}") from error
@@ -148,9 +148,10 @@ def find_imported(
         untouched = record.get("identity") == present.identity
     if not untouched:
         return None
-    _check(present, test, folder, note, is_old=_is_of_others(folder, test))
-    if record.get("test") != test.checksum:
-        write_json(folder / IMPORTED, record | {"test": test.checksum})
+    ordered = _check(present, test, folder, note, is_old=_is_of_others(folder, test))
+    now = {"test": test.checksum, "in_order": ordered}
+    if not record.items() >= now.items():
+        write_json(folder / IMPORTED, record | now)
     return present
 
 
@@ -164,12 +165,15 @@ def _is_of_others(folder: Path, test: Split) -> bool:
     return bool(read_json(folder / IMPORTED).get("test", test.checksum) != test.checksum)
 
 
-def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note, *, is_old: bool) -> None:
+def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note, *, is_old: bool) -> bool:
     """Raise UserError if the labels are wrong; otherwise note what they mean, and doubtful images.
+
+    Returns:
+        Whether the images are in the order of the test images, as far as they are recognized.
 
     `is_old`: the set was imported before, for other test images; it must then be recognizable as of these.
     """
-    checked = check_labels(corrupted, test, source)
+    checked, ordered = check_labels(corrupted, test, source)
     if is_old and not checked:
         raise UserError(
             f"{source} was imported for the test images of before, and does not show those of now: give "
@@ -181,8 +185,11 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note, *, is
         else "this could not be checked, because its images are not recognizable as those of the test set"
     )
     note(f"labels of {source}: {describe_classes(test.classes)}; {verdict}")
+    if not ordered and aligned(corrupted, test):  # which the labels alone do not show
+        note(f"{source} has the test images in another order: they cannot be paired with the clean ones")
     for text in note_on_cells(corrupted, test, source):
         note(text)
+    return ordered
 
 
 def _open_if_same(folder: Path, found: _Found, count: int, progress: Progress) -> CorruptedSet | None:

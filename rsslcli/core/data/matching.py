@@ -31,21 +31,22 @@ _NAMED = 5  # cells that a note names
 _Features = npt.NDArray[np.float32]
 
 
-def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
+def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> tuple[bool, bool]:
     """Compare the labels of recognized images, at severity 1, with their classes in `test`.
 
     The images may be in another order, and either set may be a subset of the other.
 
     Returns:
-        True if the labels agree; False if too few images are recognized to tell.
+        Whether the labels agree, which is False if too few images are recognized to tell; and whether the
+        images are in the order of `test`, as far as they are recognized.
 
     Raises:
         UserError: the labels do not agree; the message names the set by `source`.
     """
-    cells, said, found = _recognize(corrupted, test)
+    cells, said, found, moved = _recognize(corrupted, test)
     looked_at = min(_per_cell(corrupted), corrupted.images_per_cell, len(test.labels)) * len(corrupted.names)
     if not len(said) or len(said) < _RECOGNIZED * looked_at:
-        return False
+        return False, True
     wrong = said != found
     bad = np.isin(cells, _disagreeing(wrong, cells))
     if bad.any() and not bad.all() and not len(_disagreeing(wrong[~bad], said[~bad])):
@@ -63,7 +64,7 @@ def check_labels(corrupted: CorruptedSet, test: Split, source: Path) -> bool:
             )
     if len(bad_labels) or len(_disagreeing(wrong, np.zeros_like(said))):
         raise _out_of_order(str(source), wrong)
-    return True
+    return True, not len(_disagreeing(moved > 0, np.zeros_like(said)))
 
 
 def describe_classes(classes: tuple[str, ...]) -> str:
@@ -85,7 +86,10 @@ def _per_cell(corrupted: CorruptedSet) -> int:
 
 
 def _recognize(corrupted: CorruptedSet, test: Split) -> tuple[npt.NDArray[np.int64], ...]:
-    """For each recognized image: the index of its corruption, its label, and its label in `test`."""
+    """For each recognized image: the index of its corruption, its label, its label in `test`, and its move.
+
+    The move is 1 if the image has another place in `test`, else 0.
+    """
     # Search the larger set for images of the smaller one, since nearly all of those can be found.
     forth = corrupted.images_per_cell <= len(test.labels)
     clean = _features(test.images) if forth else None
@@ -100,9 +104,9 @@ def _recognize(corrupted: CorruptedSet, test: Split) -> tuple[npt.NDArray[np.int
         else:
             nearest, known = _nearest(_features(test.images[chosen]), _features(images))
             pairs = corrupted.labels[nearest], test.labels[chosen]
-        parts.append(np.stack([np.full(len(chosen), index), *pairs])[:, known])
-    cells, said, found = np.concatenate(parts, axis=1)
-    return cells, said, found
+        parts.append(np.stack([np.full(len(chosen), index), *pairs, nearest != chosen])[:, known])
+    cells, said, found, moved = np.concatenate(parts, axis=1)
+    return cells, said, found, moved
 
 
 def _features(images: Images) -> _Features:

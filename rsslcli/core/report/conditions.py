@@ -20,9 +20,10 @@ ORIGINS = {
 _NOT_RECORDED = "a corrupted set whose origin is not recorded"
 
 #: What must be equal for accuracies to be compared or averaged: the word for what differs, the end of the
-#: warning "Not all runs were evaluated …", and the property of a run.
+#: warning "Not all runs were evaluated …", and the property of a run, "" if it is not recorded.
 _CONDITIONS: tuple[tuple[str, str, Callable[[Run], object]], ...] = (
     ("test data", "on the same test data", lambda run: run.test_data),
+    ("training images", "after training on the same data", lambda run: run.train_data),
     ("corrupted sets", "on the same corrupted set", lambda run: run.corrupted_data),
     ("images", "on the same number of images", lambda run: (run.images, run.clean_images)),
     ("images", "after leaving out equally many images that tune λ", lambda run: len(run.excluded)),
@@ -40,7 +41,8 @@ def unlike_conditions(pairs: Iterable[tuple[Run, Run]]) -> str:
         word
         for one, other in pairs
         for word, _, of in _CONDITIONS
-        if of(one) != of(other) or (word == "images" and one.excluded != other.excluded)
+        if ("" not in (values := (of(one), of(other))) and values[0] != values[1])
+        or (word == "images" and one.excluded != other.excluded)
     )
     return " and ".join(found)
 
@@ -54,7 +56,8 @@ def differing(runs: Iterable[Run], of: Callable[[Run], object]) -> str:
     """The names of runs, grouped by equal `of`: "a, b; c"; empty if all are equal."""
     groups: dict[object, list[str]] = defaultdict(list)
     for run in runs:
-        groups[of(run)].append(run.name)
+        if (value := of(run)) != "":
+            groups[value].append(run.name)
     return "; ".join(map(_list, groups.values())) if len(groups) > 1 else ""
 
 

@@ -72,6 +72,7 @@ class Run:
     origin: str | None  #: where the corrupted set came from, a key of `ORIGINS`; None if not recorded
     dataset: str  #: the data set it was evaluated on
     precision: str  #: the precision of the evaluation
+    train_data: str = ""  #: fingerprint of the training images before any subset is drawn; empty if unknown
     #: the versions and the machine of the training, as its log says: "rssl 0.1.0, torch 2.9.0, NVIDIA H100";
     #: empty if there is no log
     trained_with: str = ""
@@ -204,6 +205,7 @@ def read_run(directory: Path) -> Run:
         origin=next((origin for origin in ORIGINS if origin == content.get("corrupted_origin")), None),
         dataset=str(content.get("dataset", config.dataset)),
         precision=sanitize(content.get("precision", "float32")),
+        train_data=sanitize(content.get("train_data", "")),
         trained_with=_trained_with(folder.log),
         diagnostics=_diagnostics(content, folder.evaluation),
     )

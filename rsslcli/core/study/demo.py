@@ -121,6 +121,7 @@ def evaluate_cell(
         "checkpoint": str(cell.directory),
         "dataset": dataset.name,
         "step": trained.step,
+        "train_data": trained.train_data,
         "weights": weights,
     }
     subject = [weights, dataset.test.checksum, corrupted.identity]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rsslcli.core.corruptions.generate import generate_corrupted
-from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted, write_blocks
+from rsslcli.core.data.corrupted import CorruptedSet, aligned, open_corrupted, write_blocks
 from rsslcli.core.data.corrupted_source import CorruptedSource, is_corrupted_set
 from rsslcli.core.data.image_tree import read_image_tree
 from rsslcli.core.data.importing import find_imported, import_corrupted
@@ -529,6 +529,31 @@ def test_a_file_of_the_same_images_in_another_order_is_refused(
     np.save(source / "fog.npy", np.ascontiguousarray(blocks).reshape(-1, 32, 32, 3))
     with pytest.raises(UserError, match=r"fog\.npy in .* is not in the order of its labels: \d+ of the 60"):
         import_corrupted(source, target, test=test)
+
+
+def test_another_order_within_the_classes_is_seen_where_labels_do_not_show_it(
+    tmp_path: Path, target: Path
+) -> None:
+    """As of files img_1.png and img_10.png beside img_001.png and img_010.png, class after class."""
+    labels = np.arange(COUNT) % 3
+    test = make_split(pictures(COUNT), labels, ("a", "b", "c"))
+    order = np.concatenate([np.roll(np.flatnonzero(labels == label), 1) for label in range(3)])
+    places = np.argsort(labels, kind="stable")
+    other = np.empty(COUNT, np.int64)
+    other[places] = order
+    assert np.array_equal(labels[other], labels)
+    assert not np.array_equal(other, np.arange(COUNT))
+    straight = write_set(tmp_path / "straight", test.images, labels)
+    turned = write_set(tmp_path / "turned", test.images[other], labels)
+    notes: list[str] = []
+    first, _ = import_corrupted(straight, target, test=test, note=notes.append)
+    assert aligned(first, test)
+    assert not any("another order" in text for text in notes)
+    second, _ = import_corrupted(turned, target, test=test, note=notes.append)
+    assert not aligned(second, test)
+    assert "has the test images in another order: they cannot be paired with the clean ones" in notes[-1]
+    import_corrupted(turned, target, test=test)  # once more: it is there already
+    assert not aligned(open_corrupted(target, "toy"), test)
 
 
 def test_a_set_of_other_images_is_taken_with_a_note(tmp_path: Path, target: Path, test: Split) -> None:

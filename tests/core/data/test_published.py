@@ -1026,6 +1026,7 @@ def test_the_record_is_small(server: Server, folder: Path, test: Split) -> None:
         "origin": hashlib.md5(server.default.body).hexdigest(),
         "limit": 1,
         "test": test.checksum,
+        "in_order": True,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")},
         "identity": open_corrupted(folder, "cifar10").identity,
     }

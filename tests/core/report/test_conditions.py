@@ -125,6 +125,23 @@ def test_missing_corruptions_are_named_and_there_is_no_mean_of_them(tmp_path: Pa
     )
 
 
+def test_runs_that_were_trained_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    """As after the data set was prepared anew, with the same test images; older evaluations do not say."""
+    make_run(tmp_path / "baseline")
+    make_run(tmp_path / "rotation", tasks=("rotation",))
+    make_run(tmp_path / "old", tasks=("ir",))
+    for name, data in (("baseline", "aa"), ("rotation", "bb")):
+        change(tmp_path / name, train_data=data)
+    study = only_study(tmp_path)
+    assert (
+        study.warnings[0]
+        == "Not all runs were evaluated after training on the same data: baseline; rotation."
+    )
+    (_, rotation), (_, old) = study.against_baseline
+    assert rotation.verdict == "not judged: different training images"
+    assert old.verdict == "needs 2 seeds or more"
+
+
 @pytest.mark.parametrize("settings", [{"warmup_epochs": 8}, {"meta_lr": 0}, {"lookahead_scale": 0}])
 def test_automl_that_never_tuned_is_not_called_automl(settings: dict[str, Any], tmp_path: Path) -> None:
     make_run(tmp_path / "idle", tasks=FOUR, weighting="automl", **settings)
