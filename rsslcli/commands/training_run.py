@@ -219,6 +219,8 @@ def _note_without_effect(given: Given, config: Config) -> None:
     for key, setting in _NEEDS.items():
         if given.settings.get(key) is not None and not getattr(config, setting):
             note(f"`{key}` has no effect: {_WHY[setting]}")
+    if given.settings.get("initial_lambda") is not None and config.weighting == "random":
+        note("`initial_lambda` has no effect: the weights are drawn at every step")
 
 
 def _new_directory(config: Config) -> Path:

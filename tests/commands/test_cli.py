@@ -439,6 +439,8 @@ def test_options_without_effect_get_a_note(home: Path, here: Here, monkeypatch: 
         ("train-single --task none --task-share 0.5 --batch-norm joint", {"--task-share", "--batch-norm"}),
         ("train-single --task ir --lambda 1 --batch-norm joint", set()),
         ("train-automl --meta-lr 1 --lambda 0", set()),
+        ("train-automl --weighting random --lambda 1", {"--lambda"}),
+        ("train-automl --weighting uncertainty --lambda 1", set()),
     ):
         code, _, err = here(f"{command} {TINY} --output unused")
         assert code == 2

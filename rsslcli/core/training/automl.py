@@ -86,13 +86,16 @@ def automl_gradients(
         norms = sum_over_ranks(compared.clone()).norm(dim=1) * v.norm()
         meta_gradient = meta_gradient / norms.clamp_min(_TINY)
     updated = (lambdas - beta * meta_gradient).clamp(min=0)
-    if keep_sum:  # unless all are clamped to 0
-        rescaled = updated * lambdas.sum() / updated.sum().clamp_min(_TINY)
-        updated = torch.where(updated.sum() > 0, rescaled, lambdas)
-    lambdas.copy_(updated)
+    lambdas.copy_(_rescaled(updated, lambdas) if keep_sum else updated)
 
     set_gradients(g_main + lambdas @ g_aux, psi, lambdas, heads, head_gradients)  # with the updated λ
     return losses | {"meta": meta_loss.detach()}
+
+
+def _rescaled(updated: Tensor, lambdas: Tensor) -> Tensor:
+    """The new λ with the sum of the old ones, which stay as they are if all the new ones are 0."""
+    rescaled = updated * lambdas.sum() / updated.sum().clamp_min(_TINY)
+    return torch.where(updated.sum() > 0, rescaled, lambdas)
 
 
 def task_gradients(

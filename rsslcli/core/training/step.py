@@ -87,6 +87,8 @@ class Trainer:
         self.heads = self.model.head_parameters()
         #: λ, in the order of `config.weighted`.
         self.lambdas = torch.full((len(config.weighted),), config.initial_lambda, device=self.device)
+        if config.weighting == "uncertainty":  # of the main loss: that of a variance of 1
+            self.lambdas[0] = 0.5
         if config.tune_jsd:  # a loss without a head
             self.heads[JSD] = []
             self.lambdas[-1] = config.jsd_weight
@@ -254,7 +256,11 @@ class Trainer:
         )
 
     def _sgd_step(self) -> tuple[float, Tensor]:
-        """The factor and the drift of SGD's next step, −α · factor · (g + drift) for a gradient g of ψ."""
+        """The factor and the drift of SGD's next step, −α · factor · (g + drift) for a gradient g of ψ.
+
+        With momentum m, velocity b and d = g + decay, Nesterov's step is d + m (m b + d), which is
+        (1 + m) (d + m² / (1 + m) b).
+        """
         config = self.config
         factor = 1 + config.momentum if config.nesterov else 1.0
         carried = config.momentum**2 / factor if config.nesterov else config.momentum

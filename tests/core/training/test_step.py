@@ -113,9 +113,11 @@ def test_every_step_of_a_rival_is_the_same_program(weighting: str) -> None:
 
 def test_uncertainty_weights_what_is_minimized() -> None:
     """With AugMix, the main loss is that with its consistency; the metrics show the two apart."""
-    trainer = make_trainer(weighting="uncertainty", tasks=("rotation",), augment="augmix")
+    options = {"weighting": "uncertainty", "tasks": ("rotation",), "augment": "augmix"}
+    trainer = make_trainer(**options, initial_lambda=0.1)
     trainer.model.train()
     before = trainer.lambdas.clone()
+    assert before.tolist() == pytest.approx([0.5, 0.1]), "`initial_lambda` is that of the tasks"
     losses = trainer.step(0, trainer.epoch_order(0)[:8])
     whole = losses["loss/main"] + 12 * losses["loss/jsd"]
     expected = before.clone()
