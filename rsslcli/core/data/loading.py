@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
@@ -68,14 +69,15 @@ def generate_corruptions(
     test = dataset.test
     if limit is not None and limit < 1:
         raise UserError(f"`limit` {limit}: expected at least 1")
+    made = _made(dataset)
     if limit is None and dataset.name == EMBEDDED:
-        limit = max((count for count, _ in _made(dataset).values()), default=EMBEDDED_LIMIT)
+        limit = max((count for count, _ in made.values()), default=EMBEDDED_LIMIT)
     present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)
     if present and not (folder / GENERATED).exists():
         raise UserError(
             f"{folder} holds a corrupted test set that was not generated: move it away to generate one there"
         )
-    _check_kept(dataset, len(test.labels[:limit]), names, severities)
+    _check_kept(folder, made, len(test.labels[:limit]), names, severities)
     generate_corrupted(
         test.images[:limit],
         test.labels[:limit],
@@ -89,28 +91,36 @@ def generate_corruptions(
     return open_corrupted(folder, dataset.name)
 
 
-def _made(dataset: Dataset) -> dict[str, tuple[int, set[int]]]:
-    """What was generated from these test images, by name: the number of images, the finished severities."""
+#: What was generated, by corruption: the number of images, and the finished severities.
+_Made = Mapping[str, tuple[int, set[int]]]
+
+
+def _made(dataset: Dataset) -> _Made:
+    """What was generated from these test images."""
     folder = dataset.corrupted_folder
     test = dataset.test
+
+    @cache  # the corruptions of a set have one number of images
+    def checksum(count: int) -> str:
+        return source_checksum(test.images[:count], test.labels[:count])
+
     found = {}
     for name, entry in read_json(folder / GENERATED).items():
         if is_entry(entry) and any((folder / f"{name}.npy{end}").exists() for end in ("", ".partial")):
             count = entry["identity"].get("images")
             known = type(count) is int and 0 < count <= len(test.labels) and entry["severities"]
-            if known and entry["identity"].get("source") == source_checksum(
-                test.images[:count], test.labels[:count]
-            ):
+            if known and entry["identity"].get("source") == checksum(count):
                 found[name] = count, set(entry["severities"])
     return found
 
 
-def _check_kept(dataset: Dataset, count: int, names: Sequence[str], severities: Sequence[int]) -> None:
+def _check_kept(
+    folder: Path, made: _Made, count: int, names: Sequence[str], severities: Sequence[int]
+) -> None:
     """Raise UserError if generating `count` images of each corruption would lose some of what is there.
 
     All corruptions of a set have one number of images: with another one, they are made anew.
     """
-    made = _made(dataset)
     lost = [
         name
         for name, (there, finished) in made.items()
@@ -119,7 +129,7 @@ def _check_kept(dataset: Dataset, count: int, names: Sequence[str], severities: 
     if lost:
         there, _ = made[lost[0]]
         raise UserError(
-            f"{dataset.corrupted_folder} holds {counted(len(made), 'corruption')} of "
+            f"{folder} holds {counted(len(made), 'corruption')} of "
             f"{counted(there, 'image')}, which would be replaced: set `limit` to {there} to keep them, or "
             "delete the folder"
         )

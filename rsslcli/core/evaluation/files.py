@@ -79,12 +79,15 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
 def _place_aside(path: Path, earlier: Mapping[str, Any]) -> Path:
     """Where an evaluation that excluded other images goes: named after its number of images, and free."""
     stem = f"{path.stem}-{earlier['images']}-images"
-    for number in count(1):
-        kept = path.with_name(f"{stem}-{number}.json" if number > 1 else f"{stem}.json")
-        there = read_evaluation(kept)
-        if not kept.exists() or (there and there["excluded"] == earlier["excluded"]):
-            return kept
-    raise AssertionError
+    places = (path.with_name(f"{stem}{f'-{number}' * (number > 1)}.json") for number in count(1))
+    same = earlier["excluded"]
+    return next(each for each in places if not each.exists() or _excluded(each) == same)
+
+
+def _excluded(evaluation: Path) -> object:
+    """The source images that an evaluation excluded; None if it is damaged."""
+    content = read_evaluation(evaluation)
+    return content and content["excluded"]
 
 
 def outcomes_in(
