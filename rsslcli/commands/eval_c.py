@@ -22,7 +22,7 @@ from rsslcli.core.config import PRECISIONS
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, unknown
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
-from rsslcli.core.evaluation.files import evaluation_path, read_evaluation, save_whole
+from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.evaluation.relative import read_reference
 from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.files import checkpoint_path
@@ -188,17 +188,14 @@ def _excluded(
     from rsslcli.core.evaluation.fairness import images_to_leave_out
     from rsslcli.core.weights.checkpoint import load_checkpoint
 
-    rival = None if same_images_as is None else load_checkpoint(same_images_as)
-    excluded = images_to_leave_out(
-        trained, corrupted, rival=rival, leave_out_validation=leave_out_validation, note=note
-    )
-    if same_images_as is None or (rival and rival.excluded):
-        return excluded
-    # What tuned nothing may have been evaluated without some images.
-    evaluated = read_evaluation(checkpoint_path(same_images_as).with_name(EVALUATION))
-    if evaluated is None or not evaluated["excluded"]:
-        raise UserError(f"--same-images-as {same_images_as}: it tuned no λ and was evaluated on all images")
-    return sorted({*excluded, *evaluated["excluded"]})
+    rival = of_rival = None
+    if same_images_as is not None:
+        rival = load_checkpoint(same_images_as)
+        of_rival = checkpoint_path(same_images_as).with_name(EVALUATION)
+    return images_to_leave_out(
+        trained, corrupted,
+        rival=rival, of_rival=of_rival, leave_out_validation=leave_out_validation, note=note,
+    )  # fmt: skip
 
 
 def _about(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.validation import validation_source
 from rsslcli.core.errors import UserError
+from rsslcli.core.evaluation.files import read_evaluation
 
 if TYPE_CHECKING:
     from rsslcli.core.weights.checkpoint import Checkpoint
@@ -18,6 +20,7 @@ def images_to_leave_out(
     corrupted: CorruptedSet,
     *,
     rival: Checkpoint | None = None,
+    of_rival: Path | None = None,
     leave_out_validation: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[int]:
@@ -27,6 +30,7 @@ def images_to_leave_out(
         trained: the classifier's checkpoint; None for weights from elsewhere.
         corrupted: the set that it is evaluated on.
         rival: a run to compare with: what tuned its λ is left out too.
+        of_rival: the evaluation of that run. If it tuned nothing, what it was evaluated without is left out.
         leave_out_validation: leave out what an AutoML run of the same seed and settings tunes λ on.
         note: told, in a line, if λ was tuned on another corrupted set, where the numbers mean other images.
 
@@ -34,7 +38,8 @@ def images_to_leave_out(
         Their indices, sorted.
 
     Raises:
-        UserError: weights from elsewhere have no seed, by which `leave_out_validation` draws images.
+        UserError: weights from elsewhere have no seed, by which `leave_out_validation` draws images; the run
+            to compare with tuned nothing and was evaluated on all images.
     """
     if leave_out_validation and trained is None:
         raise UserError(
@@ -53,4 +58,14 @@ def images_to_leave_out(
             )
     if leave_out_validation and trained and not trained.config.automl:
         excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
+    if rival and not rival.excluded and of_rival:
+        excluded |= _left_out_of(of_rival)
     return sorted(excluded)
+
+
+def _left_out_of(path: Path) -> set[int]:
+    """The source images that an evaluation left out."""
+    evaluated = read_evaluation(path)
+    if evaluated is None or not evaluated["excluded"]:
+        raise UserError(f"`same_images_as` {path.parent}: it tuned no λ and was evaluated on all images")
+    return {*evaluated["excluded"]}

@@ -46,9 +46,10 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
     """Write a complete evaluation without losing an earlier one of the same weights on the same data.
 
     An earlier one in higher precision stays at `path`, and `result` goes beside it, named after its
-    precision. An earlier one that excluded other images moves aside, named after its number of images. Any
-    other file at `path` is replaced: it has other weights or data, covers no more than `result`, or is
-    damaged. The images of the most confident mistakes go beside `result`.
+    precision. An earlier one that excluded other images moves aside, named after its number of images, and
+    one that says more, since its probabilities are calibrated, to the name of a calibrated one. Any other
+    file at `path` is replaced: it has other weights or data, covers no more than `result`, or is damaged. The
+    images of the most confident mistakes go beside `result`.
 
     Returns:
         The path of `result`, and notes on the evaluation that was at `path`, one line each.
@@ -66,14 +67,22 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
             notes.append(f"{better} keeps the evaluation of these weights in higher precision")
         elif earlier["excluded"] != list(result.excluded):
             kept = _place_aside(path, earlier)
-            with replacing(kept) as file:
-                file.write(path.read_bytes())
-            notes.append(f"{kept.name} keeps the evaluation that excluded other images")
+            notes.append(_keep(path, kept, "the evaluation that excluded other images"))
+        elif "calibrated" in earlier and "calibrated" not in result.about:
+            kept = path.with_name(f"{path.stem}-calibrated.json")
+            notes.append(_keep(path, kept, "the calibrated evaluation"))
     if result.diagnostics is not None and result.diagnostics.sheet is not None:
         with replacing(mistakes_path(path)) as file:
             file.write(result.diagnostics.sheet)
     result.save(path)
     return path, notes
+
+
+def _keep(path: Path, kept: Path, what: str) -> str:
+    """Copy an evaluation that is about to be replaced to `kept`; return a note on it."""
+    with replacing(kept) as file:
+        file.write(path.read_bytes())
+    return f"{kept.name} keeps {what}"
 
 
 def _place_aside(path: Path, earlier: Mapping[str, Any]) -> Path:

@@ -5,17 +5,15 @@ Imports no torch. Run directories are untrusted: damaged ones are left out, with
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rsslcli.core.config import WEIGHTING_TITLES, WEIGHTINGS, Config
+from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, coverage
 from rsslcli.core.errors import sanitize
 from rsslcli.core.report.conditions import (
@@ -24,36 +22,21 @@ from rsslcli.core.report.conditions import (
     unlike_conditions,
     warn_of_conditions,
 )
-from rsslcli.core.report.runs import Floats, LeftOut, Run, has_effect, paper_method
+from rsslcli.core.report.methods import (
+    canonical,
+    changed_settings,
+    describe,
+    differs_in,
+    distance,
+    has_effect,
+    method_label,
+    method_settings,
+    paper_accuracy,
+    place_of,
+    shared_settings,
+)
+from rsslcli.core.report.runs import Floats, LeftOut, Run
 from rsslcli.core.report.statistics import holm, margin_of_mean, t_probability, t_quantile
-from rsslcli.core.tasks.registry import BEST_TASKS, TASKS
-
-#: The names in the paper's Table 1, and its accuracy in percent with that task alone and a fixed λ.
-TABLE_1 = {
-    "rotation": ("Rotation", 76.37),
-    "color": ("Color", 75.06),
-    "ir": ("IR", 74.73),
-    "bir": ("BIR", 75.84),
-    "inpaint": ("Inpaint", 74.69),
-    "rgb": ("RGB guess", 74.15),
-    "jigsaw": ("Jigsaw", 73.41),
-}
-
-#: The four tasks of the paper's section 4.
-FOUR = frozenset(BEST_TASKS)
-#: The paper's accuracy by tasks and whether λ is tuned. That of the four follows from the error of 21.32 %.
-PAPER = {(frozenset({task}), False): accuracy for task, (_, accuracy) in TABLE_1.items()}
-PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
-
-#: Settings that may differ between rows of a study: those compared on purpose or without effect on results,
-#: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
-_OF_ROWS = ("seed", "device", "compile", "tasks", "weighting", "augment", "ema")
-_OF_AUGMIX = ("jsd_weight", "tune_jsd")
-_OF_TASKS = ("batch_norm", "initial_lambda", "task_options", "task_share")
-_OF_AUTOML = (
-    "meta_lr", "automl_variants", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
-    "validation_corruptions",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,7 +171,8 @@ class Study:
             among = [(self.rows[:index], tasks), *((self.rows, learned) for learned in alone)]
             for rows, learned in among:
                 alike = [other for other in rows if _learned(other) == (augmix, learned)]
-                if alike and (nearest := min(alike, key=partial(_distance, row))) is not self.baseline:
+                nearest = min(alike, key=lambda other: distance(row.config, other.config), default=None)
+                if nearest is not None and nearest is not self.baseline:
                     pairs.append((row, nearest))
         found = corrected([row.minus(other) for row, other in pairs])
         return [(row, other, each) for (row, other), each in zip(pairs, found, strict=True)]
@@ -228,29 +212,12 @@ def _learned(row: Row) -> tuple[bool, frozenset[str]]:
     return row.config.uses_augmix, frozenset(row.config.tasks)
 
 
-def _distance(row: Row, other: Row) -> int:
-    """The number of settings that act on both rows and differ."""
-    ours, theirs = (_method(each.config) for each in (row, other))
-    return sum(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
-
-
-def _differ(row: Row, other: Row, name: str) -> bool:
-    """Whether a setting of a row acts on both rows and differs, of `task_options` those of common tasks."""
-    ours, theirs = (_method(each.config) for each in (row, other))
-    if name not in theirs or has_effect(row.config) != has_effect(other.config):
-        return False
-    if name != "task_options":
-        return bool(ours[name] != theirs[name])
-    common = {*row.config.tasks} & {*other.config.tasks}
-    return any(ours[name].get(task) != theirs[name].get(task) for task in common)
-
-
 def make_studies(runs: Iterable[Run]) -> tuple[list[Study], list[LeftOut]]:
     """Group comparable runs into studies, the largest first; repeated runs are left out."""
     groups: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     left_out = []
     for run in sorted(runs, key=lambda run: run.config.seed):
-        seeds = groups[_key([_shared(run), list(run.accuracy)])][_key(_method(run.config))]
+        seeds = groups[canonical([_shared(run), list(run.accuracy)])][canonical(method_settings(run.config))]
         if run.config.seed in seeds:
             first = sanitize(seeds[run.config.seed].directory)
             left_out.append(LeftOut(run.directory, f"has the same configuration and seed as {first}"))
@@ -265,118 +232,34 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
     shared = _shared(every[0])
     corruptions = tuple(every[0].accuracy)
     in_paper = (every[0].config.dataset, every[0].dataset, corruptions) == ("cifar10", "cifar10", CORRUPTIONS)
-    made = [Row("", runs, None) for runs in rows]
-    for index, row in enumerate(made):
-        trained_so = in_paper and has_effect(row.config)
-        paper = PAPER.get(key) if trained_so and (key := paper_method(row.config)) else None
-        made[index] = replace(row, label=_label(row.config), paper=paper)
-    made.sort(key=lambda row: _place(row.config))
-    # Settings that are not the defaults are named where the rows on which they act differ in them.
-    distinct = []
-    for row in made:
-        changed = _changed(row.config)
-        special = {
-            name: changed[name] for name in changed if any(_differ(row, other, name) for other in made)
-        }
-        label = f"{row.label} ({describe(special)})" if special else row.label
-        mixed = is_mixed([*row.runs.values()])
-        distinct.append(replace(row, label=f"{label} *" if mixed else label))
-    marked = any(row.label.endswith(" *") for row in distinct)
-    return Study(
-        shared, corruptions, tuple(distinct), (*_ineffective(every), *warn_of_conditions(every, marked))
-    )
+    configs = [next(iter(runs.values())).config for runs in rows]
+    made = [
+        Row(
+            _name(config, configs) + " *" * is_mixed([*runs.values()]),
+            runs,
+            paper_accuracy(config) if in_paper else None,
+        )
+        for config, runs in zip(configs, rows, strict=True)
+    ]
+    made.sort(key=lambda row: place_of(row.config))
+    marked = any(row.label.endswith(" *") for row in made)
+    return Study(shared, corruptions, tuple(made), (*_ineffective(every), *warn_of_conditions(every, marked)))
+
+
+def _name(config: Config, others: Sequence[Config]) -> str:
+    """A method with its settings that are not the defaults, where those of other methods differ in them."""
+    special = {
+        name: value
+        for name, value in changed_settings(config).items()
+        if any(differs_in(name, config, other) for other in others)
+    }
+    return f"{method_label(config)} ({describe(special)})" if special else method_label(config)
 
 
 def _shared(run: Run) -> dict[str, Any]:
-    """The settings that must be equal for a meaningful comparison."""
-    apart = {*_OF_ROWS, *_OF_AUGMIX, *_OF_TASKS, *_OF_AUTOML}
-    shared = {name: value for name, value in run.config.to_dict().items() if name not in apart}
+    """What must be equal for a meaningful comparison: settings, and the data set of the evaluation."""
+    shared = shared_settings(run.config)
     return shared if run.dataset == run.config.dataset else shared | {"evaluated on": run.dataset}
-
-
-def _method(config: Config) -> dict[str, Any]:
-    """Settings that distinguish rows within a study: the tasks, and what acts on them."""
-    names = ["augment", "ema", *(_OF_AUGMIX if config.uses_augmix else ())]
-    names += [*(_OF_TASKS if config.tasks else ()), *(_OF_AUTOML if config.automl else ())]
-    method: dict[str, Any] = {"tasks": sorted(config.tasks), "weighting": config.weighting}
-    method |= {name: getattr(config, name) for name in names}
-    if config.tasks:
-        options = config.task_options
-        method["task_options"] = {task: dict(options[task]) for task in config.tasks if options.get(task)}
-    return method
-
-
-def _changed(config: Config) -> dict[str, Any]:
-    """The method's settings that are not the defaults."""
-    default = _method(
-        replace(
-            Config(),
-            tasks=config.tasks,
-            weighting=config.weighting,
-            augment=config.augment,
-            tune_jsd=config.tune_jsd,
-        )
-    )
-    return {name: value for name, value in _method(config).items() if value != default[name]}
-
-
-def departures(study: Study) -> list[list[str]]:
-    """The settings that differ from the defaults, the preset `paper`, or between rows.
-
-    Returns:
-        For each setting and value: the setting, its value, the default, and the labels of the rows with it.
-    """
-    default = Config().to_dict()
-    found = [
-        [name, _words(value), _words(default.get(name, "–")), "all"]
-        for name, value in study.settings.items()
-        if value != default.get(name)
-    ]
-    for name in ("augment", *_OF_AUGMIX, "ema", *_OF_TASKS, *_OF_AUTOML, "device", "compile"):
-        rows = [row for row in study.rows if any(name in _acting(run.config) for run in row.runs.values())]
-        labels: dict[str, list[str]] = defaultdict(list)
-        for row in rows:
-            for value in dict.fromkeys(_words(_acting(run.config)[name]) for run in row.runs.values()):
-                labels[value].append(row.label)
-        labels.pop(_words(default[name]), None)
-        every = "all with AutoML" if name in _OF_AUTOML else "all with tasks"
-        if len(rows) == len(study.rows):
-            every = "all"
-        for value, having in labels.items():
-            which = every if len(having) == len(rows) > 1 else "; ".join(having)
-            found.append([name, value, _words(default[name]), which])
-    return found
-
-
-def _acting(config: Config) -> dict[str, Any]:
-    """The settings that affect a run and may differ between the rows of a study."""
-    return _method(config) | {"device": config.device, "compile": config.compile}
-
-
-def _words(value: object) -> str:
-    """A setting's value as the report shows it."""
-    if value is None:  # of train_size
-        return "all"
-    if isinstance(value, Mapping) and not value:
-        return "none"
-    text = value if isinstance(value, str) else _key(value).replace('"', "")
-    return sanitize(text)
-
-
-def _label(config: Config) -> str:
-    """The method as tables show it: the tasks, and how λ is set."""
-    titles = (TABLE_1[task][0] if task in TABLE_1 else task for task in config.tasks)
-    known = {frozenset[str](): "Baseline", FOUR: "Four tasks", frozenset(TABLE_1): "Seven tasks"}
-    label = known.get(frozenset(config.tasks), " + ".join(titles))
-    if config.uses_augmix:
-        label = f"AugMix + {label[0].lower()}{label[1:]}" if config.tasks else "AugMix"
-    if config.weighting not in ("fixed", "automl") or (config.automl and has_effect(config)):
-        what = " of λ and JSD" if config.tasks else " of JSD"
-        return f"{label}, {WEIGHTING_TITLES[config.weighting]}{what * config.tune_jsd}"
-    label = f"{label}, fixed λ" if len(config.tasks) > 1 else label
-    if has_effect(config):
-        return label
-    return f"{label} (AutoML that never tuned)" if config.automl else f"{label} (λ is 0)"
 
 
 def _ineffective(runs: Sequence[Run]) -> Iterator[str]:
@@ -386,35 +269,3 @@ def _ineffective(runs: Sequence[Run]) -> Iterator[str]:
         yield f"AutoML changed no λ in {', '.join(names)}: those runs trained with fixed λ."
     if names := [run.name for run in idle if not run.config.automl]:
         yield f"The tasks had no effect in {', '.join(names)}: λ is fixed at 0."
-
-
-def _place(config: Config) -> tuple[object, ...]:
-    """The sort key of a row: the baseline, single tasks in the paper's order, its four tasks, others."""
-    order = sorted(list(TASKS).index(task) if task in TASKS else len(TASKS) for task in config.tasks)
-    several = len(order) > 1
-    changed = _changed(config)
-    return (
-        config.uses_augmix, several, several and set(config.tasks) != FOUR, order,
-        list(WEIGHTINGS).index(config.weighting), len(changed), _key(changed),
-    )  # fmt: skip
-
-
-def _key(value: object) -> str:
-    """A value as canonical JSON, to group and sort by."""
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def describe(settings: Mapping[str, Any]) -> str:
-    """Settings on one line: "batch_norm joint, rotation.views 1"."""
-
-    def words(name: str, value: Any) -> str:
-        if (name, value) == ("validation_corruptions", "extra"):
-            return "λ tuned on the extra four"
-        if name == "task_options":
-            of_tasks = [(task, *each) for task, options in value.items() for each in options.items()]
-            return sanitize(", ".join(f"{task}.{option} {number}" for task, option, number in of_tasks))
-        if name == "automl_variants":
-            return " and ".join(value)
-        return f"{name} {sanitize(value)}"
-
-    return ", ".join(words(name, value) for name, value in settings.items())

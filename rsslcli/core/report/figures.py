@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.files import quietly
-from rsslcli.core.report.comparison import FOUR, Row, Study
+from rsslcli.core.report.comparison import Row, Study
 from rsslcli.core.report.diagnosis_figures import confusion, reliability
 from rsslcli.core.report.drawing import (
     COLORS,
@@ -28,8 +28,9 @@ from rsslcli.core.report.drawing import (
     styles_of,
     wrap,
 )
+from rsslcli.core.report.methods import FOUR, has_effect, paper_method
 from rsslcli.core.report.page import Figure
-from rsslcli.core.report.runs import Floats, has_effect, paper_method
+from rsslcli.core.report.runs import Floats
 
 #: More rows would be unreadable; the tables show them all.
 MAX_ROWS = 28

@@ -1,20 +1,63 @@
-"""Where a study's numbers come from, and what they cost: images, precision, machines, versions, time."""
+"""Where a study's numbers come from, and what they cost: settings, images, precision, machines, time."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from rsslcli.core.config import Config
 from rsslcli.core.errors import sanitize
 from rsslcli.core.report.comparison import Row, Study
 from rsslcli.core.report.conditions import describe_corrupted_sets, number_range
+from rsslcli.core.report.methods import OF_AUGMIX, OF_AUTOML, OF_TASKS, acting_settings, canonical
 from rsslcli.core.report.page import Block, Table, Text
 
 #: Trainings of one method on one machine take equally long; if they differ more, something else ran too.
 _UNEVEN = 1.2
+
+
+def departures(study: Study) -> list[list[str]]:
+    """The settings that differ from the defaults, the preset `paper`, or between rows.
+
+    Returns:
+        For each setting and value: the setting, its value, the default, and the labels of the rows with it.
+    """
+    default = Config().to_dict()
+    found = [
+        [name, _words(value), _words(default.get(name, "–")), "all"]
+        for name, value in study.settings.items()
+        if value != default.get(name)
+    ]
+    for name in ("augment", *OF_AUGMIX, "ema", *OF_TASKS, *OF_AUTOML, "device", "compile"):
+        labels: dict[str, list[str]] = defaultdict(list)
+        acted_on = 0
+        for row in study.rows:
+            acting = [acting_settings(run.config) for run in row.runs.values()]
+            values = dict.fromkeys(_words(each[name]) for each in acting if name in each)
+            acted_on += bool(values)
+            for value in values:
+                labels[value].append(row.label)
+        labels.pop(_words(default[name]), None)
+        every = "all with AutoML" if name in OF_AUTOML else "all with tasks"
+        if acted_on == len(study.rows):
+            every = "all"
+        for value, having in labels.items():
+            which = every if len(having) == acted_on > 1 else "; ".join(having)
+            found.append([name, value, _words(default[name]), which])
+    return found
+
+
+def _words(value: object) -> str:
+    """A setting's value as the report shows it."""
+    if value is None:  # of train_size
+        return "all"
+    if isinstance(value, Mapping) and not value:
+        return "none"
+    text = value if isinstance(value, str) else canonical(value).replace('"', "")
+    return sanitize(text)
 
 
 def provenance(study: Study) -> Table:

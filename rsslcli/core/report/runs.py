@@ -324,22 +324,3 @@ def _numbers(line: bytes) -> dict[str, float]:
     except (ValueError, AttributeError, RecursionError):
         return {}
     return {k: v for k, v in items if isinstance(v, int | float) and -_LIMIT < v < _LIMIT}
-
-
-def has_effect(config: Config) -> bool:
-    """Whether AutoML tuned λ in this run, or its tasks had a weight above 0; true for the baseline.
-
-    Training refuses settings without effect, but runs of older versions may have them.
-    """
-    if config.automl:
-        return not config.untuned
-    return not config.tasks or config.weighting != "fixed" or config.initial_lambda > 0
-
-
-def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:
-    """The tasks, and whether λ is tuned, if the paper has such a method; else None."""
-    beyond = config.uses_augmix or config.ema or config.automl_variants
-    beyond = beyond or config.weighting not in ("fixed", "automl")
-    beyond = beyond or (config.automl and config.validation_corruptions != "all")
-    beyond = beyond or (bool(config.tasks) and (config.task_share < 1 or config.initial_lambda != 0.5))
-    return None if beyond else (frozenset(config.tasks), config.automl)

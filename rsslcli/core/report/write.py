@@ -13,7 +13,7 @@ from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import replacing
 from rsslcli.core.report.answer import answer, interval, other_rows, signed
-from rsslcli.core.report.comparison import Study, departures, make_studies
+from rsslcli.core.report.comparison import Study, make_studies
 from rsslcli.core.report.diagnosis import diagnosis
 from rsslcli.core.report.page import (
     Answer,
@@ -27,7 +27,7 @@ from rsslcli.core.report.page import (
     to_html,
     to_markdown,
 )
-from rsslcli.core.report.provenance import cost, provenance
+from rsslcli.core.report.provenance import cost, departures, provenance
 from rsslcli.core.report.runs import LeftOut, read_runs
 from rsslcli.core.version import __version__
 

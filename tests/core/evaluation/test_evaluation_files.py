@@ -81,6 +81,22 @@ def test_an_evaluation_on_other_images_keeps_the_one_before(tmp_path: Path) -> N
     assert other_evaluations(tmp_path) == ["eval-c-10-images.json"]
 
 
+def test_a_plain_evaluation_keeps_the_calibrated_one_before(tmp_path: Path) -> None:
+    """As after `--calibrate` for a run that tuned λ, whose calibrated evaluation is eval-c.json."""
+    path = tmp_path / "eval-c.json"
+    calibrated = evaluation(0.5, (1, 2), calibrated={"temperature": 2.0})
+    save_whole(calibrated, path)
+    assert save_whole(calibrated, path) == (path, [])
+    plain = evaluation(0.5, (1, 2))
+    notes = ["eval-c-calibrated.json keeps the calibrated evaluation"]
+    assert save_whole(plain, path) == (path, notes)
+    assert save_whole(plain, path) == (path, [])
+    temperatures = {
+        name: json.loads((tmp_path / name).read_text()).get("calibrated") for name in contents(tmp_path)
+    }
+    assert temperatures == {"eval-c-calibrated.json": {"temperature": 2.0}, "eval-c.json": None}
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"[" * 99_999, b'{"images": 1}', b'{"images": "../x", "excluded": []}']
 )

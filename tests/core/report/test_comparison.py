@@ -18,7 +18,8 @@ from synthetic import FOUR, make_run, make_study
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.errors import UserError
-from rsslcli.core.report.comparison import Comparison, Study, departures, make_studies
+from rsslcli.core.report.comparison import Comparison, Study, make_studies
+from rsslcli.core.report.provenance import departures
 from rsslcli.core.report.runs import Run, read_run, read_runs
 from rsslcli.core.report.statistics import t_quantile
 from rsslcli.core.report.write import table_1

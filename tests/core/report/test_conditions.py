@@ -10,8 +10,9 @@ import pytest
 from synthetic import FOUR, make_run
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
-from rsslcli.core.report.comparison import Study, departures, make_studies
+from rsslcli.core.report.comparison import Study, make_studies
 from rsslcli.core.report.conditions import ORIGINS
+from rsslcli.core.report.provenance import departures
 from rsslcli.core.report.runs import read_runs
 
 
