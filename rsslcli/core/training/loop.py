@@ -116,7 +116,7 @@ class _Run:
         self.world = world
         self.on_event = on_event if world.is_main else lambda event: None
         self.should_stop: Callable[[], bool] = lambda: world.any(should_stop())
-        self.began = self.saved = time.perf_counter()
+        self.began = self.saved_at = time.perf_counter()
         self.device = resolve_device(config.device)
 
         validation = draw_validation_set(config, dataset, corrupted)
@@ -222,7 +222,7 @@ class _Run:
             if self.should_stop():
                 self.save()
                 self.stop()
-            if time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+            if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
                 self.save()
         record = self.metrics.flush()
         if record is not None:
@@ -316,7 +316,7 @@ class _Run:
                 ),
                 make_folder=False,
             )
-        self.saved = time.perf_counter()
+        self.saved_at = time.perf_counter()
         self.saved_step = self.step
 
     def _check_finite(self) -> None:

@@ -104,12 +104,14 @@ class MultiTaskNetwork(nn.Module):
         """
         seen = images if task_images is None else images[task_images]
         prepared = {name: transformed(name, task, seen, random) for name, task in self.tasks.items()}
-        sees_clean = len(views) != 1  # whether the main task sees the unchanged images
+        main_inputs = [*views] if len(views) == 1 else [images, *views]
+        sees_clean = main_inputs[0] is images
         on_clean = [name for name, task in self.tasks.items() if task.clean_input and sees_clean]
         others = [name for name in self.tasks if name not in on_clean]
-        # One trunk pass serves the main task and all tasks on clean images; each other task needs its own.
+        # One trunk pass serves the main task and, if it sees the clean images, the tasks that see only these;
+        # each other task needs its own.
         passes = [[MAIN, *on_clean], *([name] for name in others)]
-        main_input = torch.cat([images, *views]) if sees_clean and views else [images, *views][-1]
+        main_input = torch.cat(main_inputs) if len(main_inputs) > 1 else main_inputs[0]
         inputs = [main_input, *(prepared[name][0] for name in others)]
         targets = {MAIN: labels} | {name: target for name, (_, target) in prepared.items()}
         if self.batch_norm == "joint":
