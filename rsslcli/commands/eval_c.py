@@ -27,7 +27,7 @@ from rsslcli.core.evaluation.relative import read_reference
 from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
-from rsslcli.core.run_folder import EVALUATION, partial_evaluation
+from rsslcli.core.run_folder import CHECKPOINT, EVALUATION, partial_evaluation
 
 if TYPE_CHECKING:
     import torch
@@ -141,8 +141,8 @@ def eval_c(
     if world.is_main:
         result = _in_terms_of(protocol, result)
         saved, remarks = _save(result, path, beside=output is None and is_whole)
-        remarks += [*_save_calibration(calibration, checkpoint), *_say_scores(predictions)]
         print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
+        remarks += [*_save_calibration(calibration, checkpoint, trained, name), *_say_scores(predictions)]
         _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
         _suggest(saved if output is None else None, part, checkpoint, trained, data_dir)
 
@@ -258,10 +258,14 @@ def _calibrate(
     return found, left_out
 
 
-def _save_calibration(calibration: Calibration | None, checkpoint: Path) -> list[str]:
+def _save_calibration(
+    calibration: Calibration | None, checkpoint: Path, trained: Trained | None, dataset: str
+) -> list[str]:
     """Write the calibration beside the checkpoint; return a note on who reads it."""
     if calibration is None:
         return []
+    if trained is not None and dataset != trained.config.dataset:
+        return [f"`rssl predict` does not use this temperature: it is that of {trained.config.dataset} alone"]
     return [f"`rssl predict` uses {calibration.save(checkpoint_path(checkpoint))}"]
 
 
@@ -296,16 +300,22 @@ def _is_whole(
 
 
 def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path | None, list[str]]:
-    """Write the result to `path`; `beside` its checkpoint it replaces none better.
+    """Write the result to `path`, and remove the file of its finished cells.
+
+    `beside` its checkpoint it replaces none better.
 
     Returns:
         Where it is, and notes on what was there.
     """
-    if path is not None and beside:
-        return save_whole(result, path)
-    if path is not None:
+    if path is None:
+        return None, []
+    saved, notes = path, list[str]()
+    if beside:
+        saved, notes = save_whole(result, path)
+    else:
         result.save(path)
-    return path, []
+    partial_evaluation(path).unlink(missing_ok=True)
+    return saved, notes
 
 
 def _suggest(
@@ -320,12 +330,13 @@ def _suggest(
         note(f"adapted accuracies stay out of reports, which read {EVALUATION}")
     elif part:
         note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
-    else:
+    elif saved.name == EVALUATION:
         say_difference_to_baseline(saved.parent)
     if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
-    else:
-        suggest_evaluation(checkpoint, trained.config, data_dir)
+    elif saved.with_name(CHECKPOINT).is_file():
+        run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+        suggest_evaluation(run, trained.config, data_dir)
 
 
 def _check_options(

@@ -33,8 +33,10 @@ def print_result(result: Evaluation, title: str, saved: Path | None) -> None:
         found = result.about["calibrated"]
         words = describe_means(found["clean"], found.get("mean", {}))
         out.print(f"calibrated by temperature {found['temperature']:.4g}: {words}", soft_wrap=True)
-    if "relative_to" in result.about:
-        out.print(describe_relative(result.about["relative_to"]), soft_wrap=True)
+    for each in (result, result.adapted):
+        if each is not None and "relative_to" in each.about:
+            of = "" if result.adapted is None else "unadapted: " if each is result else "adapted: "
+            out.print(f"{of}{describe_relative(each.about['relative_to'])}", soft_wrap=True)
     if "robustbench" in result.about:
         out.print(_robustbench_summary(result), soft_wrap=True)
     if saved is not None:

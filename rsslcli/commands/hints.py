@@ -10,7 +10,8 @@ from rsslcli.commands.console import note, suggest_next
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError
 from rsslcli.core.networks.names import is_custom
-from rsslcli.core.run_folder import CHECKPOINT, CONFIG
+from rsslcli.core.run_folder import CHECKPOINT, CONFIG, folder_of
+from rsslcli.core.tasks.registry import is_known
 
 if TYPE_CHECKING:
     from rsslcli.core.data.store import Dataset
@@ -40,8 +41,10 @@ def suggest_training(data: Dataset, data_dir: Path) -> None:
 def suggest_resuming(run: Path, config: Config, data_dir: Path) -> None:
     """For an interrupted run: continue it."""
     command = "train-single" if config.is_single else "train-automl"
-    network = ["--network", config.network] if is_custom(config.network) else []
-    suggest_next(command, "--resume", "--output", run, *network, data_dir=data_dir)
+    mine = ["--network", config.network] if is_custom(config.network) else []
+    if not all(map(is_known, config.tasks)):
+        mine += ["--task-file", "FILE"]
+    suggest_next(command, "--resume", "--output", run, *mine, data_dir=data_dir)
 
 
 def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
@@ -84,7 +87,8 @@ def _tuned_beside(run: Path, dataset: str) -> dict[Path, tuple[int, int]]:
     """The AutoML runs on `dataset` beside a run, latest first, with seeds and validation images."""
     found: dict[Path, tuple[int, int]] = {}
     with suppress(OSError):
-        files = sorted(run.parent.glob(f"*/{CHECKPOINT}"), key=lambda file: -file.stat().st_mtime)
+        folder = folder_of(run.parent if run.is_file() else run)
+        files = sorted(folder.glob(f"*/{CHECKPOINT}"), key=lambda file: -file.stat().st_mtime)
         for file in files[:_BESIDE]:
             with suppress(UserError):
                 config = Config(**read_config_file(file.with_name(CONFIG)))

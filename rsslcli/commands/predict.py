@@ -23,7 +23,7 @@ from rsslcli.commands.console import (
 )
 from rsslcli.commands.prediction_tables import Summary, print_summary
 from rsslcli.core.config import PRECISIONS
-from rsslcli.core.errors import RsslError, UserError, counted, sanitize, unknown
+from rsslcli.core.errors import RsslError, UserError, command_arguments, counted, sanitize, unknown
 from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, Adaptation
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.normalization import parse_normalization
@@ -115,7 +115,8 @@ def predict(
     size = classifier.image_size or classifier.built_for
     adaptive, batch = _adaptive(classifier.to(target), trained, adaptation, found)
     found = found if adaptation is None else found.shuffled(adaptation.seed)
-    labeled = _are_labeled(found, classes, evaluation, notes.append)
+    named = bool(classifier.classes)
+    labeled = _are_labeled(found, classes, evaluation, notes.append, named=named)
     for text in (*notes, *found.notes):
         note(text)
 
@@ -142,7 +143,12 @@ def predict(
         about = {"checkpoint": str(checkpoint), "files": list(map(str, files)), "skipped": skipped}
         with replacing(evaluation) as file:
             file.write(summary.confusion.to_json(about).encode())
-    _report(summary, output, evaluation, [checkpoint, *files])
+    again = command_arguments(
+        "predict", *map(str, (checkpoint, *files)), top=top if top > 1 else None, adapt=adapt,
+        task_file=task_file, network=network, normalization=normalization, device=device,
+        precision=precision if precision != "float32" else None,
+    )  # fmt: skip
+    _report(summary, output, evaluation, again if len(files) < _REPEATED else [])
     if skipped:
         total = counted(summary.images + len(skipped), "image")
         raise RsslError(f"{len(skipped)} of {total} cannot be read: the notes above name them")
@@ -175,21 +181,27 @@ def _temperature(checkpoint: Path, network: Network, note: Callable[[str], None]
     return found
 
 
-def _report(
-    summary: Summary, output: Path | None, evaluation: Path | None, arguments: Sequence[Path]
-) -> None:
-    """Print the summary and which files are written: on stderr if the lines themselves went to stdout."""
+def _report(summary: Summary, output: Path | None, evaluation: Path | None, again: Sequence[str]) -> None:
+    """Print the summary and which files are written: on stderr if the lines themselves went to stdout.
+
+    `again` is the command without the files that it wrote; empty if it is too long to be suggested.
+    """
     is_table = output is None and sys.stdout.isatty()
     console = out if output is not None or is_table else err
     print_summary(summary, console, with_rows=is_table)
     for path in filter(None, (output, evaluation)):
         console.print(f"written to {path}", soft_wrap=True)
-    if is_table and len(summary.rows()) < summary.images and len(arguments) <= _REPEATED:
-        suggest_next("predict", *arguments, "--output", "predictions.csv")
+    if is_table and len(summary.rows()) < summary.images and again:
+        suggest_next(*again, "--output", "predictions.csv")
 
 
 def _are_labeled(
-    found: ImageFiles, classes: Sequence[str], evaluation: Path | None, note: Callable[[str], None]
+    found: ImageFiles,
+    classes: Sequence[str],
+    evaluation: Path | None,
+    note: Callable[[str], None],
+    *,
+    named: bool,
 ) -> bool:
     """Whether images lie in folders named like the classes; UserError if `evaluation` needs that in vain."""
     from rsslcli.core.evaluation.class_names import list_names
@@ -197,6 +209,8 @@ def _are_labeled(
 
     label = folder_labels(classes)
     if any(label(image.folders) is not None for image in found.images):
+        if not named:
+            note("the weights have no class names: a folder named 7 is taken for the class of score 7")
         return True
     text = f"no image lies in a folder with the name of a class: {list_names(classes)}"
     if evaluation is not None:
@@ -233,10 +247,14 @@ def _line_writer(output: Path | None) -> Iterator[Callable[[str], object]]:
 
 
 def _write_out(text: str) -> None:
-    """Write to stdout; if it is full, go on without, so that the files are written, and fail in the end."""
+    """Write to stdout; if it is full, go on without, so that the files are written, and fail in the end.
+
+    Characters that its encoding lacks become escapes, as others in CSV are, for names must not be changed.
+    """
     if out.failure is None:
         try:
-            sys.stdout.write(text)
+            encoding = sys.stdout.encoding
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except BrokenPipeError:  # nobody reads: stop
             raise
         except OSError as error:

@@ -101,7 +101,8 @@ def join_world(device: torch.device) -> Iterator[World]:
     if cuda:
         local_rank = int(os.environ["LOCAL_RANK"])
         gpus = torch.cuda.device_count()
-        if local_rank >= gpus:
+        # On all ranks, so that the first one says it.
+        if max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "0"))) > gpus:
             raise UserError(
                 f"each rank needs its own GPU, and this machine has {gpus}: start no more ranks than that"
             )

@@ -30,6 +30,12 @@ FINISHED = "finished"
 State = Literal["to do", "begun", "done", "failed"]
 
 
+def folder_of(run: Path) -> Path:
+    """The folder that a run directory is in; its parent, unless it is a link or the current folder."""
+    real = run.resolve().parent
+    return run.parent if run.parent.resolve() == real else real
+
+
 class RunFolder:
     """A run directory, which need not exist yet, and the paths of its files."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,8 @@ def test_the_same_images_as_a_run_that_tuned_nothing(home: Path, here: Here) -> 
     save_run(home / "rival", CONFIG)
     save_run(home / "mine", CONFIG)
     evaluate = "eval-c mine --same-images-as rival --corruptions fog --severity 1"
+    here.refuse(evaluate, "--same-images-as rival: it tuned no λ and is not evaluated, so nothing says which")
+    here.succeed("eval-c rival")
     here.refuse(evaluate, "--same-images-as rival: it tuned no λ and was evaluated on all images")
     here.succeed("eval-c rival --leave-out-validation")
     rival = json.loads((home / "rival" / "eval-c.json").read_text())
@@ -403,6 +406,16 @@ def test_errors_relative_to_a_run_on_the_same_images(home: Path, here: Here) -> 
     command = f"eval-c relative-mine {part} --relative-to theirs.json"
     refuse(f"{command} --limit 9", cwd=home, match="it was evaluated with another number of images")
     refuse(f"{command} --leave-out-validation", cwd=home, match="another number of images")
+    code, out, _ = here(f"{command} --adapt bn --output adapted.json")
+    adapted = json.loads((home / "adapted.json").read_text())
+    assert (code, adapted["relative_to"]) == (0, found)
+    assert f"\nunadapted: corruption errors relative to theirs.json: mCE {found['mce']:.2f}%" in out
+    ratios = [
+        (5 - sum(adapted["adapted"]["accuracy"][name])) / (5 - sum(rival[name])) for name in ("fog", "snow")
+    ]
+    mce = adapted["adapted"]["relative_to"]["mce"]
+    assert mce == pytest.approx(50 * sum(ratios))
+    assert f"\nadapted: corruption errors relative to theirs.json: mCE {mce:.2f}%" in out
     match = "no evaluation to compare with at relative-theirs/eval-c.json"
     refuse("eval-c relative-mine --relative-to relative-theirs", cwd=home, match=match)
 
@@ -441,12 +454,32 @@ def test_a_calibrated_run_predicts_with_its_temperature(home: Path, here: Here) 
         refuse(f"eval-c calibrated --calibrate {options}", cwd=home, match="leave the others out")
 
 
+def test_an_evaluation_on_another_data_set_is_no_other(
+    home: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its temperature is not kept, and it is not compared with a baseline by the numbers of another one."""
+    compared: list[Path] = []
+    monkeypatch.setattr("rsslcli.commands.eval_c.say_difference_to_baseline", compared.append)
+    run = home / "twofold"
+    save_run(run, CONFIG)
+    shutil.copytree(home / "data" / "mine", home / "data" / "twin")
+    code, _, err = here("eval-c twofold --dataset twin --calibrate --corruptions fog")
+    assert code == 0, err
+    assert "note: `rssl predict` does not use this temperature: it is that of mine alone" in err
+    assert not (run / "calibration.json").exists()
+    here.succeed("eval-c twofold --dataset twin")
+    assert not compared
+    assert not [*run.glob("*.partial")], "what an interruption would need is removed"
+    here.succeed("eval-c twofold")
+    assert compared == [Path("twofold")]
+
+
 def test_a_baseline_calibrates_on_the_images_that_would_tune(home: Path, here: Here) -> None:
     save_run(home / "tuned", CONFIG)
     code, _, err = here("eval-c tuned --calibrate --leave-out-validation --corruptions fog")
     content = json.loads((home / "tuned" / "eval-c-partial.json").read_text())
     assert (code, len(content["excluded"])) == (0, content["excluded"] and 40 - content["images"])
-    assert f"fitted on {len(content['excluded'])} clean images kept for tuning λ" in err
+    assert f"fitted on {len(content['excluded'])} clean images left out anyway" in err
 
 
 def test_the_scores_of_every_image_are_written_too(home: Path, here: Here) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -126,6 +127,9 @@ def test_weights_from_elsewhere_give_class_numbers(here: Here, photos: Path, tmp
     row = rows(out)[0]
     assert {row["prediction"], *(row[f"prediction_{rank}"] for rank in (2, 3, 4))} == set("0123")
     assert row["label"] == "2"
+    assert (
+        "note: the weights have no class names: a folder named 7 is taken for the class of score 7\n" in err
+    )
     assert "prediction_5" not in row
     plain = rows(here.succeed(f"predict {tmp_path}/w.pt {tmp_path}/numbers --normalization half"))[0]
     assert plain["probability"] != row["probability"]
@@ -140,7 +144,9 @@ def test_a_terminal_shows_a_table_that_fits(run: Path, photos: Path) -> None:
     table = [line for line in shown.splitlines() if line.startswith(("│", "┃"))]
     assert table
     assert all(len(line) <= 80 for line in table)
-    assert "next: rssl predict" in shown
+    assert f"next: rssl predict {run} {photos} --top 2 --output predictions.csv" in "".join(
+        shown.split("\r\n")
+    )
 
 
 def predictions(count: int, name: str = "photos/{}.jpg") -> list[Prediction]:
@@ -157,6 +163,20 @@ def shown_at(width: int, confusion: Confusion | None, found: list[Prediction]) -
     with console.capture() as captured:
         print_summary(summary, console, with_rows=True)
     return captured.get()
+
+
+def test_names_are_kept_where_the_encoding_of_a_pipe_lacks_them(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """They are escaped as other odd names are, and docs/predict.md says how to read them."""
+    name = "фото ž.png"
+    Image.new("RGB", (32, 32)).save(tmp_path / name)
+    found = subprocess.run(
+        [sys.executable, "-m", "rsslcli", "predict", str(run), str(tmp_path / name)],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True,
+    )  # fmt: skip
+    cell = next(csv.reader([found.stdout.decode("latin-1").splitlines()[1]]))[0]
+    assert cell.encode("latin-1", "backslashreplace").decode("unicode_escape") == str(tmp_path / name)
 
 
 def test_the_table_shows_the_first_images_whatever_their_names() -> None:

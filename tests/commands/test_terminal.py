@@ -155,6 +155,11 @@ def test_a_hint_to_evaluate_makes_runs_comparable(
     assert hint(baseline) == f"eval-c {run} --leave-out-validation"
     other = beside("tuned", seed=5)
     assert hint(baseline) == f"eval-c {run} --same-images-as {other}"
+    run.mkdir()
+    run = run / "best.pt"
+    run.touch()
+    assert hint(baseline) == f"eval-c {run} --same-images-as {other}"
+    run = run.parent
     beside("twin", seed=3)
     assert hint(baseline) == f"eval-c {run} --leave-out-validation"
 

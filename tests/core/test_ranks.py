@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.gathering import ImageSource
+from rsslcli.core.errors import UserError
 from rsslcli.core.networks.names import allow_network
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World, join_world
@@ -165,3 +166,14 @@ def _rank_main(mode: str) -> None:
 
 if __name__ == "__main__":
     _rank_main(sys.argv[1])
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_every_rank_refuses_too_few_gpus(monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
+    """Also the first, which alone prints what a user did wrong."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="this machine has 1"), join_world(torch.device("cuda")):
+        pass

@@ -291,7 +291,7 @@ def evaluate(
         temperature: also say how sure the classifier is with its scores divided by this; see the result's
             entry `calibrated`.
         partial: a file for the outcomes of finished cells. If an interrupted run of the same evaluation wrote
-            it, its cells are not evaluated again. It is removed in the end.
+            it, its cells are not evaluated again. Remove it once the result is saved.
         predictions: a .npz file for the scores of all images, adapted ones if there is an `adaptation`; its
             cells are all evaluated, also if `partial` has some.
         precision: as for `count_correct`.
@@ -348,19 +348,17 @@ def evaluate(
         for found in measure_groups(groups, finished.known, measure_cells, world, progress):
             check_decided(found, computed_in)
             finished.add({cell.key: outcome for cell, outcome in found.items()})
-    finished.remove()
     _check_unchanged(corrupted)
     noted = (*notes, *note_on_cells(corrupted, test, corrupted.folder))
     result = images.result(finished.known, about, notes=noted)
     if temperature is not None:
         about["calibrated"] = {"temperature": temperature, **scaled_means(finished.known)}
         result = dataclasses.replace(result, about=about)
-    if reference is not None:
-        relative = reference.compare(result.clean_accuracy, result.accuracy)
-        result = dataclasses.replace(result, about={**about, "relative_to": relative})
     if adaptation is not None:
         adapted = images.result(finished.known, adaptation.to_dict(), adapted=True)
+        adapted = adapted if reference is None else reference.add_to(adapted)
         result = dataclasses.replace(result, adapted=adapted)
+    result = result if reference is None else reference.add_to(result)
     suspicion = note_on_chance(result, test) if foreign else None
     return dataclasses.replace(result, notes=(*result.notes, suspicion)) if suspicion else result
 

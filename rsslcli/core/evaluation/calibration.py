@@ -72,7 +72,12 @@ def read_temperature(checkpoint: Path, weights: str) -> float | None:
     temperature = found.get("temperature")
     if found.get("weights") != weights or not isinstance(temperature, float):
         return None
-    return temperature if LOWEST <= temperature <= 1 / LOWEST else None
+    return temperature if _is_fitted(temperature) else None
+
+
+def _is_fitted(temperature: float) -> bool:
+    """False at the lower end of the range, where the fit to a classifier without mistakes stops."""
+    return 1.01 * LOWEST < temperature <= 1 / LOWEST
 
 
 def draw_images(source_images: int) -> list[int]:
@@ -109,7 +114,8 @@ def calibrate(
         The calibration, and the indices of the source images that the evaluation must leave out.
 
     Raises:
-        UserError: the corrupted set has other source images than the first ones of the test set.
+        UserError: the corrupted set has other source images than the first ones of the test set, or no
+            temperature is best, since the classifier is right on all of them.
         DivergedError: a score is NaN or infinite.
     """
     if not aligned(corrupted, test):
@@ -127,8 +133,13 @@ def calibrate(
     if not np.isfinite(scores).all():
         raise DivergedError("a score of the images to calibrate on is NaN or infinite: check the weights")
     temperature = fit_temperature(scores, np.asarray(score_of)[test.labels[chosen]])
-    words = "kept for tuning λ" if tuned else f"drawn by seed {_SEED}, left out of the evaluation"
-    return Calibration(temperature, len(chosen), words, weights), chosen if not tuned else list(excluded)
+    if not _is_fitted(temperature):
+        raise UserError(
+            f"the classifier is right on all {len(chosen)} images to calibrate on, so no temperature is "
+            "best: leave out `calibrate`"
+        )
+    words = "left out anyway" if tuned else f"drawn by seed {_SEED}, left out of the evaluation"
+    return Calibration(temperature, len(chosen), words, weights), sorted({*excluded, *chosen})
 
 
 def fit_temperature(scores: Floats, labels: Sequence[int] | npt.NDArray[np.int64]) -> float:

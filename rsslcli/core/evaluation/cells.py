@@ -124,8 +124,3 @@ class FinishedCells:
             cells = {key: outcome.to_dict() for key, outcome in self.known.items()}
             with replacing(self.path) as file:
                 file.write(json.dumps({"fingerprint": self.fingerprint, "cells": cells}).encode())
-
-    def remove(self) -> None:
-        """Remove the file."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

@@ -66,6 +66,11 @@ def images_to_leave_out(
 def _left_out_of(path: Path) -> set[int]:
     """The source images that an evaluation left out."""
     evaluated = read_evaluation(path)
-    if evaluated is None or not evaluated["excluded"]:
+    if evaluated is None:
+        raise UserError(
+            f"`same_images_as` {path.parent}: it tuned no λ and is not evaluated, so nothing says which "
+            "images to leave out"
+        )
+    if not evaluated["excluded"]:
         raise UserError(f"`same_images_as` {path.parent}: it tuned no λ and was evaluated on all images")
     return {*evaluated["excluded"]}

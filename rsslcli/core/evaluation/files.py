@@ -58,18 +58,19 @@ def save_whole(result: Evaluation, path: Path) -> tuple[Path, list[str]]:
         RsslError: a file cannot be written.
     """
     earlier = read_evaluation(path)
-    notes = []
+    notes: list[str] = []
     if earlier and _same_subject(earlier, result.about):
         precision = result.about["precision"]
         if _rank(earlier.get("precision", "float32")) < _rank(precision):
-            better = path.name
-            path = path.with_name(f"{path.stem}-{precision}.json")
-            notes.append(f"{better} keeps the evaluation of these weights in higher precision")
-        elif earlier["excluded"] != list(result.excluded):
+            beside, notes = save_whole(result, path.with_name(f"{path.stem}-{precision}.json"))
+            return beside, [f"{path.name} keeps the evaluation of these weights in higher precision", *notes]
+        if earlier["excluded"] != list(result.excluded):
             kept = _place_aside(path, earlier)
             notes.append(_keep(path, kept, "the evaluation that excluded other images"))
         elif "calibrated" in earlier and "calibrated" not in result.about:
             kept = path.with_name(f"{path.stem}-calibrated.json")
+            if kept.exists() and _excluded(kept) != earlier["excluded"]:
+                kept = _place_aside(kept, earlier)
             notes.append(_keep(path, kept, "the calibrated evaluation"))
     if result.diagnostics is not None and result.diagnostics.sheet is not None:
         with replacing(mistakes_path(path)) as file:

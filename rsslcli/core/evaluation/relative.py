@@ -8,9 +8,9 @@ mCE and relative mCE are their means over the corruptions, in percent. Imports n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, rssl_command, sanitize
 from rsslcli.core.evaluation.files import read_evaluation
 from rsslcli.core.run_folder import EVALUATION
+
+if TYPE_CHECKING:
+    from rsslcli.core.evaluation.result import Evaluation
 
 #: What must be equal for errors to be compared: the entry of an evaluation, and the words for it.
 _CONDITIONS = {
@@ -61,6 +64,11 @@ class Reference:
             raise UserError("errors relative to another run need all 5 severities: leave out `severity`")
         if missing := [name for name in names if name not in self.accuracy]:
             raise UserError(f"{self.name} cannot be the reference, it was not evaluated on {missing[0]}")
+
+    def add_to(self, result: Evaluation) -> Evaluation:
+        """An evaluation with the entry `relative_to`, see `compare`."""
+        relative = self.compare(result.clean_accuracy, result.accuracy)
+        return replace(result, about={**result.about, "relative_to": relative})
 
     def compare(
         self, clean_accuracy: float, accuracy: Mapping[str, Sequence[float | None]]

@@ -205,6 +205,8 @@ class Evaluation:
             head = "corruption | unadapted | adapted | gain | at 1 | at 2 | at 3 | at 4 | at 5"
             lines += ["", f"With adaptation ({describe(self.adapted.about)}):", ""]
             lines += [*_markdown_table(head, self.rows_adapted()), "", *_markdown_means(self.adapted)]
+            if "relative_to" in self.adapted.about:
+                lines.append(f"- {describe_relative(self.adapted.about['relative_to'])}")
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path | str) -> None:

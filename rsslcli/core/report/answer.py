@@ -11,7 +11,7 @@ from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.report.comparison import Comparison, Row, Study, make_studies
 from rsslcli.core.report.runs import read_run, run_directories
-from rsslcli.core.run_folder import RunFolder
+from rsslcli.core.run_folder import RunFolder, folder_of
 
 #: How many neighboring runs are considered.
 _BESIDE = 50
@@ -120,14 +120,15 @@ def beside_baseline(directory: Path) -> str:
 def _baselines_beside(directory: Path, seed: int) -> list[Path]:
     """The run directories beside this one whose settings are those of a baseline with this seed."""
     found = []
-    for path in [*run_directories(directory.resolve().parent)][:_BESIDE]:
+    folder = folder_of(directory)
+    for path in [*run_directories(folder)][:_BESIDE]:
         try:
             config = Config(**read_config_file(RunFolder(path).config))
         except (UserError, OSError):
             continue
         is_baseline = not config.tasks and not config.uses_augmix and config.seed == seed
-        if is_baseline and path != directory.resolve() and RunFolder(path).evaluation.is_file():
-            found.append(directory.parent / path.relative_to(directory.resolve().parent))
+        if is_baseline and path.resolve() != directory.resolve() and RunFolder(path).evaluation.is_file():
+            found.append(path)
     return found
 
 

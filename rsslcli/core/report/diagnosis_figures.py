@@ -97,7 +97,12 @@ def reliability(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
         "that of all images of a panel together."
     )
     if diagnostics.calibrated:
-        caption += " Calibrated: all scores are divided by the temperature, which was fitted on clean images."
+        caption += " Calibrated: all scores are divided by the temperature, which was fitted on clean images"
+        of, total = (
+            sum(bins["corrupted"].images) for bins in (diagnostics.calibrated, diagnostics.reliability)
+        )
+        caption += "" if of == total else f", not in these bins: {of:,} of {total:,} corrupted images are"
+        caption += "."
     return canvas, caption, f"{'; '.join(words)}."
 
 

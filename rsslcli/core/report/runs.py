@@ -48,7 +48,8 @@ class History:
     epochs: Floats  #: (E,), counted from 1
     clean_accuracy: Floats  #: (E,), fractions of 1, after each epoch; NaN if unknown
     loss: Floats  #: (E,), the main task's loss, averaged over the steps of the epoch; NaN if unknown
-    lambdas: Mapping[str, Floats]  #: by task, (P, 2): the time in epochs, from 0, and λ
+    #: by the names in `config.weighted`, (P, 2): the time in epochs, from 0, and λ
+    lambdas: Mapping[str, Floats]
     steps: int  #: the number of steps
     #: the duration of all steps. An interrupted epoch counts as a whole one at the speed of its resumed
     #: part; NaN if the speed of any epoch is unknown
@@ -216,7 +217,8 @@ def _diagnostics(content: Mapping[str, Any], evaluation: Path) -> Diagnostics | 
     try:
         found = Diagnostics.from_dict(content["diagnostics"], content["classes"])
         if not found.calibrated and (calibrated := read_evaluation(_calibrated(evaluation))):
-            same = all(calibrated.get(key) == content.get(key) for key in ("weights", "corrupted_data"))
+            keys = ("weights", "test_data", "corrupted_data", "precision")
+            same = all(calibrated.get(key) == content.get(key) for key in keys)
             other = Diagnostics.from_dict(calibrated["diagnostics"], calibrated["classes"]) if same else found
             found = dataclasses.replace(found, calibrated=other.calibrated)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
@@ -299,7 +301,7 @@ def _read_history(path: Path, config: Config) -> History:
         time = record["step"] / per_epoch
         if epoch - 1 <= time <= epoch:  # else its numbers contradict each other
             losses[epoch].append(record.get("loss/main", math.nan))
-            for task in config.tasks:
+            for task in config.weighted:
                 if f"lambda/{task}" in record:
                     lambdas[task].append((time, record[f"lambda/{task}"]))
     # The duration follows from the speed of each epoch, and is unknown if one has none.

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.corrupted import open_corrupted
+from rsslcli.core.data.store import Split
+from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.calibration import (
     Calibration,
+    calibrate,
     calibration_path,
     draw_images,
     fit_temperature,
@@ -54,8 +62,40 @@ def test_only_the_calibration_of_the_same_weights_is_used(tmp_path: Path) -> Non
     assert path == tmp_path / "calibration.json"
     assert (read_temperature(run, "w"), read_temperature(run, "v")) == (1.5, None)
     assert calibration_path(tmp_path / "best.pt").name == "calibration-best.json"
-    for wrong in (0.0, -1.0, 1e9, "2", None, float("nan"), True):
+    for wrong in (0.0, -1.0, 0.01, 1e9, "2", None, float("nan"), True):
         path.write_text(json.dumps({"temperature": wrong, "weights": "w"}))
         assert read_temperature(run, "w") is None
     path.write_bytes(b"{")
     assert read_temperature(run, "w") is None
+
+
+def test_a_classifier_without_mistakes_is_not_calibrated(test_split: Split, tmp_path: Path) -> None:
+    """No temperature is best for it; also, images that are left out anyway stay left out."""
+    np.save(tmp_path / "fog.npy", np.zeros((150, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.tile(test_split.labels[:30], 5))
+    corrupted = open_corrupted(tmp_path, "toy")
+    where: dict[str, Any] = {"device": torch.device("cpu"), "score_of": range(3), "weights": "w"}
+
+    class Lookup(torch.nn.Module):
+        """Knows the images, but for those in `wrong`."""
+
+        def __init__(self, wrong: Sequence[int]) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+            labels = (test_split.labels + np.isin(np.arange(37), wrong)) % 3
+            images = to_float(torch.from_numpy(test_split.images)).flatten(1)
+            self.known = list(zip(images, labels.tolist(), strict=True))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = [
+                next(label for image, label in self.known if torch.equal(image, one)) for one in x.flatten(1)
+            ]
+            return self.scale * torch.eye(3)[found]
+
+    with pytest.raises(UserError, match="right on all 6 images to calibrate on, so no temperature is best"):
+        calibrate(Lookup(()), test_split, corrupted, (), **where)
+    drawn = draw_images(30)
+    found, left_out = calibrate(Lookup(drawn[:1]), test_split, corrupted, (35, 36), **where)
+    assert (found.images, left_out) == (6, sorted({*drawn, 35, 36}))
+    found, left_out = calibrate(Lookup((4,)), test_split, corrupted, (3, 4, 5, 36), **where)
+    assert (found.images, left_out) == (3, [3, 4, 5, 36])

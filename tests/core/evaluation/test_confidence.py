@@ -216,6 +216,7 @@ def test_an_interrupted_evaluation_is_as_sure_as_a_whole_one(
         )  # fmt: skip
 
     whole = run()
+    (tmp_path / "r.json.partial").unlink()
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=8)
     again = run()

@@ -131,3 +131,24 @@ def test_no_evaluation_on_other_images_takes_the_place_of_another(tmp_path: Path
         "eval-c-9-images-2.json": pytest.approx(0.6), "eval-c-9-images-3.json": pytest.approx(0.7),
         "eval-c-9-images.json": pytest.approx(0.8), "eval-c.json": pytest.approx(0.9),
     }  # fmt: skip
+
+
+def test_none_of_lower_precision_or_calibrated_takes_the_place_of_one_on_other_images(tmp_path: Path) -> None:
+    path = tmp_path / "eval-c.json"
+    save_whole(evaluation(0.5), path)
+    for accuracy, excluded in ((0.6, ()), (0.7, (1,))):
+        save_whole(evaluation(accuracy, excluded, precision="bfloat16"), path)
+    assert contents(tmp_path) == {
+        "eval-c-bfloat16-10-images.json": pytest.approx(0.6), "eval-c-bfloat16.json": pytest.approx(0.7),
+        "eval-c.json": pytest.approx(0.5),
+    }  # fmt: skip
+    calibrated = tmp_path / "b" / "eval-c-calibrated.json"
+    calibrated.parent.mkdir()
+    save_whole(evaluation(0.5, (1, 2), calibrated={"temperature": 2.0}), calibrated)
+    save_whole(evaluation(0.6, (3,), calibrated={"temperature": 3.0}), calibrated.with_name("eval-c.json"))
+    _, notes = save_whole(evaluation(0.6, (3,)), calibrated.with_name("eval-c.json"))
+    assert notes == ["eval-c-calibrated-9-images.json keeps the calibrated evaluation"]
+    assert contents(calibrated.parent) == {
+        "eval-c-calibrated-9-images.json": pytest.approx(0.6), "eval-c-calibrated.json": pytest.approx(0.5),
+        "eval-c.json": pytest.approx(0.6),
+    }  # fmt: skip

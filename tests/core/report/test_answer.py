@@ -131,12 +131,19 @@ def test_the_answer_leads_the_page_and_the_markdown(tmp_path: Path, monkeypatch:
     assert to_markdown(blocks).endswith("**\\<b\\>**\n")
 
 
-def test_the_baseline_beside_a_run_is_compared_with_it(tmp_path: Path) -> None:
+def test_the_baseline_beside_a_run_is_compared_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, "baseline", "rotation", "augmix")
     assert beside_baseline(tmp_path / "augmix-s1") == (
         f"+9.10 points over the baseline {tmp_path / 'baseline-s1'}, mean over the 19 corruptions; one seed "
         "cannot show whether that exceeds the noise"
     )
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "augmix-s1")
+    monkeypatch.chdir(tmp_path / "augmix-s1")
+    for way in (Path(), tmp_path / "elsewhere" / "link"):
+        assert beside_baseline(way).startswith(f"+9.10 points over the baseline {tmp_path / 'baseline-s1'}, ")
     assert beside_baseline(tmp_path / "baseline-s1") == "", "it is the baseline"
     assert beside_baseline(tmp_path / "nowhere") == ""
     other = make_run(tmp_path / "other", tasks=("ir",), seed=1, depth=10)

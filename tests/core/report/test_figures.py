@@ -56,6 +56,15 @@ def test_figures_of_damaged_and_diverged_runs(
     assert "λ of ir" not in figures["figure-2b"].alt
 
 
+def test_the_weight_of_the_consistency_loss_is_drawn_too(tmp_path: Path) -> None:
+    make_run(tmp_path / "baseline", excluded=0)
+    run = make_run(tmp_path / "jsd", weighting="automl", augment="augmix", tune_jsd=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line | {"lambda/jsd": 12 + line["step"] / 1000} for line in lines]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert "λ of jsd ends at 12." in draw(study(tmp_path), "x-")["figure-2b"].alt
+
+
 def test_pictures_say_which_runs_were_not_evaluated_alike_and_which_never_tuned(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline", excluded=0, origin="generated")
     make_run(tmp_path / "automl", tasks=FOUR, weighting="automl", origin="generated")
