@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rsslcli.core.data.corrupted import CorruptedSet
-    from rsslcli.core.data.store import Split
+    from rsslcli.core.data.store import Dataset, Split
     from rsslcli.core.evaluation.calibration import Calibration
     from rsslcli.core.evaluation.result import Evaluation
     from rsslcli.core.networks.network import Network
@@ -119,7 +119,7 @@ def eval_c(
             classifier.classes, classifier.fc.out_features, data.test.classes, name,
             by_position=classes_by_position, note=notes.append,
         )  # fmt: skip
-        excluded = _excluded(trained, corrupted, same_images_as, leave_out_validation, notes.append)
+        excluded = _excluded(trained, data, corrupted, same_images_as, leave_out_validation, notes.append)
         about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(classifier))
         calibration, left_out = _calibrate(
             calibrate, classifier, data.test, corrupted, excluded, note=notes.append,
@@ -179,15 +179,18 @@ def _set_up(device: str | None, precision: str, note: Callable[[str], None]) -> 
 
 def _excluded(
     trained: Trained | None,
+    data: Dataset,
     corrupted: CorruptedSet,
     same_images_as: Path | None,
     leave_out_validation: bool,
     note: Callable[[str], None],
 ) -> list[int]:
     """The source images to leave out."""
-    from rsslcli.core.evaluation.fairness import images_to_leave_out
+    from rsslcli.core.evaluation.fairness import images_to_leave_out, notes_on_data
     from rsslcli.core.weights.checkpoint import load_checkpoint
 
+    for text in notes_on_data(trained, data) if trained else ():
+        note(text)
     rival = of_rival = None
     if same_images_as is not None:
         rival = load_checkpoint(same_images_as)

@@ -23,6 +23,7 @@ from rsslcli.core.evaluation import accuracy as evaluation
 from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation, AdaptationMethod
 from rsslcli.core.evaluation.class_names import carried_names, match_classes, networks_in
+from rsslcli.core.evaluation.fairness import note_on_tuning, notes_on_data
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.networks.names import allow_network
@@ -295,6 +296,10 @@ def evaluate(
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
     place = device if device is not None else tensor.device if tensor is not None else "cpu"
     tuned = {index for network in networks_in(model) for index in network.excluded}
+    runs = [each.checkpoint for each in model.modules() if isinstance(each, Classifier) and each.checkpoint]
+    doubts = [text for run in runs for text in notes_on_data(run, data)]
+    if any(run.excluded and run.validation_data != corrupted.identity for run in runs):
+        doubts.append(note_on_tuning(corrupted))
     with _evaluating(model):
         with _inputs_of(networks_in(model)) as inputs:
             target, scores = _scores_of_one(model, place, data.size, precision)
@@ -324,7 +329,7 @@ def evaluate(
             precision=precision,
             foreign=not any(network.classes for network in networks_in(model)),
             about={"dataset": dataset} | ({"classes_by_position": True} if classes_by_position else {}),
-            notes=_notes_on_inputs(inputs),
+            notes=[*doubts, *_notes_on_inputs(inputs)],
             progress=progress,
         )
     for text in result.notes:

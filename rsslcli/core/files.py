@@ -3,9 +3,10 @@
 import json
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,12 +97,30 @@ def other_runs(path: Path) -> str:
     return f"choose from {', '.join(sorted(map(str, runs.values())))}" if few else ""
 
 
+class _Quiet:
+    """How many threads are in `quietly`, and the filters of before; `warnings` knows nothing of threads."""
+
+    lock = threading.Lock()
+    threads = 0
+    filters: AbstractContextManager[Any] = nullcontext()
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress the warnings that libraries print while they parse damaged files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Suppress the warnings that libraries print while they parse damaged files, in all threads."""
+    with _Quiet.lock:
+        if not _Quiet.threads:
+            _Quiet.filters = warnings.catch_warnings()
+            _Quiet.filters.__enter__()
+            warnings.simplefilter("ignore")
+        _Quiet.threads += 1
+    try:
         yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.threads -= 1
+            if not _Quiet.threads:
+                _Quiet.filters.__exit__(None, None, None)
 
 
 def remove(path: Path) -> None:

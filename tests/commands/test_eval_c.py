@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from synthetic import make_run
 
+import rsslcli
 from rsslcli.commands.console import spell_options
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.evaluation_tables import _adapted_table, _summary, _table
@@ -65,6 +66,28 @@ def test_leave_out_validation(home: Path) -> None:
     torch.save(WideResNet(10, 1).state_dict(), home / "w.pt")
     command = "eval-c w.pt --dataset mine --classes-by-position --leave-out-validation"
     refuse(command, cwd=home, match="weights from elsewhere have no seed .*: use --same-images-as")
+
+
+def test_a_run_is_not_silently_tested_on_what_it_may_have_seen(home: Path, here: Here) -> None:
+    """The data set was prepared again since the training: both ways to evaluate tell, and the result too."""
+    save_run(home / "earlier", CONFIG, excluded=(3, 5))
+    run = load_checkpoint(home / "earlier")
+    old = dataclasses.replace(run, train_data="of before", validation_data="of before")
+    save_checkpoint(home / "earlier" / "checkpoint.pt", old)
+    code, _, err = here("eval-c earlier --corruptions fog")
+    assert code == 0, err
+    result = json.loads((home / "earlier" / "eval-c-partial.json").read_text())
+    seen = "mine has other training images than those that this run saw, which may be among its test"
+    tuned = "λ was tuned on another corrupted set than "
+    for text in (seen, tuned):
+        assert f"note: {text}" in err
+        assert any(text in note for note in result["notes"])
+    with pytest.warns(UserWarning, match="this run saw|was tuned") as warned:
+        found = rsslcli.evaluate(
+            rsslcli.load_classifier(home / "earlier"), "mine", data_dir=home / "data", corruptions=["fog"]
+        )
+    assert found.notes == tuple(str(each.message) for each in warned)
+    assert [note.replace(f"{home}/", "") for note in found.notes] == result["notes"]
 
 
 def test_precision(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,10 @@ def test_damaged_images_stop_the_preparation_or_are_left_out(home: Path, here: H
     for path in damaged:
         path.write_bytes(path.read_bytes()[:99])
     command = f"prepare-data --dataset partial --source {tmp_path / 'images'} --data-dir {tmp_path / 'data'}"
-    hint = "replace or remove them, or go on without with `rssl prepare-data --skip-damaged`"
+    hint = (
+        "replace or remove them, or go on without with `rssl prepare-data --dataset partial --source "
+        rf"{tmp_path / 'images'} --skip-damaged --data-dir {tmp_path / 'data'}`"
+    )
     here.refuse(command, rf"cannot decode 2 of 200 images: .*{damaged[0].name}.*{damaged[1].name}.*: {hint}$")
     assert not (tmp_path / "data" / "partial" / "prepared.json").exists()
 

@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, NamedTuple
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.errors import RsslError, UserError
 
+_UTF_8 = 0x800  # the flag of a zip member whose name says its encoding
 MAX_HEADER_BYTES = 2**20
 MAX_MEMBERS = 2_000_000  # of an archive, folders and other files included
 MAX_NAME_BYTES = 2**29  # of all names and link targets together
@@ -148,6 +149,9 @@ def _zip_members(source: Path) -> Iterator[Member]:
         slashes = any("/" in member.filename for member in members)
         for member in members:
             name = member.filename
+            if not member.flag_bits & _UTF_8 and not name.isascii():
+                with suppress(UnicodeError):  # zipfile takes what states no encoding for cp437
+                    name = name.encode("cp437").decode()
             # Some Windows programs separate folders with "\". In other archives that contain folders, it is
             # an ordinary character.
             if "/" not in name and (member.create_system == 0 or not slashes):

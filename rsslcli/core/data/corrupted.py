@@ -205,7 +205,8 @@ def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
 
 def aligned(corrupted: CorruptedSet, test: Split) -> bool:
     """Whether image i of every cell is of image i of `test`, by the labels and by what an import saw."""
-    seen = read_json(corrupted.folder / IMPORTED).get("in_order", True)
+    folder = corrupted.folder
+    seen = (folder / GENERATED).exists() or read_json(folder / IMPORTED).get("in_order", True)
     return bool(seen) and np.array_equal(corrupted.labels, test.labels[: corrupted.images_per_cell])
 
 

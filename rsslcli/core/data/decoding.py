@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ MAX_FILE_BYTES = 64 * 2**20  # of an image file; an uncompressed 20-megapixel ph
 _NEAR = 4  # larger images are averaged down to about this many times the side before resampling
 #: Raster formats that Pillow decodes by itself; PostScript, for example, would run another program.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+#: Held by the thread that has turned stderr off.
+_STDERR = threading.Lock()
 # Pillow logs warnings about damaged images; without a handler they would reach the terminal.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -122,20 +125,22 @@ def _scaled(image: Image.Image, side: int) -> Image.Image:
 @contextmanager
 def _muted_libtiff(image: Image.Image) -> Iterator[None]:
     """Silence libtiff, which writes messages about damaged images straight to the stderr descriptor."""
-    kept = None
-    if image.format == "TIFF":
-        with suppress(OSError):  # stderr is closed
-            kept = os.dup(2)
-    if kept is None:
+    if image.format != "TIFF":
         yield
         return
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with _STDERR:  # which is the whole process's
+        kept = None
+        with suppress(OSError):  # stderr is closed
+            kept = os.dup(2)
+        try:
+            if kept is not None:
+                with Path(os.devnull).open("wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            if kept is not None:
+                os.dup2(kept, 2)
+                os.close(kept)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

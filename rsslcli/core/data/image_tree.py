@@ -108,7 +108,9 @@ def tree_fingerprint(source: Path, *, size: int = DEFAULT_SIZE, resize: bool = T
             for classes in find_layout(open_tree(source)).files.values():
                 for image in (image for images in classes.values() for image in images):
                     status = Path(str(image.key)).stat()
-                    described.append((image.parts, status.st_size, status.st_mtime_ns))
+                    # A file that takes the place of another may have its size and time.
+                    state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                    described.append((image.parts, *state))
     content: tuple[object, ...] = TREE_VERSION, resize, sorted(described, key=repr)
     if size != DEFAULT_SIZE:
         content = (*content, size)

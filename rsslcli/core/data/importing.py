@@ -1,6 +1,7 @@
 """Import a corrupted test set: stage a copy, check it, then replace the existing set."""
 
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def import_corrupted(
         if present is None:
             record["files"] = _stage(found, count, scratch, progress)
         corrupted = present or open_corrupted(scratch, folder.name)
-        is_old = present is not None and _is_of_others(folder, test)
+        is_old = _is_of_others(folder, test) and (present is not None or _repeats(folder, found, record))
         record["in_order"] = _check(corrupted, test, source, note, is_old=is_old)
         if found.one_label_each:
             note(f"labels.npy in {source} has one label per image, used for all five severities")
@@ -165,6 +166,21 @@ def _is_of_others(folder: Path, test: Split) -> bool:
     return bool(read_json(folder / IMPORTED).get("test", test.checksum) != test.checksum)
 
 
+def _repeats(folder: Path, found: _Found, record: Mapping[str, Any]) -> bool:
+    """Whether a source is that of the set in `folder`: by its name, or by the images that both have."""
+    if read_json(folder / IMPORTED).get("origin") == record["origin"]:
+        return True
+    try:
+        present = open_corrupted(folder, folder.name)
+    except UserError:
+        return False
+    name = next((name for name in found.names if name in present.names), None)
+    count = min(present.images_per_cell, found.available)
+    if name is None or present.size != found.size:
+        return False
+    return np.array_equal(present.cell(name, SEVERITIES[0])[:count], next(iter(found.blocks(name, count))))
+
+
 def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note, *, is_old: bool) -> bool:
     """Raise UserError if the labels are wrong; otherwise note what they mean, and doubtful images.
 
@@ -187,7 +203,7 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note, *, is
     note(f"labels of {source}: {describe_classes(test.classes)}; {verdict}")
     if not ordered and aligned(corrupted, test):  # which the labels alone do not show
         note(f"{source} has the test images in another order: they cannot be paired with the clean ones")
-    for text in note_on_cells(corrupted, test, source):
+    for text in note_on_cells(corrupted, test, source, in_order=ordered):
         note(text)
     return ordered
 

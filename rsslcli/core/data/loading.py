@@ -72,7 +72,8 @@ def generate_corruptions(
     made = _made(dataset)
     if limit is None and dataset.name == EMBEDDED:
         limit = max((count for count, _ in made.values()), default=EMBEDDED_LIMIT)
-    present = any((folder / f"{name}.npy").exists() for name in CORRUPTIONS)
+    # Files without labels are what an interrupted import leaves.
+    present = (folder / "labels.npy").exists() and any((folder / f"{c}.npy").exists() for c in CORRUPTIONS)
     if present and not (folder / GENERATED).exists():
         raise UserError(
             f"{folder} holds a corrupted test set that was not generated: move it away to generate one there"

@@ -141,10 +141,11 @@ def _disagreeing(wrong: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) ->
     return np.flatnonzero(np.bincount(groups, weights=wrong) > np.maximum(1, _TOLERATED * counts))
 
 
-def note_on_cells(corrupted: CorruptedSet, test: Split, source: Path) -> list[str]:
+def note_on_cells(corrupted: CorruptedSet, test: Split, source: Path, *, in_order: bool = True) -> list[str]:
     """Notes on images that are not corrupted as their place says, from a sample of every cell.
 
-    They call the set `source`.
+    They call the set `source`. `in_order`: unless its labels say otherwise, its images are in the order of
+    `test`.
 
     A cell is told if most of its images are clean test images, pixel for pixel. The severities are told if in
     most corruptions every severity is nearer to the clean images than the one before.
@@ -152,7 +153,7 @@ def note_on_cells(corrupted: CorruptedSet, test: Split, source: Path) -> list[st
     count = corrupted.images_per_cell
     chosen = np.unique(np.linspace(0, count - 1, min(count, _PER_CELL)).astype(np.int64))
     clean = {hashlib.sha256(image).digest() for image in np.ascontiguousarray(test.images)}
-    paired = test.images[chosen].astype(np.int16) if aligned(corrupted, test) else None
+    paired = test.images[chosen].astype(np.int16) if in_order and aligned(corrupted, test) else None
     unchanged, falling = [], []
     for name in corrupted.names:
         distances = []

@@ -21,6 +21,7 @@ from rsslcli.core.data.store import (
     Arrays,
     Dataset,
     dataset_folder,
+    is_prepared,
     load_dataset,
     save_split,
 )
@@ -83,7 +84,7 @@ def prepare(
     Without a source, `shapes` is drawn and `cifar10` and `cifar100` are downloaded; any other name needs one.
     The content of the source decides what it is. Nothing is done if the data set is already prepared from the
     same source with the same options, or if it is prepared at all and neither is given. An embedded data set
-    that an earlier version drew is drawn anew.
+    that an earlier version drew is drawn anew. The caller holds the lock of the data set's folder.
 
     Args:
         name: the data set.
@@ -112,13 +113,17 @@ def prepare(
     if source is not None and is_corrupted_set(source):
         if size is not None:
             raise UserError("size: a corrupted set has the size of the data set that it is for")
+        if name == EMBEDDED:
+            raise UserError("shapes has a corrupted set of its own: choose the data set that yours is for")
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
+    for unfinished in folder.glob(".*.part"):  # left by a killed process
+        remove(unfinished)
     record = _read_record(folder)
     present = _load_or_none(data_dir, name)
     recorded = _notes(record) if present else []
     if size is None:
-        size = present.size if present else DEFAULT_SIZE
+        size = present.size if present else _recorded_size(record)
     unchanged = present is not None and present.size == size and not _is_outdated(name, record)
     if present and unchanged and source is None and limit is None and resize:
         kind = str(record.get("kind", "prepared before"))
@@ -168,6 +173,11 @@ def _mend_stale(dataset: Dataset) -> str:
 def _prepare_corrupted(
     name: str, data_dir: Path, source: Path, limit: int | None, progress: Progress
 ) -> Prepared:
+    if not is_prepared(data_dir, name):
+        raise UserError(
+            f"{source} is a corrupted test set, by the names of its files: prepare the clean images of "
+            f"{name!r} first"
+        )
     dataset = load_dataset(data_dir, name)
     notes: list[str] = []
     corrupted, changed = import_corrupted(
@@ -193,7 +203,7 @@ def _recognize(
     if size != DEFAULT_SIZE and (official or name == EMBEDDED):
         raise UserError(
             f"size: {official or name} has images of {DEFAULT_SIZE}x{DEFAULT_SIZE} pixels, with no more "
-            f"to see at {size}x{size}: leave `size` out, or give images of your own"
+            f"to see at {size}x{size}: give `size` {DEFAULT_SIZE}, or images of your own"
         )
     if name == EMBEDDED:
         if source is not None:
@@ -267,9 +277,14 @@ def _notes(record: dict[str, Any]) -> list[str]:
         examples = record.get(f"{kind}_examples")
         if isinstance(count, int) and 0 < count <= MAX_IMAGES:
             known = examples[0] if isinstance(examples, list) and examples else "one of unknown name"
-            side = record.get("size") if record.get("size") in SIZES else DEFAULT_SIZE
+            side = _recorded_size(record)
             notes.append(text.format(count=count, example=sanitize(known, 300), size=f"{side}x{side}"))
     return notes
+
+
+def _recorded_size(record: Mapping[str, Any]) -> int:
+    """The recorded height and width of the images; 32 if unknown."""
+    return next((size for size in SIZES if size == record.get("size")), DEFAULT_SIZE)
 
 
 def _recorded_source(record: dict[str, Any]) -> Path | None:

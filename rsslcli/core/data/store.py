@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.data.place import prepare_command
-from rsslcli.core.errors import RsslError, UserError, nearest, rssl_command, sanitize
+from rsslcli.core.errors import RsslError, UserError, nearest, sanitize
 from rsslcli.core.files import quietly, replacing
 
 Images = npt.NDArray[np.uint8]
@@ -162,6 +162,7 @@ def load_split(path: Path) -> Split:
     Raises:
         UserError: the file is missing, damaged or not a prepared split.
     """
+    again = prepare_command(path.parent.name, path.parent.parent)
     try:
         with quietly(), path.open("rb") as opened:
             _check_archive(opened)
@@ -175,11 +176,11 @@ def load_split(path: Path) -> Split:
         if split.checksum != metadata["checksum"]:
             raise ValueError("the checksum does not match")
     except FileNotFoundError:
-        raise UserError(f"no split at {path}: run `rssl prepare-data`") from None
+        raise UserError(f"no split at {path}: run `{again}`") from None
     except Exception as error:  # NumPy and zipfile raise almost anything on damaged and foreign files
         reason = sanitize(str(error) or type(error).__name__)
         raise UserError(
-            f"{path} is damaged or not a prepared split ({reason}): delete it and run `rssl prepare-data`"
+            f"{path} is damaged or not a prepared split ({reason}): delete it and run `{again}`"
         ) from error
     return split
 
@@ -280,16 +281,15 @@ def check_image_size(trained: int | None, size: int, dataset: str) -> None:
         dataset: the name of the data set.
     """
     if trained not in (None, size):
-        command = rssl_command("prepare-data", dataset=dataset, size=trained, source="PATH")
         raise UserError(
             f"the network was trained on images of {trained}x{trained} pixels, and {dataset!r} has "
-            f"{size}x{size}: prepare it in that size with `{command}`"
+            f"{size}x{size}: prepare a data set with `size` {trained}"
         )
 
 
 def check_prepared(data_dir: Path, name: str) -> None:
     """Raise UserError, suggesting the nearest name, unless the data set `name` is prepared in `data_dir`."""
-    if _is_complete(dataset_folder(data_dir, name)):
+    if is_prepared(data_dir, name):
         return
     public = name in {"cifar10", "cifar100", EMBEDDED}
     near = None if public else nearest(name, [*prepared_datasets(data_dir), EMBEDDED])
@@ -336,6 +336,11 @@ def class_balanced_subset(
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     # Take the images of rank 0 of all classes, then those of rank 1, and so on.
     return np.sort(order[np.argsort(rank, kind="stable")[:size]]).astype(np.int64)
+
+
+def is_prepared(data_dir: Path, name: str) -> bool:
+    """Whether the data set `name` has both splits in `data_dir`, which may be damaged."""
+    return _is_complete(dataset_folder(data_dir, name))
 
 
 def _is_complete(folder: Path) -> bool:

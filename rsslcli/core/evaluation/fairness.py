@@ -12,6 +12,7 @@ from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.files import read_evaluation
 
 if TYPE_CHECKING:
+    from rsslcli.core.data.store import Dataset
     from rsslcli.core.weights.checkpoint import Checkpoint
 
 
@@ -52,15 +53,30 @@ def images_to_leave_out(
             continue
         excluded |= set(run.excluded)
         if run.validation_data != corrupted.identity:
-            note(
-                f"{whose} was tuned on another corrupted set than {corrupted.folder}; "
-                "the images with the same numbers are left out all the same"
-            )
+            note(note_on_tuning(corrupted, whose))
     if leave_out_validation and trained and not trained.config.automl:
         excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
     if rival and not rival.excluded and of_rival:
         excluded |= _left_out_of(of_rival)
     return sorted(excluded)
+
+
+def note_on_tuning(corrupted: CorruptedSet, whose: str = "λ") -> str:
+    """The note on a run whose λ was tuned on other corrupted images."""
+    return (
+        f"{whose} was tuned on another corrupted set than {corrupted.folder}; "
+        "the images with the same numbers are left out all the same"
+    )
+
+
+def notes_on_data(run: Checkpoint, data: Dataset) -> list[str]:
+    """A note if the data set of a run has had other training images since, which may be test images now."""
+    if run.config.dataset != data.name or run.train_data in ("", data.train.checksum):
+        return []
+    return [
+        f"{data.name} has other training images than those that this run saw, which may be among its test "
+        "images now: train again, or prepare the earlier images again"
+    ]
 
 
 def _left_out_of(path: Path) -> set[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +152,18 @@ def test_photographs_of_weather_are_no_corrupted_set(tmp_path: Path) -> None:
         save(tmp_path / "weather" / name / "b.png", pixels(2))
     assert not is_corrupted_set(tmp_path / "weather")
     assert is_image_tree(tmp_path / "weather")
+
+
+def test_reading_in_threads_keeps_stderr_and_the_warnings(
+    clean: Path, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """TIFF files are read with stderr turned off, and every file without warnings."""
+    for path in [*source.rglob("*.png")]:
+        Image.open(path).save(path.with_suffix(".tif"))
+        path.unlink()
+    prepare("toy", tmp_path / "data", source=clean, size=SIZE)
+    filters = list(warnings.filters)
+    prepare("toy", tmp_path / "data", source=source)
+    assert warnings.filters == filters
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"

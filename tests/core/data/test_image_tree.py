@@ -453,6 +453,18 @@ def test_backslashes_separate_folders_in_archives_from_windows(tmp_path: Path, s
     assert (len(train.labels), len(test.labels), notes) == (10, 10, [])
 
 
+def test_a_zip_without_an_encoding_is_read_as_utf_8_if_it_can_be(tmp_path: Path) -> None:
+    """As that of macOS is; zipfile alone takes such names for those of DOS."""
+    path = tmp_path / "t.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for index, name in enumerate([*classes("train/"), *classes("test/")]):
+            archive.writestr(name.replace("ant", "a_nt"), picture(index))
+    # "é" in UTF-8 has two bytes, and so no other length changes; the flag is not set.
+    path.write_bytes(path.read_bytes().replace(b"a_nt", "ént".encode()).replace(b"bee", b"b\x82e"))
+    train, *_ = read(path)
+    assert train.classes == ("bée", "ént"), "in DOS, byte 82 is é"
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_backslash_in_a_name_from_elsewhere_is_no_separator(tmp_path: Path, suffix: str) -> None:
     root = write(tmp_path / "tree", *classes(), "ant/back\\slash.png", "a\\b.txt")
@@ -658,3 +670,17 @@ def test_the_fingerprint_covers_what_links_and_subfolders_give(tmp_path: Path) -
         assert tree_fingerprint(root) != before
         before = tree_fingerprint(root)
     assert is_image_tree(root)
+
+
+def test_files_that_change_places_change_the_fingerprint(tmp_path: Path) -> None:
+    """Also those of one size and date, as of bitmaps from an archive."""
+    root = write(tmp_path / "tree", *classes())
+    one, other = root / "ant/0.png", root / "bee/0.png"
+    other.write_bytes(one.read_bytes()[::-1])
+    for path in (one, other):
+        os.utime(path, (1, 1))
+    before = tree_fingerprint(root)
+    aside = one.rename(root / "aside")
+    other.rename(one)
+    aside.rename(other)
+    assert tree_fingerprint(root) != before

@@ -17,12 +17,15 @@ from rsslcli.core.data.corrupted import CorruptedSet, aligned, open_corrupted, w
 from rsslcli.core.data.corrupted_source import CorruptedSource, is_corrupted_set
 from rsslcli.core.data.image_tree import read_image_tree
 from rsslcli.core.data.importing import find_imported, import_corrupted
+from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.store import Images, Labels, Split, make_split
 from rsslcli.core.errors import RsslError, UserError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 NAMES = ("gaussian_noise", "fog", "saturate")
 COUNT = 60
+#: How gray images are at each severity.
+GRAY = (0.1, 0.3, 0.5, 0.7, 0.9)
 #: How names of numbers sort.
 NUMBERS = ("1", "10", "2", "3", "4", "5", "6", "7", "8", "9")
 
@@ -554,6 +557,43 @@ def test_another_order_within_the_classes_is_seen_where_labels_do_not_show_it(
     assert "has the test images in another order: they cannot be paired with the clean ones" in notes[-1]
     import_corrupted(turned, target, test=test)  # once more: it is there already
     assert not aligned(open_corrupted(target, "toy"), test)
+
+
+def test_a_set_in_another_order_is_not_compared_with_images_that_it_does_not_show(
+    tmp_path: Path, target: Path
+) -> None:
+    """The grayer it is, the nearer an image is to any other one."""
+    labels = np.zeros(COUNT, np.int64)
+    test = make_split(pictures(COUNT), labels, ("a",))
+    source = write_set(tmp_path / "turned", np.roll(test.images, 1, 0), labels)
+    blocks = [(np.roll(test.images, 1, 0) * (1 - gray) + 115 * gray).astype(np.uint8) for gray in GRAY]
+    distances = [float(np.abs(block - test.images.astype(float)).mean()) for block in blocks]
+    assert distances == sorted(distances, reverse=True)
+    for path in source.glob("*.npy"):
+        if path.name != "labels.npy":
+            write_blocks(path, iter(blocks))
+    notes: list[str] = []
+    found, _ = import_corrupted(source, target, test=test, note=notes.append)
+    assert "in another order" in notes[1]
+    assert len(notes) == 2
+    (found.folder / "downloaded.json").unlink()  # which knows the order
+    assert "in reverse order" in note_on_cells(found, test, source)[0]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_part_of_a_set_for_other_test_images_is_not_taken_for_a_set_of_these(
+    source: Path, target: Path, tmp_path: Path, copied: bool
+) -> None:
+    """Nor the whole after it: the images of before do not become those of now by a limit."""
+    test = make_split(pictures(COUNT), np.arange(COUNT) % 10, tuple("abcdefghij"))
+    import_corrupted(source, target, test=test)
+    other = make_split(pictures(COUNT, seed=9), test.labels, test.classes)
+    again = shutil.copytree(source, tmp_path / "copy") if copied else source
+    before = content(target)
+    for limit in (9, None):
+        with pytest.raises(UserError, match="was imported for the test images of before"):
+            import_corrupted(again, target, test=other, limit=limit)
+        assert content(target) == before
 
 
 def test_a_set_of_other_images_is_taken_with_a_note(tmp_path: Path, target: Path, test: Split) -> None:

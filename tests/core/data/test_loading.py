@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsslcli.core.data.corrupted import open_corrupted
+from rsslcli.core.data.corrupted import check_source, open_corrupted
 from rsslcli.core.data.loading import generate_corruptions
 from rsslcli.core.data.store import Dataset, make_split
 from rsslcli.core.errors import UserError
@@ -66,6 +66,19 @@ def test_a_set_of_other_test_images_is_replaced(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, seed=1)
     generate_corruptions(dataset, limit=2, names=["contrast"])
     assert names_and_count(dataset) == (("contrast",), 2)
+
+
+def test_a_generated_set_takes_the_place_of_what_an_import_left(tmp_path: Path) -> None:
+    """Files without labels after an interruption, or the record of a set that was moved away."""
+    dataset = make_dataset(tmp_path)
+    folder = dataset.corrupted_folder
+    folder.mkdir(parents=True)
+    np.save(folder / "fog.npy", np.zeros((5, 32, 32, 3), np.uint8))
+    (folder / "downloaded.json").write_text('{"in_order": false}')
+    generate_corruptions(dataset, names=["fog"])
+    found = open_corrupted(folder, "mine")
+    assert (found.names, found.images_per_cell) == (("fog",), COUNT)
+    check_source(found, dataset)
 
 
 @pytest.mark.parametrize("limit", [0, -1, -COUNT])

@@ -162,6 +162,26 @@ def test_interruption_leaves_nothing_that_looks_complete(
     assert prepare("folder", data, source=tree, limit=3).changed
 
 
+@pytest.mark.parametrize("how", ["damaged", "interrupted"])
+def test_a_data_set_keeps_its_size_where_it_is_lost(tree: Path, data: Path, how: str) -> None:
+    """And what a killed process has left is removed."""
+    prepare("folder", data, source=tree, size=64)
+    if how == "damaged":
+        (data / "folder" / "test.npz").write_bytes(b"damaged")
+    else:
+        (data / "folder" / "test.npz").unlink()
+        (data / "folder" / ".train.npz.node-1.part").touch()
+    assert prepare("folder", data, source=tree).dataset.size == 64
+    assert not [*(data / "folder").glob(".*")]
+
+
+def test_shapes_keeps_the_corrupted_set_of_its_own(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    np.save(tmp_path / "c" / "labels.npy", np.zeros(5, np.uint8))
+    with pytest.raises(UserError, match="shapes has a corrupted set of its own"):
+        prepare("shapes", data, source=tmp_path / "c")
+
+
 def test_failed_reading_leaves_the_old_data_set(tree: Path, data: Path) -> None:
     prepare("folder", data, source=tree)
     before = state(data)
@@ -223,7 +243,7 @@ def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:
     labels = np.tile([0, 1, 2], 4)
     write_blocks(source / "fog.npy", (np.full((12, 32, 32, 3), severity, np.uint8) for severity in range(5)))
     np.save(source / "labels.npy", np.tile(labels, 5))
-    with pytest.raises(UserError, match="no prepared data set 'folder'"):
+    with pytest.raises(UserError, match="prepare the clean images of 'folder' first"):
         prepare("folder", data, source=source)
 
     prepare("folder", data, source=tree)

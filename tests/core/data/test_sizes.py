@@ -210,7 +210,7 @@ def test_a_network_is_evaluated_at_the_size_at_which_it_trained(tmp_path: Path) 
     assert evaluate(network, data.test, corrupted, device=CPU).images == 6
     small = make_data(tmp_path / "small", 32)
     where = small.test, open_corrupted(small.corrupted_folder, "mine")
-    message = r"trained on images of 64x64 pixels, and 'mine' has 32x32: .*--dataset mine --size 64"
+    message = r"trained on images of 64x64 pixels, and 'mine' has 32x32: prepare a data set with `size` 64"
     with pytest.raises(UserError, match=message):
         evaluate(network, *where, device=CPU, about={"dataset": "mine"})
     with pytest.raises(UserError, match=message):
