@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "rsslcli"
 MAX_CORE_MODULES = 16  # beside the rooms
-MAX_MODULE_LINES = 410
+MAX_MODULE_LINES = 415
 MAX_FUNCTION_LINES = 80
 MAX_PACKED = 20  # assignments such as `a, b = x, y`
 MAX_README_WORDS = 1200

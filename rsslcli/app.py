@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.main
 
-from rsslcli.commands.console import IS_MAIN_RANK, err, out, set_option_names, spell_options
+from rsslcli.commands.console import IS_FIRST_HERE, IS_MAIN_RANK, err, out, set_option_names, spell_options
 from rsslcli.commands.demo import demo
 from rsslcli.commands.eval_c import eval_c
 from rsslcli.commands.export import export
@@ -129,7 +129,8 @@ def main() -> None:
             _fail(f"cannot write to stdout: {failure.strerror or failure}; all files are saved", 1)
         sys.exit(code)
     except RsslError as error:
-        if not IS_MAIN_RANK and isinstance(error, UserError | InterruptedTrainingError | LostRankError):
+        told = isinstance(error, InterruptedTrainingError | LostRankError) and not IS_MAIN_RANK
+        if told or (isinstance(error, UserError) and not IS_FIRST_HERE):
             sys.exit(error.exit_code)  # the first rank says the same
         message = spell_options(str(error))
         about_option = isinstance(error, UserError) and message.startswith("--")

@@ -24,6 +24,8 @@ from rsslcli.core.progress import Progress as ProgressCallback
 
 #: Whether this process prints; under `torchrun` only rank 0 does.
 IS_MAIN_RANK = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+#: The first rank of this machine; machines may hold other files.
+IS_FIRST_HERE = IS_MAIN_RANK or os.environ.get("LOCAL_RANK") == "0"
 
 
 #: Results go to stdout, everything else to stderr.

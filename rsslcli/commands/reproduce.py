@@ -85,6 +85,7 @@ def reproduce(
     add_task: _AddTask = None,
     task_file: options.TaskFile = None,
     config: options.ConfigFile = None,
+    network: options.TrainedNetwork = None,
     dataset: options.DatasetName = None,
     source: Annotated[
         str | None,
@@ -110,6 +111,7 @@ def reproduce(
         add_tasks=add_task or (),
         task_files=task_file or (),
         config=config,
+        network=network,
     )
     wanted = [cell for cell in cells if seeds is None or cell.config.seed < seeds]
     chosen = choose(wanted, _named(only) if only is not None else [])

@@ -29,6 +29,7 @@ from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.networks.names import allow_network
 from rsslcli.core.networks.network import Network
 from rsslcli.core.progress import Progress, silent
+from rsslcli.core.run_folder import RunFolder
 from rsslcli.core.runtime import autocast
 from rsslcli.core.training import loop as training
 from rsslcli.core.training.events import Event
@@ -210,7 +211,7 @@ def train(
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is an earlier one.
         RsslError: a file cannot be written.
     """
-    if not resume:
+    if not RunFolder(Path(output)).checkpoint.exists():
         check_effective(config)  # before loading the data, which takes a while
     dataset = load(config.dataset, _folder(data_dir))
     corrupted = load_corrupted(dataset) if config.automl else None

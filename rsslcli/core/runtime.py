@@ -37,12 +37,25 @@ def describe_device(device: torch.device) -> str:
 def set_precision(precision: str, device: torch.device, note: Callable[[str], object]) -> None:
     """Set how this process multiplies float32 on CUDA: in TF32, unless `precision` is "float32".
 
-    "bfloat16" also needs `autocast` around the computation; `note` is called if this device emulates it.
+    "bfloat16" also needs `autocast` around the computation; `note` is called if this device emulates it, or
+    has no TF32.
     """
     torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     if precision == "bfloat16" and _emulates_bfloat16(device):
         note("this device only emulates bfloat16: with `precision` float32 it is faster")
+    if precision == "tf32" and device.type != "cuda":
+        note("`precision` tf32 is for CUDA: this device computes in float32")
+
+
+@contextmanager
+def keeping_precision() -> Iterator[None]:
+    """After this context, float32 is multiplied on CUDA as before it, whatever `set_precision` said in it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:

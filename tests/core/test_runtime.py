@@ -17,6 +17,7 @@ from rsslcli.core.runtime import (
     autocast,
     derive_seed,
     describe_device,
+    keeping_precision,
     resolve_device,
     seeded_generator,
     set_precision,
@@ -62,6 +63,16 @@ def test_tf32_is_switched_for_matrices_and_convolutions() -> None:
 
 
 @pytest.mark.usefixtures("tf32_as_before")
+def test_precision_is_as_before_after_its_context() -> None:
+    for allowed in (True, False):
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+        with keeping_precision():
+            set_precision("float32" if allowed else "tf32", torch.device("cuda"), pytest.fail)
+            assert torch.backends.cudnn.allow_tf32 != allowed
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+@pytest.mark.usefixtures("tf32_as_before")
 @pytest.mark.parametrize(
     ("device", "machine", "knows", "emulates"),
     [
@@ -87,8 +98,12 @@ def test_bfloat16_that_is_emulated_is_told(
     for precision in ("float32", "tf32", "bfloat16"):
         notes: list[str] = []
         set_precision(precision, torch.device(device), notes.append)
-        assert len(notes) == (emulates and precision == "bfloat16")
-        assert all("`precision` float32 it is faster" in text for text in notes)
+        expected = []
+        if precision == "bfloat16" and emulates:
+            expected = ["this device only emulates bfloat16: with `precision` float32 it is faster"]
+        elif precision == "tf32" and device == "cpu":
+            expected = ["`precision` tf32 is for CUDA: this device computes in float32"]
+        assert notes == expected
 
 
 def test_autocast_that_is_not_asked_for_leaves_all_as_it_is() -> None:

@@ -71,7 +71,7 @@ class ImageSource:
         self.images = images
         self.device = device or torch.device("cpu")
         if isinstance(images, ChosenImages) and images.nbytes <= _room(self.device):
-            self.images = _moved(images, self.device)
+            self.images = _loaded(images, self.device)
         if isinstance(self.images, Tensor):
             self.device = self.images.device
         self.home = self.device if isinstance(self.images, Tensor) else torch.device("cpu")
@@ -89,10 +89,14 @@ class ImageSource:
         """The images at some indices, int64 (B,) on `home`: uint8 (B, H, W, 3) on the device."""
         if isinstance(self.images, Tensor):
             return self.images[chosen]
-        batch = torch.from_numpy(self.images.read(chosen.numpy()))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()  # so that the copy does not wait
-        return batch.to(self.device, non_blocking=True)
+        return moved(torch.from_numpy(self.images.read(chosen.numpy())), self.device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device, if it is not there; the host does not wait for a copy to CUDA."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _room(device: torch.device) -> float:
@@ -102,15 +106,15 @@ def _room(device: torch.device) -> float:
     return MAPPED_BYTES
 
 
-def _moved(images: ChosenImages, device: torch.device) -> Tensor:
+def _loaded(images: ChosenImages, device: torch.device) -> Tensor:
     """The images as a tensor on a device."""
     if device.type == "cpu":
         whole = images.whole
         return torch.from_numpy(images.read(np.arange(len(images))) if whole is None else whole)
     shape = (len(images), *images.arrays[0].shape[1:])
-    moved = torch.empty(shape, dtype=torch.uint8, device=device)
+    found = torch.empty(shape, dtype=torch.uint8, device=device)
     step = max(1, _CHUNK * len(images) // max(images.nbytes, 1))
     for start in range(0, len(images), step):
         part = np.arange(start, min(start + step, len(images)))
-        moved[start : start + step] = torch.from_numpy(images.read(part))
-    return moved
+        found[start : start + step] = torch.from_numpy(images.read(part))
+    return found

@@ -24,10 +24,11 @@ def clean_images(
 ) -> npt.NDArray[np.int64]:
     """The sorted indices of the clean test images to evaluate.
 
-    `excluded` applies to them only if they are the source images of `corrupted` in the same order.
+    `excluded` applies to them only if they are the source images of `corrupted` in the same order, or if that
+    is None, and so cannot tell.
     """
     every = np.arange(len(test.labels))
-    if corrupted is None or not aligned(corrupted, test):
+    if corrupted is not None and not aligned(corrupted, test):
         return every
     return np.setdiff1d(every, np.asarray(excluded, np.int64))
 

@@ -187,7 +187,9 @@ def _make_deterministic(trunk: nn.Module) -> None:
 
 
 def _check(network: Backbone, name: str, image_size: int) -> None:
-    """Raise UserError unless a training pass maps images to features and draws no random numbers."""
+    """Raise UserError unless checkpoints hold it, and a training pass gives features and draws nothing."""
+    if reason := _not_saved(network):
+        raise UserError(f"network {name} cannot be saved and read again: {reason}")
     shape = (2, 3, image_size, image_size)
     images = torch.zeros(shape, device=network.fc.weight.device)
     before = torch.get_rng_state()
@@ -210,3 +212,20 @@ def _check(network: Backbone, name: str, image_size: int) -> None:
         raise UserError(
             f"network {name} draws random numbers in a training pass: remove its dropout and the like"
         )
+
+
+def _not_saved(network: nn.Module) -> str:
+    """Why a checkpoint cannot hold a network; empty if it can."""
+    seen: set[int] = set()
+    for key, tensor in network.state_dict().items():
+        name = sanitize(key.removeprefix("trunk."))
+        if not (tensor.is_floating_point() or tensor.dtype == torch.int64):
+            return f"{name} is {tensor.dtype}: make it float or int64, or a buffer with persistent=False"
+        if tensor.is_meta:
+            continue
+        if not tensor.isfinite().all():
+            return f"{name} is not finite: make it a buffer with persistent=False"
+        if tensor.data_ptr() in seen and tensor.numel():
+            return f"{name} shares its memory with another tensor: give it memory of its own"
+        seen.add(tensor.data_ptr())
+    return ""

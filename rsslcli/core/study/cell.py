@@ -13,6 +13,7 @@ from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, command_arguments, sanitize, short_repr
 from rsslcli.core.files import read_json
+from rsslcli.core.networks.names import is_custom
 from rsslcli.core.run_folder import RunFolder, State, partial_evaluation, tail
 from rsslcli.core.tasks.registry import check_task_names
 
@@ -84,12 +85,13 @@ class Cell:
         Args:
             options: arguments that every command gets, such as those for the data folder.
         """
-        evaluate = command_arguments("eval-c", str(self.directory), leave_out_validation=True)
+        own = self.config.network if is_custom(self.config.network) else None  # every command names it
+        evaluate = command_arguments("eval-c", str(self.directory), leave_out_validation=True, network=own)
         if self.folder.is_trained():
             return [[*evaluate, *options]]
         train = list(self.train)
         if self.folder.checkpoint.is_file():
-            train = command_arguments(self.train[0], resume=True)
+            train = command_arguments(self.train[0], resume=True, network=own)
         train += command_arguments(task_file=self.task_files, output=self.directory)
         return [[*train, *options], [*evaluate, *options]]
 

@@ -23,7 +23,7 @@ from rsslcli.core.evaluation.files import save_whole
 from rsslcli.core.files import read_json, write_json
 from rsslcli.core.presets import make_config
 from rsslcli.core.progress import Progress, silent
-from rsslcli.core.runtime import resolve_device
+from rsslcli.core.runtime import resolve_device, set_precision
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.training import loop
 from rsslcli.core.training.events import Event
@@ -131,11 +131,13 @@ def evaluate_cell(
     correct = _read(file, subject, shapes)
     if correct and cell.status() == "done":
         return correct
+    device = resolve_device(cell.config.device)
+    set_precision("float32", device, lambda text: None)
     result = evaluate(
         network,
         dataset.test,
         corrupted,
-        device=resolve_device(cell.config.device),
+        device=device,
         about=about,
         progress=progress,
     )

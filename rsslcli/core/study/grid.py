@@ -94,6 +94,7 @@ def plan(
     add_tasks: Sequence[str] = (),
     task_files: Sequence[Path] = (),
     config: Path | None = None,
+    network: str | None = None,
 ) -> list[Cell]:
     """The cells of a study, ordered so that an interrupted study still has complete comparisons.
 
@@ -108,6 +109,7 @@ def plan(
             under AutoML.
         task_files: the files, already loaded, that define custom tasks that are not installed.
         config: a YAML file of settings for every cell.
+        network: the network of every cell; by default that of the preset or the file.
 
     Raises:
         UserError: the preset or a task is unknown, or settings do not fit together.
@@ -134,6 +136,7 @@ def plan(
     order = [(name, seed) for seed in all_seeds for name in rows]
     order += [(name, seed) for seed in all_seeds[:2] for name in size.aside]
     common = {} if dataset is None and config is not None else {"dataset": dataset or size.dataset}
+    common |= {} if network is None else {"network": network}
     return [
         _make_cell(number, name, methods[name], preset, config, common | {"seed": seed}, output, task_files)
         for number, (name, seed) in enumerate(order, 1)
@@ -162,7 +165,7 @@ def _make_cell(
         tasks=",".join(method.tasks) if several else None,
         task=None if several else next(iter(method.tasks), "none"),
         fixed=several and method.weighting == "fixed",
-        weighting=method.weighting if method.weighting not in ("fixed", "automl") else None,
+        weighting=method.weighting if method.weighting != "fixed" else None,
         **{
             name: ",".join(value) if isinstance(value, tuple) else value
             for name, value in method.settings.items()
@@ -171,6 +174,7 @@ def _make_cell(
         config=config,
         dataset=resolved.dataset,
         seed=resolved.seed,
+        network=options.get("network"),
     )
     return Cell(number, name, resolved, output / f"{name}-s{resolved.seed}", tuple(train), tuple(task_files))
 

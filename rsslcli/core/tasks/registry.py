@@ -94,7 +94,7 @@ def build_tasks(
 
     Args:
         names: the tasks.
-        options: by task, values for fields of its class. Entries for tasks not in `names` are ignored.
+        options: by task, values for fields of its class; also those for tasks not in `names` must fit.
 
     Raises:
         UserError: an unknown task or option, or a value out of range.
@@ -103,7 +103,8 @@ def build_tasks(
     options = options or {}
     check_task_names(names)
     check_task_names(options)
-    return {name: _build(name, options.get(name, {})) for name in names}
+    built = {name: _build(name, options.get(name, {})) for name in dict.fromkeys((*names, *options))}
+    return {name: built[name] for name in names}
 
 
 def _build(name: str, options: Mapping[str, Any]) -> Task:

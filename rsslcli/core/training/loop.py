@@ -26,7 +26,7 @@ from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked
 from rsslcli.core.ranks import World
 from rsslcli.core.run_folder import CHECKPOINT, CONFIG, FINISHED, LOG, METRICS, RunFolder
-from rsslcli.core.runtime import describe_device, resolve_device, set_precision
+from rsslcli.core.runtime import describe_device, keeping_precision, resolve_device, set_precision
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.metrics import Metrics
 from rsslcli.core.training.step import Trainer, TrainingData
@@ -35,6 +35,7 @@ from rsslcli.core.weights.checkpoint import Checkpoint, load_checkpoint, save_ch
 
 #: Checkpoints are written after every epoch, and within long epochs this often.
 CHECKPOINT_SECONDS = 600.0
+_LARGE_FOR_ADAMW = 0.02
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def train(
         raise UserError(
             f"{directory} holds a run already: pass `resume` to continue, or choose another `output`"
         )
-    if not resume:
+    if not RunFolder(directory).checkpoint.exists():
         check_effective(config)
     with _Run(config, directory, dataset, corrupted, on_event, should_stop, world or World()) as run:
         try:
@@ -186,7 +187,10 @@ class _Run:
             )
             for text in self.notices:
                 self._notice(text)
+            stack.enter_context(keeping_precision())
             set_precision(config.precision, self.device, self._notice)
+            if config.optimizer == "adamw" and config.lr > _LARGE_FOR_ADAMW:
+                self._notice(f"`lr` {config.lr:g} is large for adamw, which usually takes 0.001 or less")
             if config.untuned:
                 self._notice(f"this run leaves λ unchanged: {config.untuned}")
             if config.automl and len(self.tuning) < config.validation_images:
@@ -389,6 +393,7 @@ class _Run:
         fits = saved.validation_data == self.validation_data and saved.excluded == self.tuning
         if self.config.weights not in ("none", "imagenet"):
             fits = {*saved.excluded} >= {*self.tuning}
+            fits = fits and (not self.config.automl or saved.validation_data == self.validation_data)
         if saved.train_data != self.dataset.train.checksum or not fits:
             raise UserError(
                 f"{self.checkpoint} was trained on different data than is prepared now: prepare it again"

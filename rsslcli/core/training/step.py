@@ -13,7 +13,7 @@ from torch import Tensor
 from rsslcli.core.config import JSD, Config
 from rsslcli.core.data.augment import random_batch, to_float
 from rsslcli.core.data.augmix import augmix
-from rsslcli.core.data.gathering import ImageSource
+from rsslcli.core.data.gathering import ImageSource, moved
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.networks.batch_norm import STATISTICS
 from rsslcli.core.networks.build import build_network
@@ -167,8 +167,9 @@ class Trainer:
     def gradients(self, chosen: Tensor, *, tune: bool) -> dict[str, Tensor]:
         """Do a step except for the optimizer: set every `.grad`, and update λ if `tune`.
 
-        A CUDA graph can capture this method: it runs the same operations on the same shapes each time, and
-        only tensors (`rate`, `chosen`) and the state of `generator` change from step to step.
+        A CUDA graph can capture this method while it does not tune: it runs the same operations on the same
+        shapes each time, and only tensors (`rate`, `chosen`) and the state of `generator` change from step
+        to step.
 
         Args:
             chosen: int64 (batch,), indices of the training images, where these are.
@@ -187,7 +188,7 @@ class Trainer:
         random = BatchRandom(self.generator, config.batch_size, local)
         chosen = chosen[local]
         images = to_float(random_batch(data.images.gather(chosen), random))
-        labels = data.labels[chosen.to(self.device)]
+        labels = data.labels[moved(chosen, self.device)]
         count = (2 if config.jsd_weight else 1) if config.uses_augmix else 0
         views = [augmix(images, random) for _ in range(count)]
         of_tasks = self.task_images.random(self.generator)
@@ -210,7 +211,8 @@ class Trainer:
             drawn = self._draw_validation()[world.shard(config.meta_batch_size)]
             meta_share = world.share(config.meta_batch_size)
             validation_loss = self.model.validation_loss(
-                to_float(data.validation_images.gather(drawn)), data.validation_labels[drawn.to(self.device)]
+                to_float(data.validation_images.gather(moved(drawn, data.validation_images.home))),
+                data.validation_labels[moved(drawn, self.device)],
             )
             # The look-ahead takes the paper's gradient step, or that of SGD with momentum and weight decay.
             alpha = config.lookahead_scale * self.rate
@@ -247,12 +249,17 @@ class Trainer:
         return losses
 
     def _draw_validation(self) -> Tensor:
-        """The indices of a validation batch, int64 (meta batch,), where the validation images are."""
-        home = self.data.validation_images.home
-        # Images that do not fit on the device are read by the host, which must not wait for the device.
-        generator = self.generator if home == self.device else self.host_generator
+        """The indices of a validation batch, int64 (meta batch,); beside CUDA, on the host.
+
+        There the images may be in either memory, which must not change what a seed draws, and the host, which
+        reads those that it keeps, must not wait for the device.
+        """
+        on_host = self.device.type == "cuda"
         return torch.randint(
-            len(self.data.validation_labels), (self.config.meta_batch_size,), generator=generator, device=home
+            len(self.data.validation_labels),
+            (self.config.meta_batch_size,),
+            generator=self.host_generator if on_host else self.generator,
+            device=torch.device("cpu") if on_host else self.device,
         )
 
     def _sgd_step(self) -> tuple[float, Tensor]:

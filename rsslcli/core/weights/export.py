@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import json
@@ -28,6 +29,7 @@ PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": (), ".safetensors": ("safet
 SUFFIXES = tuple(PACKAGES)
 #: Largest allowed difference of a score from the network's, relative to the largest score.
 TOLERANCE = 1e-4
+_OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 #: Name of the description in a .pt2 file; in other files its entries are metadata.
 DESCRIPTION = "rssl.json"
 
@@ -92,7 +94,8 @@ def export_classifier(
     All have metadata: class names and how to prepare an image, see docs/python.md.
 
     Args:
-        network: maps such images to such scores; it is switched to evaluation mode.
+        network: maps such images to such scores; it is switched to evaluation mode. Of one on another device
+            or in another precision, a copy is exported.
         path: the file to write.
         classes: class names in the order of the scores, for the file's metadata. By default those that a
             network of ours in `network` carries, such as a `Classifier`'s.
@@ -112,6 +115,10 @@ def export_classifier(
         "preprocessing": json.dumps(preprocessing(path, size)),
         **(about or {}),
     }
+    # A program for any device is made on the CPU.
+    tensors = (*network.parameters(), *network.buffers())
+    if any(each.device.type != "cpu" or each.dtype in _OTHER_FLOATS for each in tensors):
+        network = copy.deepcopy(network).cpu().float()
     network = network.eval()
     outputs = _outputs(network, size, path)
     if classes is None:

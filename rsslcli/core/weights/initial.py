@@ -42,7 +42,7 @@ def load_initial_weights(
         where, state = _imagenet(network, config)
     else:
         where = config.weights
-        state, before = _from_file(Path(where), config)
+        state, before = _from_file(Path(where), config, note)
     own = network.state_dict()
     stem = f"trunk.{network.new_stem}." if isinstance(network, Backbone) and network.new_stem else None
     if stem and getattr(state.get(f"{stem}weight"), "shape", None) == own[f"{stem}weight"].shape:
@@ -95,11 +95,17 @@ def _imagenet(network: Network, config: Config) -> tuple[str, dict[str, Tensor]]
     return where, network.renamed(state)
 
 
-def _from_file(path: Path, config: Config) -> tuple[dict[str, Tensor], Checkpoint | None]:
+def _from_file(
+    path: Path, config: Config, note: Callable[[str], None]
+) -> tuple[dict[str, Tensor], Checkpoint | None]:
     """The weights of the network of `config`, and the checkpoint if they are of a run."""
     if not path.exists():
         raise UserError(f"weights: there is no file {path}: expected none, imagenet, or a file of weights")
-    trained, checkpoint = load_classifier(path, network=config.network)
+
+    def tell(text: str) -> None:
+        note(text.partition("; if it was trained with")[0])  # the rest is of an option that training lacks
+
+    trained, checkpoint = load_classifier(path, network=config.network, note=tell)
     if config.network == WRN and trained.mu is not None:
         raise UserError(f"weights: {path} normalizes its input in another way than runs of a WideResNet do")
     return trained.state_dict(), checkpoint

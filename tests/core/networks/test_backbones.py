@@ -133,9 +133,29 @@ BAD = {
         "draws random numbers",
     ),
     "nothing": ("lambda: 3", "not an nn.Module"),
+    "mask": ("lambda: with_buffer(torch.full((3,), -math.inf))", "mask is not finite: make it a buffer"),
+    "bits": ("lambda: with_buffer(torch.ones(3, dtype=torch.bool))", "mask is torch.bool: make it float"),
+    "tied": ("tied", r"1\.weight shares its memory with another tensor: give it memory of its own"),
     "fails": ("lambda: 1 / 0", "ZeroDivisionError"),
     "value": ("3", "expected a function"),
 }
+
+
+MODULE = """
+import math
+import torch
+from torch import nn
+
+def with_buffer(mask):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5))
+    network.register_buffer("mask", mask)
+    return network
+
+def tied():
+    first, second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    second.weight = first.weight
+    return nn.Sequential(first, second, nn.Flatten(), nn.Linear(3072, 5))
+"""
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -143,7 +163,7 @@ def test_mistakes_in_a_network_of_ones_own_are_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, match = BAD[name]
-    (tmp_path / f"bad_network_{name}.py").write_text(f"from torch import nn\nmake = {code}\n")
+    (tmp_path / f"bad_network_{name}.py").write_text(f"{MODULE}\nmake = {code}\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     allow_network(f"bad_network_{name}:make")
     with pytest.raises(UserError, match=match) as caught:

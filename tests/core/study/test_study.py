@@ -107,9 +107,29 @@ def test_rows_of_the_small_grid_depart_from_its_preset_in_what_they_say() -> Non
     assert cells["rotation"].config.batch_norm == "per-task"
     assert cells["rotation-joint"].config.batch_norm == "joint"
     assert cells["augmix-automl-relative"].train == (
-        "train-automl", "--tasks", "rotation,bir,color,ir", "--augment", "augmix", "--task-share", "0.25",
-        "--automl-variants", "relative", "--preset", "small", "--dataset", "cifar10", "--seed", "0",
+        "train-automl", "--tasks", "rotation,bir,color,ir", "--weighting", "automl", "--augment", "augmix",
+        "--task-share", "0.25", "--automl-variants", "relative", "--preset", "small", "--dataset", "cifar10",
+        "--seed", "0",
     )  # fmt: skip
+
+
+def test_a_file_does_not_change_what_a_row_is(tmp_path: Path) -> None:
+    """Any run's config.yaml has a weighting; the network is every cell's, and its code is named to each."""
+    (tmp_path / "my.yaml").write_text("weighting: fixed\n")
+    network = "docs.examples.small_network:small"
+    cells = plan("quick", tmp_path, config=tmp_path / "my.yaml", network=network)
+    (automl,) = (cell for cell in cells if cell.method == "automl")
+    assert automl.config.automl
+    assert automl.config.network == network
+    words = " ".join(automl.train)
+    assert "--weighting automl" in words
+    assert f"--network {network}" in words
+    assert "--weighting" not in " ".join(next(cell.train for cell in cells if cell.method == "fixed"))
+    automl.folder.path.mkdir()
+    automl.folder.checkpoint.touch()
+    train, evaluate = (" ".join(command) for command in automl.commands())
+    assert f"--resume --network {network}" in train
+    assert f"--network {network}" in evaluate
 
 
 def test_options_of_a_study(tmp_path: Path) -> None:

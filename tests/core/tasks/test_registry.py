@@ -239,3 +239,14 @@ def test_what_a_run_has_left_runs_no_code(name: str, tmp_path: Path, monkeypatch
 def test_the_guide_shows_the_example() -> None:
     guide = (FLIP.parents[1] / "tasks.md").read_text(encoding="utf-8")
     assert f"```python\n{FLIP.read_text(encoding='utf-8')}```" in guide
+
+
+def test_options_of_tasks_that_are_not_trained_must_fit_too() -> None:
+    """Else a misspelled one is found only once the task is added."""
+    for wrong, match in (
+        ({"bir": {"sigmo": 1}}, "task 'bir' has no option 'sigmo'"),
+        ({"rotatio": {}}, "unknown"),
+    ):
+        with pytest.raises(UserError, match=match):
+            build_tasks(["ir"], wrong)
+    assert list(build_tasks(["ir"], {"bir": {"sigma": 2}, "ir": {"scale": 3}})) == ["ir"]

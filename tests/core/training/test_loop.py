@@ -433,9 +433,10 @@ def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on
     dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = replace(CONFIG, epochs=2, warmup_epochs=2, train_size=32), tmp_path / "run"
-    with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
-        train(config, run, dataset, corrupted)
-    assert not run.exists()
+    for resume in (False, True):  # which also starts a run
+        with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
+            train(config, run, dataset, corrupted, resume=resume)
+        assert not run.exists()
 
     with monkeypatch.context() as as_before:
         as_before.setattr("rsslcli.core.training.loop.check_effective", lambda config: None)
@@ -461,14 +462,29 @@ def test_a_run_from_the_weights_of_another_is_not_tested_on_what_tuned_that_one(
     assert (found.excluded, found.validation_data) == (before.excluded, corrupted.identity)
     assert result.clean_images == len(dataset.test.labels) - len(before.excluded)
     train(config, tmp_path / "a", dataset, corrupted, resume=True)
+    # Without the corrupted set, which only AutoML needs, the indices are taken at their word.
+    result = train(config, tmp_path / "alone", dataset)
+    assert result.clean_images == len(dataset.test.labels) - len(before.excluded)
     # AutoML's own images come on top, and a run on other data has no such images.
     tuned = replace(CONFIG, epochs=2, warmup_epochs=1, weights=config.weights, seed=1)
     train(tuned, tmp_path / "b", dataset, corrupted)
     own = validation_source(tuned, corrupted.images_per_cell)
     assert set(load_checkpoint(tmp_path / "b").excluded) == {*own, *before.excluded} > {*own}
     train(tuned, tmp_path / "b", dataset, corrupted, resume=True)
+    other = CorruptedSet(corrupted.folder, corrupted.names[:1], corrupted.labels)
+    with pytest.raises(UserError, match="different data"):
+        train(tuned, tmp_path / "b", dataset, other, resume=True)
     train(replace(config, dataset="other"), tmp_path / "c", dataset, corrupted)
     assert load_checkpoint(tmp_path / "c").excluded == ()
+
+
+def test_a_rate_that_is_large_for_adamw_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    config = replace(CONFIG, tasks=(), weighting="fixed", epochs=1, optimizer="adamw")
+    for lr, count in ((0.1, 1), (0.001, 0)):
+        events: list[Event] = []
+        train(replace(config, lr=lr), tmp_path / str(lr), dataset, on_event=events.append)
+        notices = [event.text for event in events if isinstance(event, Notice)]
+        assert notices == ["`lr` 0.1 is large for adamw, which usually takes 0.001 or less"] * count
 
 
 def test_ranks_that_do_not_see_the_same_checkpoint_are_told(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,3 +191,15 @@ def test_a_compiler_that_is_missing_is_told_in_one_line(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     assert "rssl: error: the network cannot be compiled" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("home", ["cuda", "cpu"])
+def test_what_a_seed_draws_beside_cuda_does_not_depend_on_where_the_images_are(home: str) -> None:
+    """They may fit into its memory in one run, and not in the next one."""
+    trainer = SimpleNamespace(
+        device=torch.device("cuda"), generator=None, host_generator=torch.Generator().manual_seed(3),
+        config=SimpleNamespace(meta_batch_size=5),
+        data=SimpleNamespace(validation_labels=range(9), validation_images=SimpleNamespace(home=home)),
+    )  # fmt: skip
+    drawn = Trainer._draw_validation(trainer)  # type: ignore[arg-type]
+    assert drawn.tolist() == torch.randint(9, (5,), generator=torch.Generator().manual_seed(3)).tolist()

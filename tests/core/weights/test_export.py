@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import runpy
 import warnings
@@ -194,3 +195,14 @@ def test_the_network_of_ones_own_in_the_guide_is_exported(tmp_path: Path) -> Non
     script = Path(__file__).parents[3] / "docs" / "examples" / "small_network.py"
     network = runpy.run_path(str(script))["small"]()
     assert export_classifier(network, tmp_path / "small.pt2").difference is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision_is_exported_as_a_copy(
+    network: WideResNet, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    other = copy.deepcopy(network).to(dtype)
+    done = export_classifier(other, tmp_path / "model.pt2")
+    assert done.difference is not None
+    assert done.difference < 1e-5
+    assert next(other.parameters()).dtype == dtype
