@@ -95,8 +95,8 @@ class ImageSource:
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on another device, if it is not there; the host does not wait for a copy to CUDA."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _room(device: torch.device) -> float:
