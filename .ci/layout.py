@@ -1,4 +1,4 @@
-"""Check the layout of the package, and print what was measured: docs/architecture.md states the limits.
+"""Check the layout of the package against the limits below, and print what was measured.
 
 Ruff checks the branches of a function, import-linter the directions and circles of imports (pyproject.toml).
 """

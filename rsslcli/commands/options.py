@@ -85,7 +85,7 @@ Network = Annotated[
         callback=_allow_network,
     ),
 ]
-TrainedNetwork = Annotated[
+NetworkToTrain = Annotated[
     str | None,
     _training(
         "--network",
@@ -103,7 +103,7 @@ Weights = Annotated[
     ),
 ]
 Optimizer = Annotated[str | None, _training(help="SGD with momentum, or AdamW.", **one_of(OPTIMIZERS))]
-TrunkLearningRate = Annotated[
+TrunkLrFactor = Annotated[
     float | None,
     _training(
         "--trunk-lr-factor",

@@ -85,7 +85,7 @@ def reproduce(
     add_task: _AddTask = None,
     task_file: options.TaskFile = None,
     config: options.ConfigFile = None,
-    network: options.TrainedNetwork = None,
+    network: options.NetworkToTrain = None,
     dataset: options.DatasetName = None,
     source: Annotated[
         str | None,

@@ -11,7 +11,7 @@ from rsslcli.commands.console import split_names
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
 from rsslcli.commands.training_run import Given, run_training
 from rsslcli.core.errors import UserError
-from rsslcli.core.tasks.registry import BEST_TASKS
+from rsslcli.core.tasks.registry import BEST_TASKS, TASKS
 
 
 def train_automl(
@@ -19,8 +19,7 @@ def train_automl(
     tasks: Annotated[
         str | None,
         options.task_option(
-            help="Some of rotation, color, ir, bir, inpaint, rgb, jigsaw, separated by commas.  "
-            f"[default: {','.join(BEST_TASKS)}]",
+            help=f"Some of {', '.join(TASKS)}, separated by commas.  [default: {','.join(BEST_TASKS)}]",
             metavar="<names>",
             autocompletion=completion.tasks,
         ),
@@ -47,14 +46,14 @@ def train_automl(
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     epochs: options.Epochs = None,
-    network: options.TrainedNetwork = None,
+    network: options.NetworkToTrain = None,
     weights: options.Weights = None,
     depth: options.Depth = None,
     width: options.Width = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
     optimizer: options.Optimizer = None,
-    trunk_lr_factor: options.TrunkLearningRate = None,
+    trunk_lr_factor: options.TrunkLrFactor = None,
     augment: options.Augment = None,
     jsd_weight: options.JsdWeight = None,
     ema: options.Ema = None,

@@ -10,6 +10,7 @@ from rsslcli.commands import completion, options
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir, DatasetName, Device, Precision
 from rsslcli.commands.training_run import Given, run_training
 from rsslcli.core.errors import UserError
+from rsslcli.core.tasks.registry import TASKS
 
 
 def train_single(
@@ -17,7 +18,7 @@ def train_single(
     task: Annotated[
         str | None,
         options.task_option(
-            help="rotation, color, ir, bir, inpaint, rgb or jigsaw; none for the baseline.",
+            help=f"{', '.join(TASKS)}; none for the baseline.",
             metavar="<name>",
             autocompletion=completion.task_or_none,
         ),
@@ -32,14 +33,14 @@ def train_single(
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     epochs: options.Epochs = None,
-    network: options.TrainedNetwork = None,
+    network: options.NetworkToTrain = None,
     weights: options.Weights = None,
     depth: options.Depth = None,
     width: options.Width = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
     optimizer: options.Optimizer = None,
-    trunk_lr_factor: options.TrunkLearningRate = None,
+    trunk_lr_factor: options.TrunkLrFactor = None,
     augment: options.Augment = None,
     jsd_weight: options.JsdWeight = None,
     ema: options.Ema = None,

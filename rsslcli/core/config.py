@@ -54,7 +54,7 @@ def _one_of(choices: Sequence[str]) -> dict[str, Any]:
 class Config:
     """All settings of a training run. The defaults are the preset `paper`.
 
-    They are the paper's values; docs/method.md explains the defaults that the paper does not state.
+    They are the paper's values where it states them; docs/method.md explains the others.
 
     Raises:
         UserError: a value of the wrong type or out of range, or values that contradict each other.

@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Settings of the published precursor code that differ (docs/method.md).
     "precursor": {
         "batch_norm": "joint",
+        "warmup_epochs": 6,
         "meta_lr": 0.01,
         "lookahead_scale": 10.0,
         "task_options": {

@@ -99,7 +99,8 @@ def followed(home: Path) -> list[tuple[int, str, str]]:
     extra = {"train-automl": shlex.split(f"{TINY} {TUNED}"), "train-single": shlex.split(TINY)}
     lines = [line + extra.get(line[0], []) for line in commands("own data")]
     assert [line[0] for line in lines] == [
-        "prepare-data", "visualize-tasks", "train-automl", "eval-c", "train-single", "eval-c", "train-automl",
+        "prepare-data", "visualize-tasks", "train-automl", "train-single", "eval-c", "train-single", "eval-c",
+        "train-automl",
     ]  # fmt: skip
     train = shlex.split(
         "train-single --task none --dataset mine --device cpu --depth 10 --width 1 --output no"
@@ -109,7 +110,7 @@ def followed(home: Path) -> list[tuple[int, str, str]]:
 
 
 def test_the_guide_runs(home: Path, followed: list[tuple[int, str, str]]) -> None:
-    assert [code for code, *_ in followed] == [0] * 7 + [2] * 3
+    assert [code for code, *_ in followed] == [0] * 8 + [2] * 3
     with Image.open(home / "mine.png") as picture:
         assert picture.width > 200
     tuned, plain = (
@@ -144,7 +145,7 @@ def test_what_was_prepared(home: Path, followed: list[tuple[int, str, str]]) -> 
 
 
 def test_other_sizes_are_refused_by_option(followed: list[tuple[int, str, str]]) -> None:
-    _, said, told = followed[7]
+    _, said, told = followed[8]
     assert said == ""
     assert re.fullmatch(
         r"rssl: error: image '\w+/.*' is \d+x\d+ pixels, not 64x64: resize it, or let it be resized\n",
@@ -153,7 +154,7 @@ def test_other_sizes_are_refused_by_option(followed: list[tuple[int, str, str]])
 
 
 def test_too_much_is_asked_of_few_images(home: Path, followed: list[tuple[int, str, str]]) -> None:
-    assert [told for *_, told in followed[8:]] == [
+    assert [told for *_, told in followed[9:]] == [
         "rssl: error: train_size: 500 of the 144 images of 3 classes: choose from 3 to 144\n",
         "rssl: error: batch_size: 200 is more than the 144 training images: lower it\n",
     ]

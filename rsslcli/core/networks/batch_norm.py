@@ -16,8 +16,8 @@ STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 def keep_running_statistics(network: nn.Module) -> Iterator[None]:
     """Within this context, training passes through `network` do not update its running statistics.
 
-    The main task's passes update them. Passes of other tasks and of the meta step use the statistics of their
-    batch alone. Passes in evaluation mode still use the running ones.
+    With `batch_norm` per-task, passes of other tasks run within it; those of the meta step always do. They
+    use the statistics of their batch alone. Passes in evaluation mode still use the running ones.
     """
     layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     before = [layer.track_running_stats for layer in layers]

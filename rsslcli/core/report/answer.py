@@ -40,7 +40,7 @@ def answer(study: Study) -> str:
     judged = _judged(study)
     if not judged:
         return _cannot_be_judged(study, found)
-    best, difference = judged[0]
+    best, difference = _best(judged)
     if difference.verdict != "yes, better":
         which = "the best one" if len(judged) == len(found) else "the best one with two seeds or more"
         alone = ", which counts only if it is compared alone" * (difference.verdict == "not after correction")
@@ -59,9 +59,10 @@ def answer(study: Study) -> str:
 def other_rows(study: Study) -> str:
     """What the answer leaves out: the verdicts on the other rows; empty if there are none."""
     judged = _judged(study)
+    best = _best(judged)[0] if judged else None
     sentences = []
     for verdict, words in _VERDICTS.items():
-        rows = [pair for pair in judged[1:] if pair[1].verdict == verdict]
+        rows = [pair for pair in judged if pair[1].verdict == verdict and pair[0] is not best]
         if rows:
             named = [f"{row.label} ({signed(100 * each.mean)})" for row, each in rows]
             sentences.append(f"{words[0].upper()}{words[1:]}: {_names(named)}.")
@@ -84,6 +85,16 @@ def _judged(study: Study) -> list[tuple[Row, Comparison]]:
     """The rows that are judged: those better than the baseline first, then by difference."""
     judged = [pair for pair in study.against_baseline if pair[1].is_judged]
     return sorted(judged, key=lambda pair: (pair[1].verdict != "yes, better", -pair[1].mean))
+
+
+def _best(judged: _Found) -> tuple[Row, Comparison]:
+    """The first of the judged rows, unless one with more seeds is ahead of it in the common ones."""
+    best = judged[0]
+    for row, found in judged[1:]:
+        more = found.verdict == best[1].verdict and len(found.differences) > len(best[1].differences)
+        if more and row.minus(best[0]).mean >= 0:
+            best = row, found
+    return best
 
 
 def beside_baseline(directory: Path) -> str:

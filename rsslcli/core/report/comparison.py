@@ -23,6 +23,7 @@ from rsslcli.core.report.conditions import (
     warn_of_conditions,
 )
 from rsslcli.core.report.methods import (
+    FOUR,
     canonical,
     changed_settings,
     describe,
@@ -161,13 +162,14 @@ class Study:
     def what_is_added(self) -> list[tuple[Row, Row, Comparison]]:
         """Rows minus others with the same augmentation, corrected for each other.
 
-        The others are a row above with the same tasks, rotation alone, and no tasks: of several such rows,
-        the one whose settings differ least.
+        The others are a row above with the same tasks, the four alone, rotation alone, and no tasks: of
+        several such rows, the one whose settings differ least.
         """
         pairs = []
         for index, row in enumerate(self.rows):
             augmix, tasks = _learned(row)
-            alone = [frozenset({"rotation"})] * (len(tasks) > 1) + [frozenset[str]()] * bool(tasks)
+            alone = [FOUR] * (tasks > FOUR) + [frozenset({"rotation"})] * (len(tasks) > 1)
+            alone += [frozenset[str]()] * bool(tasks)
             among = [(self.rows[:index], tasks), *((self.rows, learned) for learned in alone)]
             for rows, learned in among:
                 alike = [other for other in rows if _learned(other) == (augmix, learned)]

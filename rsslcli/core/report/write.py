@@ -214,6 +214,9 @@ over the seeds that both rows have, of one accuracy minus the other; the interva
 interval of that mean by Student's t with n − 1 degrees of freedom, which assumes that the differences are
 independent and normally distributed. A difference exceeds the noise if the interval excludes zero.
 
+All of this is for these test images and their corrupted versions, which the runs share: what other images
+would change is in no interval.
+
 With few seeds the interval is necessarily wide: the standard error is multiplied by 12.71 for two seeds,
 4.30 for three, 2.78 for five. So “no” means “not shown”, not “no difference”. A single seed is not judged:
 the number of test images says nothing about the result of another seed.

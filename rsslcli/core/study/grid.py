@@ -25,7 +25,7 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)  #: others in which it departs from the preset
 
 
-#: The paper's experiments: the columns of Table 1, then those of Figure 2.
+#: The paper's experiments: the rows of Table 1, then those of Figure 2.
 PAPER_METHODS = {
     "baseline": Method(()),
     **{task: Method((task,)) for task in TASKS},
@@ -37,7 +37,8 @@ PAPER_METHODS = {
 _AUGMIX = {"augment": "augmix"}
 _CHEAP = {"task_share": 0.25}
 _RELATIVE = {**_CHEAP, "automl_variants": ("relative",)}
-#: Rows beyond the paper's: AugMix alone and with tasks, cheaper tasks, and the best variant of AutoML.
+#: Rows beyond the paper's: joint batch normalization, cheaper tasks, the best variant of AutoML, AugMix alone
+#: and with tasks.
 _BEYOND = {
     "rotation-joint": Method(("rotation",), settings={"batch_norm": "joint"}),
     "fixed-share25": Method(BEST_TASKS, settings=_CHEAP),
@@ -48,7 +49,8 @@ _BEYOND = {
     "augmix-automl": Method(BEST_TASKS, "automl", _AUGMIX),
     "augmix-automl-relative": Method(BEST_TASKS, "automl", {**_AUGMIX, **_RELATIVE}),
 }
-#: Rows beside these, on which no claim rests: λ tuned on other corruptions than it is tested on, and rivals.
+#: Rows on which no claim rests: another batch normalization, cheap AutoML, λ tuned on other corruptions, and
+#: rivals.
 _ASIDE = {
     "rotation-all": Method(("rotation",), settings={"batch_norm": "all"}),
     "automl-share25": Method(BEST_TASKS, "automl", _CHEAP),
@@ -200,8 +202,8 @@ def save_plan(cells: Sequence[Cell]) -> None:
     """
     output = cells[0].directory.parent
     seeds = 1 + max(cell.config.seed for cell in cells)
-    automl = dict.fromkeys(cell.config.tasks for cell in cells if cell.config.automl)
-    added = [tasks[len(BEST_TASKS) :] for tasks in automl if len(tasks) > len(BEST_TASKS)]
+    beyond = {cell.method: cell.config.tasks[len(BEST_TASKS) :] for cell in cells if cell.config.automl}
+    added = [tasks for name, tasks in beyond.items() if tasks and name == "-".join(("automl", *tasks))]
     if (seeds, added) != _read_plan(output):
         with replacing(output / PLAN) as file:
             file.write(json.dumps({"seeds": seeds, "added_tasks": added}).encode() + b"\n")

@@ -68,7 +68,8 @@ class Task(ABC):
         """Show the network's outputs as images, for `rssl visualize-tasks` with a checkpoint.
 
         Ideally, a picture is what the original would be if the network were right. The default returns the
-        outputs if they are images. Without a picture, the likeliest of `answers` are shown.
+        outputs if they are images. Without a picture, the likeliest classes are shown, by
+        `answers` or by number, if the outputs are scores.
 
         Args:
             inputs: float (M, 3, H, W) in [0, 1], on the CPU.

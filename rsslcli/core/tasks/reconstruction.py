@@ -64,13 +64,14 @@ class ImageDeblurring(ImageReconstruction):
 
     def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
         sigma = self.sigma * images.shape[2] / DECODED_SIDE
-        return gaussian_blur(images, sigma), averaged(images)
+        return blurred(images, sigma), averaged(images)
 
 
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+def blurred(images: Tensor, sigma: float) -> Tensor:
     """Blur float images (N, C, H, W) with a Gaussian of `sigma` pixels, reflected at the borders.
 
-    A separable blur is a matrix product from both sides; it treats the borders exactly and needs no padding.
+    A separable blur is a matrix product from both sides; it treats the borders exactly, needs no padding, and
+    works on any device and dtype. `corruptions.operators.gaussian_filter` is its twin on the CPU.
     """
     height, width = images.shape[2:]
     rows = _blur_matrix(height, sigma, images.device, images.dtype)

@@ -1,7 +1,7 @@
 """The registry of tasks: the seven of the paper's section 3, and custom ones.
 
-A built-in task is one class (see `base.Task`) and one line in `TASKS`; nothing else in the project names it.
-Custom tasks are classes registered from Python, from a file that the user names, or from an installed
+A built-in task is one class (see `base.Task`) and one line in `TASKS`, which also makes it a row of every
+study. Custom tasks are classes registered from Python, from a file that the user names, or from an installed
 package. No configuration, checkpoint or run directory can name a file: they hold only names of tasks, which
 resolve to what is registered or installed here.
 
@@ -46,7 +46,9 @@ ENTRY_POINT_GROUP = "rssl.tasks"
 #: A task's name. It must work as a file name, as a key of metrics and as a key of a state dict.
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: Words that already have a meaning where names of tasks are accepted.
-_RESERVED = ("main", "meta", "jsd", "none", "baseline")
+_RESERVED = (
+    "main", "meta", "jsd", "none", "baseline", "fixed", "automl", "augmix", "uncertainty", "random", "upgrad",
+)  # fmt: skip
 
 #: Custom tasks registered in this process, by name.
 _registered: dict[str, type[Task]] = {}

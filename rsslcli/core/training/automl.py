@@ -54,7 +54,8 @@ def automl_gradients(
         validation_loss: L_main on a validation batch, as a function of ψ.
         alpha: step size α of the look-ahead, Eq. (2).
         beta: learning rate β of λ.
-        drift: a variant: (|ψ|,) what the optimizer's step adds to the gradient, see `step.Trainer`.
+        drift: a variant: (|ψ|,) what the optimizer's step adds to the gradient, see
+            `step.Trainer._sgd_step`; 0 without it.
         factors: (|ψ|,) factors of `alpha` where the parameters' learning rates differ; None if all are 1.
         relative: a variant: compare each gradient with the weighted mean of all, the main loss included. This
             is exact for a look-ahead whose length does not depend on λ: α (1 + Σλ) ∂L/∂ψ ÷ (1 + Σλ′).
@@ -134,7 +135,7 @@ def set_gradients(
 def fixed_gradients(
     groups: LossGroups, parameters: Iterable[Tensor], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """One iteration with fixed λ (warm-up, single task, no AutoML): set every `.grad`.
+    """One iteration with given weights (warm-up, fixed λ, `random`, `uncertainty`): set every `.grad`.
 
     Args:
         groups: the losses of the training batch; each group costs one backward pass.

@@ -66,7 +66,7 @@ class MultiTaskNetwork(nn.Module):
                 head.compile(dynamic=False)
 
     def psi(self) -> dict[str, nn.Parameter]:
-        """The parameters ψ = (θc, θmain), by name, but for those that a network of one's own freezes."""
+        """The parameters ψ = (θc, θmain) by name, without those that a custom network freezes."""
         named = self.named_parameters()
         return {name: p for name, p in named if name.startswith("network.") and p.requires_grad}
 
@@ -134,7 +134,11 @@ class MultiTaskNetwork(nn.Module):
             yield self._pass_losses(names, features, targets, task_images)
 
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:
-        """L_main on a validation batch as a function of ψ (Eq. 2).
+        """The cross-entropy on a validation batch as a function of ψ (Eq. 2), without a consistency loss.
+
+        Args:
+            images: float (V, 3, H, W) in [0, 1].
+            labels: int64 (V,).
 
         The pass normalizes with the statistics of its batch and leaves the running ones unchanged.
         """

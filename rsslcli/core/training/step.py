@@ -50,9 +50,9 @@ class Trainer:
         classes: number of the classifier's outputs.
         world: the ranks that share every batch. Each has a trainer, and all hold the same state.
 
-    A step copies no value to the host, and only indices and the learning rate from it, so it also runs on
-    the `meta` device. All warm-up steps run the same operations on tensors of the same shapes, and so do all
-    later steps.
+    A step copies no value to the host; from it come indices, the learning rate, and the images that are kept
+    there. So it also runs on the `meta` device. All warm-up steps run the same operations on tensors of the
+    same shapes, and so do all later steps.
 
     Raises:
         UserError: an unknown network or task, or batches that are larger than the data or too small for the
@@ -129,7 +129,7 @@ class Trainer:
         return order.to(self.data.images.home)
 
     def step(self, step: int, chosen: Tensor) -> dict[str, Tensor]:
-        """Train on one batch with Algorithm 1, or with fixed λ.
+        """Train on one batch as `weighting` says.
 
         Args:
             step: number of the step, from 0; it seeds all that the step draws.

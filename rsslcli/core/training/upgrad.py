@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from rsslcli.core.training.automl import MAIN, LossGroups, Parameters, set_gradients, task_gradients
+from rsslcli.core.training.optimizer import is_trunk
 
-#: Added to the Gramian's diagonal, relative to its mean, so that parallel gradients have a unique solution.
+#: Added to the Gramian's diagonal, relative to its trace as in the authors' TorchJD, so that parallel
+#: gradients have a unique solution.
 _REGULARIZATION = 1e-4
 
 
@@ -28,7 +30,7 @@ def upgrad_gradients(
 ) -> dict[str, Tensor]:
     """One iteration: set every `.grad`, with the losses weighted by λ before their conflicts are resolved.
 
-    A head gets the gradient of its own loss, times λ: only ψ is shared.
+    The classifier and the heads get the gradients of their own losses, times λ: only the trunk is shared.
 
     Args:
         groups: the losses of the training batch; each needs a backward pass of its own.
@@ -44,9 +46,12 @@ def upgrad_gradients(
     rows = torch.stack(
         [gradients[MAIN], *(w * gradients[task] for w, task in zip(lambdas, heads, strict=True))]
     )
-    total = sum_over_ranks(rows.clone())
+    of_trunk = [torch.full_like(p, is_trunk(name), dtype=torch.bool) for name, p in psi.items()]
+    shared = torch.cat([part.reshape(-1) for part in of_trunk])
+    total = sum_over_ranks(rows * shared)
     weights = upgrad_weights(total @ total.T) * len(rows)  # with no conflict, the plain sum of the gradients
-    set_gradients(weights @ rows, psi, lambdas, heads, head_gradients)
+    g = torch.where(shared, weights @ rows, gradients[MAIN])
+    set_gradients(g, psi, lambdas, heads, head_gradients)
     return losses
 
 
@@ -64,7 +69,7 @@ def upgrad_weights(gramian: Tensor) -> Tensor:
         (m,), the mean over i of the minimizers of vᵀ G v with v ≥ e_i.
     """
     m = len(gramian)
-    scale = gramian.diagonal().mean().clamp_min(torch.finfo(gramian.dtype).tiny)
+    scale = gramian.diagonal().sum().clamp_min(torch.finfo(gramian.dtype).tiny)
     identity = torch.eye(m, dtype=gramian.dtype, device=gramian.device)
     g = gramian / scale + _REGULARIZATION * identity
     bound = _subsets(m, gramian.device).to(g.dtype)[:, None]  # (2^m, 1, m): 1 where v_j = u_j

@@ -131,6 +131,20 @@ def test_the_answer_leads_the_page_and_the_markdown(tmp_path: Path, monkeypatch:
     assert to_markdown(blocks).endswith("**\\<b\\>**\n")
 
 
+def test_the_best_row_is_not_one_that_another_beats_in_the_seeds_that_both_have(tmp_path: Path) -> None:
+    """A mean over other seeds may be higher by these seeds alone."""
+    for seed, (base, augmix, both) in enumerate([(0.5, 0.61, 0.60), (0.5, 0.61, 0.605), (0.5, 0.58, None)]):
+        make_run(tmp_path / f"b{seed}", seed=seed, mean=base + 0.001 * seed)
+        make_run(tmp_path / f"a{seed}", seed=seed, augment="augmix", mean=augmix)
+        if both:
+            make_run(tmp_path / f"r{seed}", seed=seed, augment="augmix", tasks=("rotation",), mean=both)
+    (study,), _ = make_studies(read_runs([tmp_path])[0])
+    means = {row.label: found.mean for row, found in study.against_baseline}
+    assert means["AugMix + rotation"] > means["AugMix"]
+    assert answer(study).startswith("AugMix is better than the baseline by ")
+    assert "AugMix + rotation" in other_rows(study)
+
+
 def test_the_baseline_beside_a_run_is_compared_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

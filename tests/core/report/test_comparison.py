@@ -299,6 +299,16 @@ def test_what_differs_between_compared_rows_is_in_their_names(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+def test_a_fifth_task_is_compared_with_the_four(tmp_path: Path) -> None:
+    """What it adds to them is the question of whoever adds it."""
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", tasks=FOUR, weighting="automl")
+    make_run(tmp_path / "c", tasks=(*FOUR, "rgb"), weighting="automl")
+    (study,) = studies(tmp_path)
+    _, four, five = study.rows
+    assert [(row, other) for row, other, _ in study.what_is_added] == [(five, four)]
+
+
 def test_a_repetition_is_no_other_seed(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", device="cpu")

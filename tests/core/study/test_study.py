@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rsslcli.core.errors import UserError
+from rsslcli.core.study import grid
 from rsslcli.core.study import runner as study
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.study.grid import choose, plan, save_plan
@@ -111,6 +112,18 @@ def test_rows_of_the_small_grid_depart_from_its_preset_in_what_they_say() -> Non
         "--task-share", "0.25", "--automl-variants", "relative", "--preset", "small", "--dataset", "cifar10",
         "--seed", "0",
     )  # fmt: skip
+
+
+def test_rows_of_a_preset_with_more_than_four_tasks_are_not_taken_for_added_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    five = grid.Method((*grid.BEST_TASKS, "rgb"), "automl")
+    preset = replace(grid.PRESETS["quick"], methods={**grid.PAPER_METHODS, "five": five})
+    monkeypatch.setitem(grid.PRESETS, "quick", preset)
+    tmp_path.mkdir(exist_ok=True)
+    for _ in range(2):
+        save_plan(plan("quick", tmp_path))
+    assert json.loads((tmp_path / "plan.json").read_text())["added_tasks"] == []
 
 
 def test_a_file_does_not_change_what_a_row_is(tmp_path: Path) -> None:

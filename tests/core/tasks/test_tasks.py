@@ -26,7 +26,7 @@ from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.color import lab_to_rgb, rgb_to_lab
-from rsslcli.core.tasks.reconstruction import gaussian_blur
+from rsslcli.core.tasks.reconstruction import blurred
 from rsslcli.core.tasks.registry import TASKS, build_tasks, check_task_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -114,8 +114,8 @@ def test_blur_of_any_size_even_where_the_kernel_is_wider_than_the_image(
 ) -> None:
     image = np.random.default_rng(height * 10 + width).random((height, width))
     expected = gaussian_filter(image, sigma, mode="reflect", radius=math.ceil(4 * sigma))
-    blurred = gaussian_blur(torch.from_numpy(image)[None, None], sigma)[0, 0]
-    np.testing.assert_allclose(blurred.numpy(), expected, rtol=0, atol=1e-12)
+    found = blurred(torch.from_numpy(image)[None, None], sigma)[0, 0]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-12)
 
 
 def test_inpainting_whitens_the_central_8x8(images: Tensor) -> None:

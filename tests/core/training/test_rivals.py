@@ -62,7 +62,7 @@ def test_upgrad_solves_its_quadratic_programs(seed: int) -> None:
     random = np.random.default_rng(seed)
     jacobian = random.normal(size=(5, 4 if seed % 2 else 50)) * random.uniform(0.05, 5, (5, 1))
     gramian = jacobian @ jacobian.T
-    scale = gramian.diagonal().mean()
+    scale = gramian.trace()
     root = np.linalg.cholesky(gramian / scale + 1e-4 * np.eye(5)).T
     expected = np.mean([unit + nnls(root, -root @ unit)[0] for unit in np.eye(5)], axis=0)
     found = upgrad_weights(torch.from_numpy(gramian))
@@ -108,3 +108,27 @@ def test_upgrad_trains_heads_with_their_own_losses(images: Tensor, labels: Tenso
     h = torch.cat([p.grad.flatten() for p in plain.network.parameters()])  # type: ignore[union-attr]
     agree = float(g @ h / (g.norm() * h.norm()))
     assert agree > 0.9
+    # The classifier is the main task's own, as a head is its task's: conflicts of the trunk leave it alone.
+    for name, weight in resolved.network.fc.named_parameters():
+        torch.testing.assert_close(weight.grad, plain.network.fc.get_parameter(name).grad, msg=name)
+
+
+def test_upgrad_combines_the_gradients_of_the_trunk_alone(images: Tensor, labels: Tensor) -> None:
+    """Written out by the definition, from the gradient of each loss by itself."""
+    torch.manual_seed(3)
+    model = MultiTaskNetwork(WideResNet(10, 1), build_tasks(["rotation", "bir"])).double().train()
+    trunk = [p for name, p in model.psi().items() if "fc." not in name]
+    lambdas = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    names = ("main", "rotation", "bir")
+    rows = {}
+    for group in model.losses(images, labels, BatchRandom(None)):
+        for task, loss in group.items():
+            parts = torch.autograd.grad(loss, trunk, retain_graph=True)
+            rows[task] = torch.cat([part.flatten() for part in parts])
+    jacobian = torch.stack([rows[task] * w for task, w in zip(names, (1, *lambdas), strict=True)])
+    expected = 3 * upgrad_weights(jacobian @ jacobian.T) @ jacobian
+    upgrad_gradients(
+        model.losses(images, labels, BatchRandom(None)), model.psi(), model.head_parameters(), lambdas
+    )
+    found = torch.cat([p.grad.flatten() for p in trunk])  # type: ignore[union-attr]
+    torch.testing.assert_close(found, expected)
