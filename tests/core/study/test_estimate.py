@@ -32,7 +32,7 @@ def test_the_estimate_counts_what_is_computed(tmp_path: Path) -> None:
     training = steps * 64 * (3 * forward - 2 * first) + 6 * 500 * forward
     evaluation = (500 + 95 * 300) * forward
     assert found["baseline-s0"].low == pytest.approx((training + evaluation) / 1e9, rel=1e-3)
-    rotation = steps * 64 * 5 * (3 * forward - 2 * first) + 6 * 500 * forward
+    rotation = steps * 64 * 2 * (3 * forward - 2 * first) + 6 * 500 * forward
     assert found["rotation-s0"].low == pytest.approx((rotation + evaluation) / 1e9, rel=1e-3)
     assert found["baseline-s0"].high == found["baseline-s0"].low
     started = estimate(cells[:1], sizes, speed=1e9, startup=3)
@@ -73,8 +73,8 @@ def test_the_estimate_learns_from_finished_cells(tmp_path: Path) -> None:
     assert found["baseline-s2"] == found["baseline-s0"]
     assert 80 < found["baseline-s2"].low < 100
     assert 200 < found["baseline-s2"].high < 240
-    assert 4 < found["rotation-s0"].low / found["baseline-s0"].low < 5
-    assert 4 < found["rotation-s0"].high / found["baseline-s0"].high < 5
+    assert 1.8 < found["rotation-s0"].low / found["baseline-s0"].low < 2
+    assert 1.8 < found["rotation-s0"].high / found["baseline-s0"].high < 2
 
 
 def test_cells_with_tasks_that_are_not_known_here_are_left_out(tmp_path: Path) -> None:
