@@ -35,6 +35,8 @@ DISCUSSED = (
     ("automl-relative", "fixed-share25", range(5, 10)),
     ("automl-relative", "fixed-lambda005", range(5)),
     ("fixed-lambda005", "fixed-share25", range(5)),
+    ("rotation-views1-all", "baseline", range(5, 10)),
+    ("rotation-views1-all", "rotation-views1", range(5)),
 )
 BEGIN = "<!-- made by tests/study_section.py: begin -->"
 END = "<!-- end -->"
