@@ -52,6 +52,7 @@ def with_new_statistics(run: Checkpoint, dataset: Dataset, tasks: list[str]) -> 
         chosen = class_balanced_subset(labels, config.train_size, config.seed, "train_size")
         labels = labels[chosen]
     images = ImageSource(ChosenImages([dataset.train.images], chosen), device)
+    targets = torch.from_numpy(labels).to(device)
     # One view of each image, if the run does not say otherwise, so that both passes count alike.
     options = {"rotation": {"views": 1}} | dict(config.task_options)
     network = replace(run, average={}).network()
@@ -65,8 +66,7 @@ def with_new_statistics(run: Checkpoint, dataset: Dataset, tasks: list[str]) -> 
         random = BatchRandom(generator, config.batch_size)
         batch = to_float(random_batch(images.gather(drawn.to(images.home)), random))
         views = [augmix(batch, random) for _ in range(2 if config.uses_augmix else 0)]
-        targets = torch.from_numpy(labels).to(device)[drawn]
-        for _ in model.losses(batch, targets, random, views):
+        for _ in model.losses(batch, targets[drawn], random, views):
             pass
     return network.eval()
 

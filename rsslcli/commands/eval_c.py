@@ -144,7 +144,7 @@ def eval_c(
         print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
         remarks += [*_save_calibration(calibration, checkpoint, trained, name), *_say_scores(predictions)]
         _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
-        _suggest(saved if output is None else None, part, checkpoint, trained, data_dir)
+        _suggest(saved if output is None else None, part, trained, data_dir)
 
 
 def _print_notes(notes: Sequence[str]) -> None:
@@ -321,9 +321,7 @@ def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path 
     return saved, notes
 
 
-def _suggest(
-    saved: Path | None, part: str | None, checkpoint: Path, trained: Trained | None, data_dir: Path
-) -> None:
+def _suggest(saved: Path | None, part: str | None, trained: Trained | None, data_dir: Path) -> None:
     """Say what to do next with a run whose evaluation is saved beside it; nothing of other evaluations."""
     if saved is None or trained is None:
         return
@@ -338,8 +336,7 @@ def _suggest(
     if saved.with_name(EVALUATION).is_file():
         suggest_report(saved.parent)
     elif saved.with_name(CHECKPOINT).is_file():
-        run = checkpoint if checkpoint.is_dir() else checkpoint.parent
-        suggest_evaluation(run, trained.config, data_dir)
+        suggest_evaluation(saved.parent, trained.config, data_dir)
 
 
 def _check_options(

@@ -31,15 +31,17 @@ def departures(study: Study) -> list[list[str]]:
         for name, value in study.settings.items()
         if value != default.get(name)
     ]
+    acting_on = [
+        (row.label, [acting_settings(run.config) for run in row.runs.values()]) for row in study.rows
+    ]
     for name in ("augment", *OF_AUGMIX, "ema", *OF_TASKS, *OF_AUTOML, "device", "compile"):
         labels: dict[str, list[str]] = defaultdict(list)
         acted_on = 0
-        for row in study.rows:
-            acting = [acting_settings(run.config) for run in row.runs.values()]
+        for label, acting in acting_on:
             values = dict.fromkeys(_words(each[name]) for each in acting if name in each)
             acted_on += bool(values)
             for value in values:
-                labels[value].append(row.label)
+                labels[value].append(label)
         labels.pop(_words(default[name]), None)
         every = "all with AutoML" if name in OF_AUTOML else "all with tasks"
         if acted_on == len(study.rows):
