@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rsslcli.commands.console import note, suggest_next
 from rsslcli.core.config import Config, read_config_file
@@ -13,29 +12,44 @@ from rsslcli.core.networks.names import is_custom
 from rsslcli.core.run_folder import CHECKPOINT, CONFIG, folder_of
 from rsslcli.core.tasks.registry import is_known
 
-if TYPE_CHECKING:
-    from rsslcli.core.data.store import Dataset
-
 #: Fewer training images than this call for a small network, small batches and many epochs.
 _FEW = 3000
 #: How many neighboring runs are considered.
 _BESIDE = 50
 
 
-def suggest_training(data: Dataset, data_dir: Path) -> None:
-    """After preparing or viewing a data set: train on it, with settings for its size and this machine."""
+def suggest_training(dataset: str, images: int, data_dir: Path, *, with_tasks: bool = False) -> None:
+    """Suggest a training with settings for the data set and this machine.
+
+    Args:
+        dataset: the name of the data set.
+        images: how many training images it has.
+        data_dir: where it is.
+        with_tasks: whether to suggest tasks for any data set. Else they are for those of the paper, and other
+            data sets get the preset for a classifier to use.
+    """
+    from rsslcli.core.data.cifar import OFFICIAL
     from rsslcli.core.data.store import EMBEDDED
+
+    if dataset == EMBEDDED:
+        suggest_next("train-automl", "--preset", "quick", data_dir=data_dir)
+        return
+    with_tasks = with_tasks or dataset in OFFICIAL
+    command = ["train-automl"] if with_tasks else ["train-single", "--task", "none", "--preset", "robust"]
+    small = ["--depth", "16", "--width", "1"]
+    if images < _FEW:  # as docs/data.md recommends
+        small += ["--batch-size", str(min(16, images)), "--epochs", "60"]
+    elif _has_gpu():
+        small = []
+    elif with_tasks:
+        small = ["--preset", "small"]
+    suggest_next(*command, "--dataset", dataset, *small, data_dir=data_dir)
+
+
+def _has_gpu() -> bool:
     from rsslcli.core.runtime import resolve_device
 
-    images = len(data.train.labels)
-    which = ["--dataset", data.name]
-    if data.name == EMBEDDED:
-        which = ["--preset", "quick"]
-    elif images < _FEW:  # as docs/data.md recommends
-        which += ["--depth", "16", "--width", "1", "--batch-size", str(min(16, images)), "--epochs", "60"]
-    elif resolve_device("auto").type == "cpu":
-        which += ["--preset", "small"]
-    suggest_next("train-automl", *which, data_dir=data_dir)
+    return resolve_device("auto").type != "cpu"
 
 
 def suggest_resuming(run: Path, config: Config, data_dir: Path) -> None:

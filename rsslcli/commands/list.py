@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rsslcli.commands import completion
 from rsslcli.commands.console import note, out, percent, suggest_next
-from rsslcli.commands.hints import suggest_evaluation, suggest_report, suggest_resuming
+from rsslcli.commands.hints import suggest_evaluation, suggest_report, suggest_resuming, suggest_training
 from rsslcli.commands.options import DEFAULT_DATA_DIR, DataDir
 from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.errors import UserError, counted, sanitize
@@ -83,8 +83,11 @@ def _suggest(datasets: Sequence[DatasetEntry], runs: Sequence[RunEntry], data_di
     """Say what to do next with the latest run, or without any."""
     latest = next((run for run in reversed(runs) if run.config is not None), None)
     if latest is None or latest.config is None:
-        chosen = ["--dataset", datasets[0].name] if datasets else ["--preset", "quick"]
-        suggest_next("train-automl", *chosen, data_dir=data_dir if datasets else None)
+        usable = next((entry for entry in datasets if entry.train_images), None)
+        if usable:
+            suggest_training(usable.name, usable.train_images, data_dir)
+        else:
+            suggest_next("train-automl", "--preset", "quick")
     elif latest.state == "evaluated":
         suggest_report(latest.directory)
     elif latest.state == "trained":

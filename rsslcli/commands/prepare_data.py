@@ -121,7 +121,7 @@ def prepare_data(
         keep_archive=keep_archive,
     )
     if usable:
-        suggest_training(prepared.dataset, data_dir)
+        suggest_training(dataset, len(prepared.dataset.train.labels), data_dir)
     else:
         generate = ("prepare-data", "--dataset", dataset, "--corruptions", "generate")
         suggest_line(prepared.stale_corruptions or shell_command(*generate, data_dir=data_dir))

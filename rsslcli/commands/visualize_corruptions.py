@@ -117,4 +117,4 @@ def _suggest(data: Dataset, data_dir: Path) -> None:
     if data.name != EMBEDDED and not (data.corrupted_folder / "labels.npy").is_file():
         suggest_next("prepare-data", "--dataset", data.name, "--corruptions", "generate", data_dir=data_dir)
     else:
-        suggest_training(data, data_dir)
+        suggest_training(data.name, len(data.train.labels), data_dir)

@@ -113,4 +113,4 @@ def visualize_tasks(
     if checkpoint is not None and trained is not None:
         suggest_evaluation(checkpoint, trained.config, data_dir)
     else:
-        suggest_training(data, data_dir)
+        suggest_training(data.name, len(data.train.labels), data_dir, with_tasks=True)

@@ -160,6 +160,14 @@ def test_without_anything_it_says_how_to_begin(
     here.refuse("list nowhere", match="nowhere: expected a folder of runs")
 
 
+def test_with_data_alone_it_says_what_to_train(
+    here: Here, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place / "data")
+    _, _, told = here(f"list --data-dir {place / 'data'}")
+    assert told.startswith("next: rssl train-single --task none --preset robust --dataset mine --depth 16 ")
+
+
 def test_it_loads_no_torch(place: Path) -> None:
     code = (
         "import sys; from rsslcli.app import main\n"

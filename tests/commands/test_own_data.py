@@ -99,8 +99,8 @@ def followed(home: Path) -> list[tuple[int, str, str]]:
     extra = {"train-automl": shlex.split(f"{TINY} {TUNED}"), "train-single": shlex.split(TINY)}
     lines = [line + extra.get(line[0], []) for line in commands("own data")]
     assert [line[0] for line in lines] == [
-        "prepare-data", "visualize-tasks", "train-automl", "train-single", "eval-c", "train-single", "eval-c",
-        "train-automl",
+        "prepare-data", "visualize-tasks", "train-single", "eval-c", "train-single", "eval-c", "report",
+        "train-automl", "eval-c", "eval-c", "train-automl",
     ]  # fmt: skip
     train = shlex.split(
         "train-single --task none --dataset mine --device cpu --depth 10 --width 1 --output no"
@@ -110,17 +110,19 @@ def followed(home: Path) -> list[tuple[int, str, str]]:
 
 
 def test_the_guide_runs(home: Path, followed: list[tuple[int, str, str]]) -> None:
-    assert [code for code, *_ in followed] == [0] * 8 + [2] * 3
+    assert [code for code, *_ in followed] == [0] * 11 + [2] * 3
     with Image.open(home / "mine.png") as picture:
         assert picture.width > 200
-    tuned, plain = (
-        json.loads((home / "runs" / name / "eval-c.json").read_text()) for name in ("mine", "plain")
+    assert load_checkpoint(home / "runs" / "mine").config.augment == "augmix"
+    mine, plain, tuned = (
+        json.loads((home / "runs" / name / "eval-c.json").read_text()) for name in ("mine", "plain", "tasks")
     )
-    assert tuned["images"] == plain["images"] == 18
-    assert tuned["excluded"] == plain["excluded"] == list(load_checkpoint(home / "runs" / "mine").excluded)
-    assert tuned["corrupted_data"] == plain["corrupted_data"]
-    assert {len(values) for values in tuned["accuracy"].values()} == {5}
-    assert "note: 18 source images tune λ, not 100" in followed[2][2]
+    assert (mine["images"], plain["images"], tuned["images"]) == (18, 36, 18)
+    assert mine["excluded"] == tuned["excluded"] == list(load_checkpoint(home / "runs" / "tasks").excluded)
+    assert mine["corrupted_data"] == plain["corrupted_data"] == tuned["corrupted_data"]
+    assert {len(values) for values in mine["accuracy"].values()} == {5}
+    assert "note: 18 source images tune λ, not 100" in followed[7][2]
+    assert (home / "runs" / "report" / "report.html").is_file()
 
 
 def test_preparing_says_what_the_guide_says(home: Path, followed: list[tuple[int, str, str]]) -> None:
@@ -145,7 +147,7 @@ def test_what_was_prepared(home: Path, followed: list[tuple[int, str, str]]) -> 
 
 
 def test_other_sizes_are_refused_by_option(followed: list[tuple[int, str, str]]) -> None:
-    _, said, told = followed[8]
+    _, said, told = followed[11]
     assert said == ""
     assert re.fullmatch(
         r"rssl: error: image '\w+/.*' is \d+x\d+ pixels, not 64x64: resize it, or let it be resized\n",
@@ -154,7 +156,7 @@ def test_other_sizes_are_refused_by_option(followed: list[tuple[int, str, str]])
 
 
 def test_too_much_is_asked_of_few_images(home: Path, followed: list[tuple[int, str, str]]) -> None:
-    assert [told for *_, told in followed[9:]] == [
+    assert [told for *_, told in followed[12:]] == [
         "rssl: error: train_size: 500 of the 144 images of 3 classes: choose from 3 to 144\n",
         "rssl: error: batch_size: 200 is more than the 144 training images: lower it\n",
     ]

@@ -41,4 +41,4 @@ def test_training_is_suggested_once_a_corruption_is_whole(home: Path, here: Here
         assert err.endswith("next: rssl prepare-data --dataset parts --corruptions generate\n")
     here.succeed(f"{prepare} --corruptions generate --only fog")
     _, _, err = here(prepare)
-    assert "next: rssl train-automl --dataset parts" in err
+    assert "next: rssl train-single --task none --preset robust --dataset parts" in err

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,18 +111,22 @@ def test_every_command_saves_all_where_stdout_is_full(home: Path) -> None:
 def test_a_hint_to_train_fits_the_data_and_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = "--dataset mine --depth 16 --width 1 --batch-size 16 --epochs 60"
-    for device, images, expected in (
-        ("cpu", 288, small),
-        ("cuda", 288, small),
-        ("cpu", 10, small.replace("16 --epochs", "10 --epochs")),
-        ("cpu", 50_000, "--dataset mine --preset small"),
-        ("cuda", 50_000, "--dataset mine"),
+    tuned, robust = "train-automl --dataset mine", "train-single --task none --preset robust --dataset mine"
+    small = "--depth 16 --width 1"
+    for device, images, name, with_tasks, expected in (
+        ("cpu", 288, "mine", True, f"{tuned} {small} --batch-size 16 --epochs 60"),
+        ("cuda", 288, "mine", False, f"{robust} {small} --batch-size 16 --epochs 60"),
+        ("cpu", 10, "mine", False, f"{robust} {small} --batch-size 10 --epochs 60"),
+        ("cpu", 50_000, "mine", True, f"{tuned} --preset small"),
+        ("cpu", 50_000, "mine", False, f"{robust} {small}"),
+        ("cuda", 50_000, "mine", False, robust),
+        ("cpu", 50_000, "cifar100", False, "train-automl --dataset cifar100 --preset small"),
+        ("cuda", 50_000, "cifar10", False, "train-automl --dataset cifar10"),
+        ("cpu", 4_000, "shapes", False, "train-automl --preset quick"),
     ):
         monkeypatch.setattr("rsslcli.core.runtime.resolve_device", lambda _, d=device: torch.device(d))
-        data: Any = SimpleNamespace(name="mine", train=SimpleNamespace(labels=range(images)))
-        hints.suggest_training(data, tmp_path)
-        assert capsys.readouterr().err == f"next: rssl train-automl {expected} --data-dir {tmp_path}\n"
+        hints.suggest_training(name, images, tmp_path, with_tasks=with_tasks)
+        assert capsys.readouterr().err == f"next: rssl {expected} --data-dir {tmp_path}\n"
 
 
 def test_a_hint_to_evaluate_makes_runs_comparable(
