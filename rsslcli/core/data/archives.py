@@ -115,10 +115,12 @@ def _check_extent(source: Path, count: int, size: int) -> None:
 def _tar_members(source: Path) -> Iterator[Member]:
     with open_tar(source) as archive:
         count = 0
+        unpacked = 0  # a sparse member unpacks to more than it takes in the archive
         while member := archive.next():
             archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps them all
             count += 1
-            _check_extent(source, count, archive.offset)
+            unpacked += max(member.size, 0)
+            _check_extent(source, count, max(archive.offset, unpacked))
             if archive.offset <= member.offset:  # a negative size, which would make it loop forever
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
             opener: Any = partial(archive.extractfile, member)

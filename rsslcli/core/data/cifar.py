@@ -21,9 +21,13 @@ OFFICIAL = {
 _SITE = "https://www.cs.toronto.edu/~kriz/"
 
 
-def official_name(source: Path) -> str | None:
-    """The official CIFAR data set that `source` is: its folder, the folder's parent, or its archive."""
-    for name, (folder, archive, _) in OFFICIAL.items():
+def official_name(source: Path, wanted: str | None = None) -> str | None:
+    """The official CIFAR data set that `source` is: its folder, the folder's parent, or its archive.
+
+    If `source` holds both data sets, it is the one that is `wanted`.
+    """
+    for name in sorted(OFFICIAL, key=lambda name: name != wanted):
+        folder, archive, _ = OFFICIAL[name]
         if source.is_dir():
             if source.name == folder or (source / folder).is_dir() or (source / archive).is_file():
                 return name
@@ -70,7 +74,9 @@ def read_cifar(
         download_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=download_folder) as scratch:
             with tarfile.open(archive) as opened:
-                opened.extractall(scratch, filter="data")
+                # Python before 3.10.12 has no filters and ignores this; the md5 has been verified.
+                opened.extraction_filter = getattr(tarfile, "data_filter", None)
+                opened.extractall(scratch)
             return _load_cifar(name, Path(scratch))
     except OSError as error:
         raise RsslError(

@@ -199,7 +199,7 @@ def _recognize(
     note: Note,
 ) -> _Source:
     """Identify the source from its content; None stands for the default source of `name`."""
-    official = cifar.official_name(source) if source else name if name in cifar.OFFICIAL else None
+    official = cifar.official_name(source, name) if source else name if name in cifar.OFFICIAL else None
     if size != DEFAULT_SIZE and (official or name == EMBEDDED):
         raise UserError(
             f"size: {official or name} has images of {DEFAULT_SIZE}x{DEFAULT_SIZE} pixels, with no more "

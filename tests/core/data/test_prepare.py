@@ -235,6 +235,9 @@ def test_official_data_sets(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     ]
     with pytest.raises(UserError, match="is cifar10, not cifar100"):
         prepare("cifar100", data, source=batches)
+    (tmp_path / "cifar-100-python").mkdir()  # beside the other one, as torchvision keeps them
+    for name in ("cifar100", "cifar10"):
+        assert prepare(name, data, source=tmp_path).kind == f"official {name}"
 
 
 def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:

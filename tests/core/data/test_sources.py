@@ -230,8 +230,11 @@ def test_archives_that_unpack_without_end(tmp_path: Path, monkeypatch: pytest.Mo
     claimed = special("train/ant/huge.txt", tarfile.REGTYPE)
     claimed.size = 2**40  # of which nothing is there: it is not looked for
     path = tmp_path / "claimed.tar.gz"
-    path.write_bytes(gzip.compress(claimed.tobuf() + bytes(1024)))
-    refused(path, "unpacks to more than")
+    sparse = special("train/ant/sparse.txt", tarfile.REGTYPE)
+    sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(2**21)}
+    for member in (claimed, sparse):
+        path.write_bytes(gzip.compress(member.tobuf() + bytes(1024)))
+        refused(path, "unpacks to more than")
     monkeypatch.setattr(archives, "MAX_MEMBERS", 9)
     for name, pack in (("u.tar.gz", as_tar), ("u.zip", as_zip)):
         refused(pack(tmp_path / name, tree()), "unpacks to more than 9 members")
@@ -727,6 +730,20 @@ def test_official_archive_and_folders(official: Path, tmp_path: Path) -> None:
         assert train.classes == tuple(f"class{index}" for index in range(10))
         first = np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8)[0]
         assert np.array_equal(train.images[0], first.reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_the_official_archive_unpacks_without_extraction_filters(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before Python 3.10.12."""
+    extract = tarfile.TarFile.extractall
+
+    def without_filter(self: tarfile.TarFile, path: str) -> None:
+        extract(self, path, filter="fully_trusted")
+
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", without_filter)
+    assert len(read_cifar("cifar10", official, tmp_path / "scratch")[0].labels) == 50
 
 
 def test_nothing_is_unpickled_before_its_md5_is_checked(official: Path, tmp_path: Path) -> None:
