@@ -37,6 +37,7 @@ DISCUSSED = (
     ("fixed-lambda005", "fixed-share25", range(5)),
     ("rotation-views1-all", "baseline", range(5, 10)),
     ("rotation-views1-all", "rotation-views1", range(5)),
+    ("rotation-views1-all", "rotation-views1", range(5, 10)),
 )
 BEGIN = "<!-- made by tests/study_section.py: begin -->"
 END = "<!-- end -->"
@@ -69,8 +70,11 @@ def discussed(study: Study) -> Table:
         found = replace(rows[one], runs=of_seeds(rows[one], seeds)).minus(rows[other])
         paired = sorted(of_seeds(rows[one], seeds).keys() & rows[other].runs.keys())
         difference = f"{rows[one].label} − {rows[other].label}"
-        lines.append([difference, ", ".join(map(str, paired)), interval(found), found.verdict])
-    columns = ["difference", "seeds", "points [95 % interval]", "exceeds the noise?"]
+        both = [_adapted_means(row) for row in (rows[one], rows[other])]
+        adapted = Comparison(tuple(both[0][seed] - both[1][seed] for seed in paired))
+        numbers = [interval(found), found.verdict, interval(adapted)]
+        lines.append([difference, ", ".join(map(str, paired)), *numbers])
+    columns = ["difference", "seeds", "points [95 % interval]", "exceeds the noise?", "both adapted"]
     return Table("Comparisons that the text below discusses, each by itself: not corrected", columns, lines)
 
 
@@ -114,26 +118,22 @@ def shown() -> str:
 
 
 def collect(study: Path) -> None:
-    """Copy settings, evaluation, machine and records per epoch of new finished cells."""
+    """Copy settings, evaluations, machine and records per epoch of finished cells."""
     for directory in sorted(path for path in study.iterdir() if path.is_dir()):
         run = RunFolder(directory)
         if run.is_run() and run.state() == "done":
             kept = RunFolder(SMALL / directory.name)
-            is_new = not kept.path.exists()
             kept.path.mkdir(exist_ok=True)
             with run.log.open() as log:
                 kept.log.write_text(log.readline())
             for evaluation in run.path.glob("eval-c*.json"):
-                file = kept.path / evaluation.name
-                if not file.exists():
-                    content = json.loads(evaluation.read_text())
-                    content.pop("diagnostics", None)
-                    file.write_text(json.dumps(content) + "\n")
-            if is_new:
-                kept.config.write_bytes(run.config.read_bytes())
-                tuned = Config(**read_config_file(run.config)).automl
-                lines = per_epoch(run.metrics.read_text().splitlines(), tuned)
-                kept.metrics.write_text("".join(f"{line}\n" for line in lines))
+                content = json.loads(evaluation.read_text())
+                content.pop("diagnostics", None)
+                (kept.path / evaluation.name).write_text(json.dumps(content) + "\n")
+            kept.config.write_bytes(run.config.read_bytes())
+            tuned = Config(**read_config_file(run.config)).automl
+            lines = per_epoch(run.metrics.read_text().splitlines(), tuned)
+            kept.metrics.write_text("".join(f"{line}\n" for line in lines))
 
 
 def per_epoch(lines: list[str], tuned: bool) -> list[str]:
