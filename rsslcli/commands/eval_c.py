@@ -230,8 +230,8 @@ def _adaptation(
         return None
     if protocol == "robustbench":
         raise UserError("--protocol robustbench is for numbers without adaptation: leave out --adapt")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"--adapt-batch {batch_size}: expected at least 1")
+    if batch_size is not None and not 1 <= batch_size < 2**63:
+        raise UserError(f"--adapt-batch {batch_size}: expected a whole number from 1")
     chosen: dict[str, Any] = {"method": method, "prior": prior, "batch_size": batch_size, "stream": stream}
     return Adaptation(**{name: value for name, value in chosen.items() if value is not None})
 

@@ -384,7 +384,8 @@ def test_public_weights_adapt_too(home: Path, here: Here) -> None:
         ("--adapt tents", "unknown adaptation 'tents': did you mean 'tent'"),
         ("--adapt bn --stream sort", "unknown stream 'sort': did you mean 'sorted'"),
         ("--adapt bn --prior -1", "--prior: expected a number from 0, got -1"),
-        ("--adapt bn --adapt-batch 0", "--adapt-batch 0: expected at least 1"),
+        ("--adapt bn --adapt-batch 0", "--adapt-batch 0: expected a whole number from 1"),
+        (f"--adapt bn --adapt-batch {10**20}", f"--adapt-batch {10**20}: expected a whole number from 1"),
         ("--adapt tasks", "adaptation by tasks needs a run with tasks, and this is a baseline"),
     ],
 )
@@ -460,7 +461,7 @@ def test_a_calibrated_run_predicts_with_its_temperature(home: Path, here: Here) 
     fitted = json.loads((run / "calibration.json").read_text())
     temperature = fitted["temperature"]
     assert f"note: temperature {temperature:.4g}, fitted on 8 clean images drawn by seed 0" in err
-    assert "32 images per cell, 8 left out, kept for calibration" in out
+    assert "32 images per cell, 8 left out, kept for tuning λ or calibration" in out
     assert re.search(rf"\ncalibrated by temperature {temperature:.4g}: NLL ", out)
     content = json.loads((run / "eval-c-calibrated-partial.json").read_text())
     assert (content["images"], content["clean_images"], len(content["excluded"])) == (32, 32, 8)

@@ -76,8 +76,8 @@ def read_temperature(checkpoint: Path, weights: str) -> float | None:
 
 
 def _is_fitted(temperature: float) -> bool:
-    """False at the lower end of the range, where the fit to a classifier without mistakes stops."""
-    return 1.01 * LOWEST < temperature <= 1 / LOWEST
+    """False at the ends of the range, where the fit stops if a classifier makes no mistake or only guesses."""
+    return 1.01 * LOWEST < temperature < 1 / (1.01 * LOWEST)
 
 
 def draw_images(source_images: int) -> list[int]:
@@ -115,7 +115,7 @@ def calibrate(
 
     Raises:
         UserError: the corrupted set has other source images than the first ones of the test set, or no
-            temperature is best, since the classifier is right on all of them.
+            temperature is best, since the classifier is right on all of them or no better than guessing.
         DivergedError: a score is NaN or infinite.
     """
     if not aligned(corrupted, test):
@@ -135,8 +135,8 @@ def calibrate(
     temperature = fit_temperature(scores, np.asarray(score_of)[test.labels[chosen]])
     if not _is_fitted(temperature):
         raise UserError(
-            f"the classifier is right on all {len(chosen)} images to calibrate on, so no temperature is "
-            "best: leave out `calibrate`"
+            f"no temperature is best for the {len(chosen)} images to calibrate on, since the classifier is "
+            "right on all of them, or no better than guessing: leave out `calibrate`"
         )
     words = "left out anyway" if tuned else f"drawn by seed {_SEED}, left out of the evaluation"
     return Calibration(temperature, len(chosen), words, weights), sorted({*excluded, *chosen})

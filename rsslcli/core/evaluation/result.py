@@ -89,7 +89,7 @@ class Evaluation:
     @property
     def left_out_in_words(self) -> str:
         """How many images are left out, and what for."""
-        purpose = "calibration" if "calibrated" in self.about else "tuning λ"
+        purpose = "tuning λ or calibration" if "calibrated" in self.about else "tuning λ"
         return f"{len(self.excluded)} left out, kept for {purpose}"
 
     def intervals(self) -> dict[str, Interval]:

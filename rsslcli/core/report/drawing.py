@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -77,6 +78,12 @@ def wrap(label: str, width: int = 30) -> str:
     """Break a label into lines; if it is too long, what is in parentheses starts a new line."""
     parts = [label] if len(label) <= width else label.replace(" (", "\n(").splitlines()
     return "\n".join(line for part in parts for line in textwrap.wrap(part, width))
+
+
+def in_two_lines(label: str, width: int = 30) -> str:
+    """Break a label as `wrap` does, into wider lines if there would be more than two."""
+    broken = (wrap(label, wider) for wider in itertools.count(width))
+    return next(text for text in broken if text.count("\n") < 2)
 
 
 def make_panels(rows: Sequence[Row], count: int, size: Size) -> tuple[Canvas, list[Axes]]:

@@ -23,6 +23,7 @@ from rsslcli.core.report.drawing import (
     add_legend,
     cut_off,
     draw_intervals,
+    in_two_lines,
     make_panels,
     style_of,
     styles_of,
@@ -171,7 +172,7 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     axes.bar_label(bars, [f"{height:.2f}" for height in heights], **number)
     words += [f"{shown[x].label}, paper: {y:.2f} %." for x, y in paper]
     words += [f"{row.label}, ours: {height:.2f} %." for row, height in zip(shown, heights, strict=True)]
-    labels = [wrap(row.label, size.label if size.narrow else 16) for row in shown]
+    labels = [in_two_lines(row.label, 20) if size.narrow else wrap(row.label, 16) for row in shown]
     axes.set_xticks(range(len(shown)), labels, rotation=90 * size.narrow)
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
@@ -208,8 +209,6 @@ def _figure_2b(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
         if warmup:
             axes.axvspan(0, warmup, color="#ececec", zorder=0)
             axes.axvline(warmup, color="#888888", linewidth=0.8, linestyle=":")
-            top = axes.get_xaxis_transform()
-            axes.text(0.01 * row.config.epochs, 0.98, "warm-up", va="top", fontsize=8, transform=top)
         title = wrap(row.label, 40 if size.narrow else 80)
         axes.set(xlabel="epoch", ylabel="λ", title=title, xlim=(0, row.config.epochs))
         if size.narrow:
@@ -244,7 +243,7 @@ def _corruptions(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
             axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=color)
         axes.set_yticks(range(len(values)), study.corruptions)
         axes.xaxis.tick_top()
-        labels = [wrap(_against(shown[index], base), size.label if size.narrow else 30) for index in part]
+        labels = [in_two_lines(_against(shown[index], base), 20 if size.narrow else 30) for index in part]
         turned: Any = {} if size.narrow else {"ha": "left", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(part)), labels, rotation=90 if size.narrow else 40, **turned)
         axes.tick_params(length=0)
@@ -279,23 +278,29 @@ def _severities(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
 
 def _training(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     epochs = study.settings["epochs"]
-    canvas, (losses, accuracies) = make_panels(rows, 2, size)
+    known = any(np.isfinite(run.history.loss).any() for row in rows for run in row.runs.values())
+    canvas, panels = make_panels(rows, 2 if known else 1, size)
+    losses, accuracies = panels[0], panels[-1]  # without records per step, there are no losses
     grid = np.unique(np.linspace(1, epochs, min(epochs, _POINTS)).round())
     for row, style in styles_of(rows):
         histories = [run.history for run in row.runs.values()]
         style |= {"markevery": max(1, len(grid) // 6), "markersize": 3.5, "label": wrap(row.label)}
-        losses.plot(grid, np.mean([np.interp(grid, h.epochs, h.loss) for h in histories], axis=0), **style)
+        if known:
+            mean = np.mean([np.interp(grid, h.epochs, h.loss) for h in histories], axis=0)
+            losses.plot(grid, mean, **style)
         mean = np.mean([np.interp(grid, h.epochs, h.clean_accuracy) for h in histories], axis=0)
         accuracies.plot(grid, 100 * mean, **style)
-    losses.set(xlabel="epoch", ylabel="cross-entropy", title="training loss of the main task")
-    losses.update_datalim([(1, 0)])
-    losses.autoscale_view()
-    # A loss far above that of guessing comes from a diverging run: it may be cut off.
-    losses.set_ylim(0, min(losses.get_ylim()[1], 10))
+    if known:
+        losses.set(xlabel="epoch", ylabel="cross-entropy", title="training loss of the main task")
+        losses.update_datalim([(1, 0)])
+        losses.autoscale_view()
+        # A loss far above that of guessing comes from a diverging run: it may be cut off.
+        losses.set_ylim(0, min(losses.get_ylim()[1], 10))
     accuracies.set(xlabel="epoch", ylabel="%", title="clean test accuracy")
-    add_legend(canvas, losses, "outside lower center", size)
-    caption = "Training: the main task's loss, averaged over each epoch, and the clean accuracy after it."
-    return canvas, f"{caption} Means over seeds.", "The accuracies at the end are in the first table."
+    add_legend(canvas, accuracies, "outside lower center", size)
+    loss = "the main task's loss, averaged over each epoch, and " if known else ""
+    caption = f"Training: {loss}the clean accuracy after each epoch. Means over seeds."
+    return canvas, caption, "The accuracies at the end are in the first table."
 
 
 def _gain(row: Row, base: Row, corruption: str) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
 
     Args:
         runs: run directories, or folders that contain them.
-        output: the folder, created if missing; files of an earlier report are replaced.
+        output: the folder, created if missing; an earlier report in it is replaced, with its pictures.
 
     Raises:
         UserError: a folder does not exist, no run is finished and evaluated, or `output` is a file.
@@ -87,10 +88,19 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     markdown = output / "report.md"
     page = output / "report.html"
     texts = {markdown: to_markdown(blocks).encode(), page: to_html(blocks).encode()}
+    earlier = _pictures_of(markdown)
     for path, content in (pictures | texts).items():
         with replacing(path) as file:
             file.write(content)
+    for path in earlier - pictures.keys():
+        path.unlink(missing_ok=True)
     return Report(page, markdown, tuple(pictures), tuple(studies), tuple(left_out))
+
+
+def _pictures_of(report: Path) -> set[Path]:
+    """The pictures beside a report.md that it shows."""
+    text = report.read_text(encoding="utf-8", errors="replace") if report.is_file() else ""
+    return {report.with_name(name) for name in re.findall(r"\]\(([\w-]+\.(?:png|jpg))\)", text)}
 
 
 def table_1(study: Study) -> Table:

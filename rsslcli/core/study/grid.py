@@ -222,7 +222,9 @@ def _read_plan(output: Path) -> tuple[int, list[tuple[str, ...]]]:
             raise ValueError
     except FileNotFoundError:
         return 0, []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+    except OSError as error:
+        raise UserError(f"cannot read {output / PLAN}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError, UserError):
         raise UserError(
             f"{output / PLAN} is damaged: delete it, and pass the added tasks and seeds again"
         ) from None

@@ -92,8 +92,10 @@ def test_a_classifier_without_mistakes_is_not_calibrated(test_split: Split, tmp_
             ]
             return self.scale * torch.eye(3)[found]
 
-    with pytest.raises(UserError, match="right on all 6 images to calibrate on, so no temperature is best"):
+    with pytest.raises(UserError, match="no temperature is best for the 6 images"):
         calibrate(Lookup(()), test_split, corrupted, (), **where)
+    with pytest.raises(UserError, match="right on all of them, or no better than guessing"):
+        calibrate(Lookup(range(37)), test_split, corrupted, (), **where)
     drawn = draw_images(30)
     found, left_out = calibrate(Lookup(drawn[:1]), test_split, corrupted, (35, 36), **where)
     assert (found.images, left_out) == (6, sorted({*drawn, 35, 36}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,15 @@ def test_a_run_with_records_shows_its_confusions_reliability_and_surest_mistakes
 
 
 def test_runs_without_records_have_no_such_headings(runs: Path) -> None:
-    report = write_report([runs], runs / "report")
+    record(runs / "rotation-s0", invented())
+    own = runs / "report" / "own.png"
+    assert (runs / "report" / "mistakes.jpg") in write_report([runs], own.parent).figures
+    own.write_bytes(b"not of a report")
+    shutil.rmtree(runs / "rotation-s0")
+    make_run(runs / "rotation-s0", tasks=("rotation",), seed=0, mean=0.6)
+    report = write_report([runs], own.parent)
+    beside = {path.name for path in own.parent.iterdir()}
+    assert beside == {path.name for path in (*report.figures, report.page, report.markdown, own)}
     page = Page(report.page)
     for words in ("What goes wrong", "onfusion", "Reliability", "mistakes"):
         assert words not in page.text

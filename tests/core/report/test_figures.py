@@ -143,6 +143,17 @@ def test_the_warm_up_is_marked(tmp_path: Path, warmup: int, monkeypatch: pytest.
     assert (shaded > 0.4) == (warmup > 0)
 
 
+def test_without_records_of_steps_there_is_no_panel_for_losses(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "baseline") / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines() if "clean_accuracy" in line]
+    path.write_text("\n".join(lines))
+    found = study(tmp_path)
+    drawn = plots._training(found, found.rows, plots._WIDE)
+    assert drawn is not None
+    assert [axes.get_title() for axes in drawn[0].axes] == ["clean test accuracy"]
+    assert "loss" not in drawn[1]
+
+
 def test_losses_of_a_single_epoch_are_within_the_picture(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline", epochs=1)
     found = study(tmp_path)

@@ -311,6 +311,12 @@ def test_a_damaged_plan_is_refused(tmp_path: Path, content: str) -> None:
         plan("quick", tmp_path)
 
 
+def test_a_plan_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot read .*file/plan\.json: Not a directory"):
+        plan("quick", tmp_path / "file")
+
+
 def test_cells_that_would_tune_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("epochs: 3\nwarmup_epochs: 3")
     with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
