@@ -76,7 +76,7 @@ def read_temperature(checkpoint: Path, weights: str) -> float | None:
 
 
 def _is_fitted(temperature: float) -> bool:
-    """False at the ends of the range, where the fit stops if a classifier makes no mistake or only guesses."""
+    """False at the ends of the range, where the fit stops if a classifier is always right or only guesses."""
     return 1.01 * LOWEST < temperature < 1 / (1.01 * LOWEST)
 
 
