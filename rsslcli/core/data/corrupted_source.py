@@ -5,6 +5,7 @@ decide where anything is written, and an array is accepted only if its header, i
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.archives import archive_members, check_end, is_archive, one_line_errors, open_tar
 from rsslcli.core.data.cifar import official_name
-from rsslcli.core.data.corrupted_tree import corruption_folders
+from rsslcli.core.data.corrupted_tree import corruption_folders, visible_folders
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.image_tree import is_image_tree
 from rsslcli.core.data.listing import is_image
@@ -25,8 +26,10 @@ from rsslcli.core.data.store import SIZES, Images, Labels
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import quietly
 
+#: The files of corruptions, by which a corrupted set is recognized.
+_CORRUPTED = tuple(f"{name}.npy" for name in CORRUPTIONS)
 #: The files that a corrupted set may contain.
-FILES = ("labels.npy", *(f"{name}.npy" for name in CORRUPTIONS))
+FILES = ("labels.npy", *_CORRUPTED)
 _EXPECTED = "the files of CIFAR-10-C, labels.npy and <corruption>.npy"
 _MAX_IMAGES = 1_000_000  # per corruption and severity
 _MAX_MEMBERS = 1000
@@ -38,14 +41,18 @@ def is_corrupted_set(source: Path) -> bool:
     """Whether `source` is a corrupted set, its parent or its archive, rather than a set of images.
 
     Raises:
-        UserError: the archive is damaged.
+        UserError: the archive is damaged, or a folder cannot be read.
     """
-    if not source.is_dir():
-        return _archive_has_files(source)
-    if _holds_files(source) or corruption_folders(source):
-        return True
-    within = any(map(_holds_files, _folders(source)))
-    return within and not official_name(source) and not is_image_tree(source)
+    with one_line_errors(source):
+        if not source.is_dir():
+            return _archive_has_files(source)
+        folders = [source, *visible_folders(source)]
+        for folder in folders:
+            os.scandir(folder).close()  # an error names the folder, not a file that may be in it
+        if _holds_files(source) or corruption_folders(source):
+            return True
+        within = any(map(_holds_files, folders))
+        return within and not official_name(source) and not is_image_tree(source)
 
 
 @dataclass(frozen=True)
@@ -226,14 +233,13 @@ def _arrays(source: Path, unpacked: Path) -> dict[str, _Array]:
 
 
 def _archive_has_files(source: Path) -> bool:
-    """Whether `source` is an archive in which one of `FILES` precedes any image."""
-    with one_line_errors(source):
-        if not source.is_file() or not is_archive(source):
-            return False
-        for member in archive_members(source):
-            parts = member.parts
-            if member.kind == "file" and parts and (parts[-1] in FILES or is_image(parts)):
-                return parts[-1] in FILES
+    """Whether `source` is an archive in which the file of a corruption precedes any image."""
+    if not source.is_file() or not is_archive(source):
+        return False
+    for member in archive_members(source):
+        parts = member.parts
+        if member.kind == "file" and parts and (parts[-1] in _CORRUPTED or is_image(parts)):
+            return parts[-1] in _CORRUPTED
     return False
 
 
@@ -261,16 +267,12 @@ def _read_files(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _holds_files(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in FILES)
-
-
-def _folders(source: Path) -> list[Path]:
-    return sorted(path for path in source.iterdir() if path.is_dir() and path.name[0] != ".")
+    return any((folder / name).is_file() for name in _CORRUPTED)
 
 
 def _set_folder(source: Path) -> Path:
     """The folder that holds the files: `source`, or the only folder in it that does."""
-    found = [folder for folder in (source, *_folders(source)) if _holds_files(folder)]
+    found = [folder for folder in (source, *visible_folders(source)) if _holds_files(folder)]
     if source in found or len(found) == 1:
         return found[0]
     if found:

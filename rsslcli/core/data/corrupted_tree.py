@@ -32,7 +32,7 @@ def corruption_folders(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         return {}
     found: dict[str, Path] = {}
-    for folder in (source, *_folders(source)):
+    for folder in (source, *visible_folders(source)):
         for name in CORRUPTIONS:
             if _holds_severities(folder / name) and found.setdefault(name, folder / name).parent != folder:
                 raise UserError(
@@ -45,12 +45,12 @@ def corruption_folders(source: Path) -> dict[str, Path]:
 def other_folders(source: Path) -> list[Path]:
     """The folders beside those of corruptions that have severities too, but another name, such as `foog`."""
     beside = {folder.parent for folder in corruption_folders(source).values()}
-    folders = [folder for parent in sorted(beside) for folder in _folders(parent)]
+    folders = [folder for parent in sorted(beside) for folder in visible_folders(parent)]
     return [folder for folder in folders if folder.name not in CORRUPTIONS and _holds_severities(folder)]
 
 
 def _holds_severities(folder: Path) -> bool:
-    return (folder / "1").is_dir() and bool(_folders(folder / "1"))
+    return (folder / "1").is_dir() and bool(visible_folders(folder / "1"))
 
 
 class CorruptedTree:
@@ -123,6 +123,8 @@ class CorruptedTree:
                 if not folder.is_dir():
                     raise UserError(f"{self.source} has no {name} at severity {severity}: get it again")
                 members = _members(folder)
+                if not members:
+                    raise UserError(f"{folder} has no images: get it again")
                 first = first or members
                 if members != first:
                     odd = sorted({*members} ^ {*first})[0]
@@ -152,11 +154,16 @@ def _members(folder: Path) -> list[_Member]:
     """The images of a cell: the first of every class, then the second of every class, and so on."""
     ranked = [
         (rank, place.name, file)
-        for place in _folders(folder)
-        for rank, file in enumerate(sorted(path.name for path in place.iterdir() if is_image((path.name,))))
+        for place in visible_folders(folder)
+        for rank, file in enumerate(sorted(path.name for path in _visible(place) if is_image((path.name,))))
     ]
     return [(place, file) for _, place, file in sorted(ranked)]
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name, without hidden ones."""
+    return sorted(path for path in _visible(folder) if path.is_dir())
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.name[0] != ".")

@@ -74,6 +74,7 @@ def test_every_image_comes_to_its_place(clean: Path, source: Path, tmp_path: Pat
             assert np.array_equal(
                 corrupted.cell("fog", severity)[position], pixels(1, severity, label, index)
             )
+    (source / "fog" / "2" / "n01" / "._val-0.png").touch()  # hidden, as in clean trees
     assert not prepare("mine", tmp_path / "data", source=source).changed, "compared, and the same"
 
 
@@ -112,6 +113,11 @@ def test_a_limit_takes_images_evenly_from_the_classes(clean: Path, source: Path,
     [
         (lambda c: shutil.rmtree(c / "fog" / "4"), "has no fog at severity 4: get it again"),
         (lambda c: (c / "fog" / "2" / "n03" / "val-1.png").unlink(), "'n03/val-1.png' is missing"),
+        (
+            lambda c: [path.unlink() for path in (c / "noise" / "gaussian_noise" / "1").rglob("*.png")],
+            "gaussian_noise/1 has no images: get it again",
+        ),
+        (lambda c: [path.unlink() for path in c.rglob("*.png")], "gaussian_noise/1 has no images: get it"),
         (lambda c: save(c / "fog" / "5" / "n01" / "x.png", pixels(1)), "'n01/x.png' is there alone"),
         (
             lambda c: (c / "fog" / "3" / "n01" / "val-0.png").write_bytes(b"no image"),

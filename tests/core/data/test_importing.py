@@ -317,12 +317,38 @@ def test_what_is_no_corrupted_set_is_told_from_one(source: Path, tmp_path: Path)
     with tarfile.open(tmp_path / "tree.tar.gz", "w:gz") as archive:
         archive.add(tree, "tree")
     (tmp_path / "text").write_text("text")
+    np.save(tree / "labels.npy", np.zeros(5))  # of whatever
+    with tarfile.open(tmp_path / "labels.tar", "w") as archive:
+        for part in ("labels.npy", "train", "test"):
+            archive.add(tree / part, part)
     assert not any(
-        map(is_corrupted_set, (tree, tmp_path / "tree.tar.gz", tmp_path / "text", tmp_path / "no"))
+        is_corrupted_set(tmp_path / name) for name in ("tree", "tree.tar.gz", "labels.tar", "text", "no")
     )
     shutil.move(source, tree)  # images are what its parent holds in the first place
     assert not is_corrupted_set(tree)
     assert is_corrupted_set(tree / source.name)
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "photos" / part
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    status = Path.stat
+
+    def deny(opened: object, *_: object, **__: object) -> object:
+        raise PermissionError(13, "Permission denied", str(opened))
+
+    def stat(self: Path, **options: bool) -> os.stat_result:
+        return deny(self) if closed in self.parents else status(self, **options)  # type: ignore[return-value]
+
+    for name in ("scandir", "listdir"):
+        opening = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda p, o=opening: deny(p) if Path(p) == closed else o(p))
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(UserError, match=f"^cannot read {closed} .Permission denied.: make it readable$"):
+        is_corrupted_set(tmp_path / "photos")
 
 
 def save(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], object]:  # type: ignore[type-arg]
@@ -342,7 +368,7 @@ def save(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pat
         ),
         (
             lambda source: [(source / f"{n}.npy").unlink() for n in NAMES],
-            "no gaussian_noise.npy, but labels.npy of",
+            r"no corrupted test set in .*: it has 'labels\.npy', not the files",
         ),
         (
             save("fog.npy", lambda a: a / 255),
