@@ -106,9 +106,9 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
         UserError: a label is no class of the data set.
     """
     folder, test = corrupted.folder, dataset.test
+    count = corrupted.images_per_cell
     mend: dict[str, object] = {"corruptions": "generate"}
     if generated := read_json(folder / GENERATED):
-        count = corrupted.images_per_cell
         if len(corrupted.names) < len(CORRUPTIONS):
             mend["only"] = ",".join(corrupted.names)
         source = source_checksum(test.images[:count], test.labels[:count])
@@ -121,6 +121,8 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
         mend = _import_again(imported)
         fits = imported.get("test", test.checksum) == test.checksum
     if not fits:
+        if 2 * count <= len(test.labels):  # it was limited; a few more images are additions
+            mend["limit"] = count
         command = prepare_command(dataset.name, dataset.folder.parent, **mend)
         raise StaleCorruptionsError(
             f"the corrupted images in {folder} were made for other test images "

@@ -50,9 +50,14 @@ def test_a_generated_set_is_of_its_images_and_labels(dataset: Dataset, corrupted
     brighter = dataset.test.images.copy()
     brighter[-1, 0, 0, 0] ^= 1
     for changes in ({"images": brighter}, {"labels": [0, 1, 2, 0, 2, 1]}):
-        expected = "made for other test images than those of 'mine': .*--corruptions generate --only fog"
+        expected = (
+            "made for other test images than those of 'mine': .*--corruptions generate --only fog --data"
+        )
         with pytest.raises(StaleCorruptionsError, match=expected):
             check_source(corrupted, with_test(dataset, **changes))
+    more = with_test(dataset, images=np.tile(brighter, (2, 1, 1, 1)), labels=[0, 1, 2] * 4)
+    with pytest.raises(StaleCorruptionsError, match=f"generate --only fog --limit {COUNT} --data"):
+        check_source(corrupted, more)
 
 
 def test_labels_of_other_images_beside_the_files_are_noticed(
