@@ -9,9 +9,11 @@ from pathlib import Path
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.corruptions.record import GENERATED, is_entry, source_checksum
 from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted
+from rsslcli.core.data.digests import check_space
+from rsslcli.core.data.importing import image_bytes
 from rsslcli.core.data.prepare import prepare
-from rsslcli.core.data.store import EMBEDDED, Dataset, dataset_folder, load_dataset
-from rsslcli.core.errors import UserError, counted
+from rsslcli.core.data.store import EMBEDDED, Dataset, check_limit, dataset_folder, load_dataset
+from rsslcli.core.errors import RsslError, UserError, counted
 from rsslcli.core.files import read_json
 from rsslcli.core.locks import locked
 from rsslcli.core.progress import Progress, silent
@@ -62,13 +64,13 @@ def generate_corruptions(
 
     Raises:
         UserError: the folder holds a set that was imported, or one of the same images that would be lost.
+        RsslError: the files do not fit on the disk, or cannot be written; finished ones are kept.
     """
     from rsslcli.core.corruptions.generate import generate_corrupted
 
     folder = dataset.corrupted_folder
     test = dataset.test
-    if limit is not None and limit < 1:
-        raise UserError(f"`limit` {limit}: expected at least 1")
+    check_limit(limit)
     made = _made(dataset)
     if limit is None and dataset.name == EMBEDDED:
         limit = max((count for count, _ in made.values()), default=EMBEDDED_LIMIT)
@@ -78,15 +80,25 @@ def generate_corruptions(
         raise UserError(
             f"{folder} holds a corrupted test set that was not generated: move it away to generate one there"
         )
-    _check_kept(folder, made, len(test.labels[:limit]), names, severities)
-    generate_corrupted(
-        test.images[:limit],
-        test.labels[:limit],
-        folder,
-        corruptions=names,
-        severities=severities,
-        progress=progress,
-    )
+    count = len(test.labels[:limit])
+    _check_kept(folder, made, count, names, severities)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = {name: finished for name, (there, finished) in made.items() if there == count}
+        check_space(folder, _missing_bytes(folder, kept, image_bytes(count, test.size), names, severities))
+        generate_corrupted(
+            test.images[:limit],
+            test.labels[:limit],
+            folder,
+            corruptions=names,
+            severities=severities,
+            progress=progress,
+        )
+    except OSError as error:
+        raise RsslError(
+            f"cannot write in {folder} ({error.strerror or error}): free space there or make it writable, "
+            "and run it again; what is finished is kept"
+        ) from error
     if not any((folder / f"{name}.npy").exists() for name in CORRUPTIONS):
         return None
     return open_corrupted(folder, dataset.name)
@@ -113,6 +125,18 @@ def _made(dataset: Dataset) -> _Made:
             if known and entry["identity"].get("source") == checksum(count):
                 found[name] = count, set(entry["severities"])
     return found
+
+
+def _missing_bytes(
+    folder: Path, kept: Mapping[str, set[int]], whole: int, names: Sequence[str], severities: Sequence[int]
+) -> int:
+    """The bytes that generating adds to `folder`: of what is missing, less those of files that it replaces.
+
+    `kept` holds the finished severities by corruption, and `whole` is the size of all five.
+    """
+    missing = sum(len({*severities} - kept.get(name, set())) for name in {*names})
+    replaced = [path for name in {*CORRUPTIONS} - kept.keys() for path in folder.glob(f"{name}.npy*")]
+    return missing * whole // len(SEVERITIES) - sum(path.lstat().st_size for path in replaced)
 
 
 def _check_kept(

@@ -304,6 +304,12 @@ def prepared_datasets(data_dir: Path) -> list[str]:
     return sorted(folder.name for folder in folders if _NAME.fullmatch(folder.name) and _is_complete(folder))
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise UserError if a number of images to keep is given and less than 1."""
+    if limit is not None and limit < 1:
+        raise UserError(f"`limit` {limit}: expected at least 1")
+
+
 def class_balanced_subset(
     labels: npt.NDArray[np.integer[Any]], size: int, seed: int, option: str = "limit"
 ) -> Labels:

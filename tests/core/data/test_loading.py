@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rsslcli.core.corruptions import generate
+from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import check_source, open_corrupted
 from rsslcli.core.data.loading import generate_corruptions
-from rsslcli.core.data.store import Dataset, make_split
-from rsslcli.core.errors import UserError
+from rsslcli.core.data.store import Dataset, Images, make_split
+from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.files import read_json
 
 COUNT = 6
 
@@ -79,6 +83,35 @@ def test_a_generated_set_takes_the_place_of_what_an_import_left(tmp_path: Path) 
     found = open_corrupted(folder, "mine")
     assert (found.names, found.images_per_cell) == (("fog",), COUNT)
     check_source(found, dataset)
+
+
+def test_a_full_disk_is_told_and_what_is_finished_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset(tmp_path)
+    corrupt_chunk = generate._corrupt_chunk
+
+    def full(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
+        if severity == 3:
+            raise OSError(28, "No space left on device")
+        return corrupt_chunk(images, name, severity, seed, index)
+
+    monkeypatch.setattr(generate, "_corrupt_chunk", full)
+    expected = r"corrupted \(No space left on device\): free space .* run it again; what is finished is kept"
+    with pytest.raises(RsslError, match=expected) as caught:
+        generate_corruptions(dataset, names=["contrast"])
+    assert caught.value.exit_code == 1
+    monkeypatch.undo()
+    cell = COUNT * 32 * 32 * 3
+    free = namedtuple("usage", "free")
+    done = len(read_json(dataset.corrupted_folder / GENERATED)["contrast"]["severities"])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free((5 - done) * cell - 1))
+    with pytest.raises(RsslError, match=r"corrupted has 0\.0 GiB of free space, of the 0\.0 GiB needed"):
+        generate_corruptions(dataset, names=["contrast"])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free((5 - done) * cell))
+    generate_corruptions(dataset, names=["contrast"])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free(0))
+    generate_corruptions(make_dataset(tmp_path, seed=1), names=["contrast"])  # in place of the other one
 
 
 @pytest.mark.parametrize("limit", [0, -1, -COUNT])
