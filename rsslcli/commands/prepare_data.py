@@ -150,16 +150,22 @@ def bring_in_place(
         from rsslcli.core.data.cifar import OFFICIAL
         from rsslcli.core.data.corrupted_source import is_corrupted_set
         from rsslcli.core.data.loading import generate_corruptions
-        from rsslcli.core.data.store import EMBEDDED, dataset_folder, is_prepared
+        from rsslcli.core.data.store import EMBEDDED, check_limit, dataset_folder, is_prepared
         from rsslcli.core.locks import locked
 
     if source == "":
         raise UserError("--source is empty: name a folder or an archive, or leave it out")
+    check_limit(limit)
     downloads = corruptions is Corruptions.download
     if downloads and source is not None and not is_prepared(data_dir, dataset) and dataset not in OFFICIAL:
         raise UserError(
             "with --corruptions download, --source names the corrupted images: prepare the clean ones of "
             f"{dataset} first"
+        )
+    if source is not None and not downloads and source.startswith(("http://", "https://")):
+        raise UserError(
+            f"--source {source} is an address: add --corruptions download if it is of corrupted images, "
+            "else download it and give the file"
         )
     imports = source is not None and not downloads and is_corrupted_set(Path(source))
     if corruptions is None:
@@ -235,16 +241,13 @@ def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, gen
 def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
     """Prepare both splits and report what was done. For the options see `prepare` in core."""
     from rsslcli.core.data.decoding import ImageError
-    from rsslcli.core.data.place import prepare_command
     from rsslcli.core.data.prepare import prepare
 
     try:
         with progress_bar() as progress:
             prepared = prepare(dataset, data_dir, progress=progress, **options)
     except ImageError as error:
-        source, size = options["source"], options["size"]
-        command = prepare_command(dataset, data_dir, source=source, size=size, skip_damaged=True)
-        raise UserError(f"{error}, or go on without with `{command}`") from error
+        raise UserError(f"{error}, or leave out damaged images with --skip-damaged") from error
     done = "prepared" if prepared.changed else "already prepared"
     train = prepared.dataset.train
     test = prepared.dataset.test

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from helpers import Here
 
 
@@ -15,10 +16,7 @@ def test_damaged_images_stop_the_preparation_or_are_left_out(home: Path, here: H
     for path in damaged:
         path.write_bytes(path.read_bytes()[:99])
     command = f"prepare-data --dataset partial --source {tmp_path / 'images'} --data-dir {tmp_path / 'data'}"
-    hint = (
-        "replace or remove them, or go on without with `rssl prepare-data --dataset partial --source "
-        rf"{tmp_path / 'images'} --skip-damaged --data-dir {tmp_path / 'data'}`"
-    )
+    hint = "replace or remove them, or leave out damaged images with --skip-damaged"
     here.refuse(command, rf"cannot decode 2 of 200 images: .*{damaged[0].name}.*{damaged[1].name}.*: {hint}$")
     assert not (tmp_path / "data" / "partial" / "prepared.json").exists()
 
@@ -32,6 +30,23 @@ def test_damaged_images_stop_the_preparation_or_are_left_out(home: Path, here: H
         assert ": 158 training and 40 test images" in out
         assert note in err
     assert json.loads((tmp_path / "data" / "partial" / "prepared.json").read_text())["damaged"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ("cifar10 --corruptions download --limit 0", "--limit 0: expected at least 1"),
+        (
+            "new --source https://h/x.zip",
+            "--source https://h/x.zip is an address: add --corruptions download",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_downloaded(
+    here: Here, tmp_path: Path, options: str, match: str
+) -> None:
+    here.refuse(f"prepare-data --data-dir {tmp_path} --dataset {options}", match)
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_is_suggested_once_a_corruption_is_whole(home: Path, here: Here) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.data.store import Arrays
 
-_EXAMPLES = 10  # of each kind
+EXAMPLES = 10  # of each kind of image in the record
 
 
 def find_copies(train: Arrays, test: Arrays) -> dict[str, tuple[int, list[str]]]:
@@ -37,7 +37,7 @@ def find_copies(train: Arrays, test: Arrays) -> dict[str, tuple[int, list[str]]]
 
     def described(images: npt.NDArray[np.int64], *, contradict: bool) -> list[str]:
         pairs = []
-        for image in images[:_EXAMPLES]:
+        for image in images[:EXAMPLES]:
             others = content == content[image]
             # argmax finds the first: the training images come first.
             other = (others & (labels != labels[image]) if contradict else others).argmax()

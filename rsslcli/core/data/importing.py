@@ -22,7 +22,7 @@ from rsslcli.core.data.corrupted_source import CorruptedSource
 from rsslcli.core.data.corrupted_tree import CorruptedTree, corruption_folders, other_folders
 from rsslcli.core.data.digests import check_space, file_digest
 from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
-from rsslcli.core.data.store import DEFAULT_SIZE, Split
+from rsslcli.core.data.store import DEFAULT_SIZE, EMBEDDED, Split
 from rsslcli.core.errors import RsslError, UserError, nearest
 from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.progress import Note, Progress, silent
@@ -32,6 +32,12 @@ UNFINISHED = "download"
 
 #: A corrupted set to import.
 _Found = CorruptedSource | CorruptedTree
+
+
+def check_importable(name: str) -> None:
+    """Raise UserError if the data set `name` is the embedded one, whose corrupted set is generated."""
+    if name == EMBEDDED:
+        raise UserError(f"{name} has a corrupted set of its own: choose the data set that yours is for")
 
 
 def import_corrupted(
@@ -108,6 +114,8 @@ def import_corrupted(
             return replace_files(folder, corrupted, record), True
         known = read_json(folder / IMPORTED)
         now = {"test": test.checksum, "in_order": record["in_order"]}
+        if origin is not None:  # it says more than a path, which may hold anything later
+            now |= {"origin": origin, "limit": record["limit"], "identity": present.identity}
         if not known.items() >= now.items() and not (folder / GENERATED).exists():
             write_json(folder / IMPORTED, record | known | now | {"files": _checksums(present)})
         return present, False

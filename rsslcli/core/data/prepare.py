@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rsslcli.core.data import cifar, image_tree, shapes
-from rsslcli.core.data.copies import find_copies
+from rsslcli.core.data.copies import EXAMPLES, find_copies
 from rsslcli.core.data.corrupted import CorruptedSet, check_source, open_corrupted, record_test_images
 from rsslcli.core.data.corrupted_source import is_corrupted_set
 from rsslcli.core.data.corrupted_tree import corruption_folders
-from rsslcli.core.data.importing import import_corrupted
+from rsslcli.core.data.importing import check_importable, import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.place import prepare_command
@@ -20,17 +20,18 @@ from rsslcli.core.data.store import (
     SIZES,
     Arrays,
     Dataset,
+    Split,
+    check_limit,
     dataset_folder,
     is_prepared,
     load_dataset,
     save_split,
 )
-from rsslcli.core.errors import StaleCorruptionsError, UserError, nearest, sanitize
+from rsslcli.core.errors import RsslError, StaleCorruptionsError, UserError, nearest, sanitize
 from rsslcli.core.files import read_json, remove, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
 _RECORD = "prepared.json"
-_EXAMPLES = 10  # of images that were left out, in the record
 #: What the record counts, each kind with examples, and the note on it.
 _NOTES = {
     "damaged": "left out: damaged images, {count} in all, e.g. {example}",
@@ -104,17 +105,15 @@ def prepare(
         RsslError: a download failed, or a folder cannot be written.
     """
     folder = dataset_folder(data_dir, name)
-    if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} images: give a positive number")
-    if source is not None and not source.exists():
-        raise UserError(f"no such source: {source}: give {_ACCEPTED}")
+    check_limit(limit)
+    if source is not None and not (source.is_file() or source.is_dir()):
+        raise UserError(f"no such source: {source} is not a file or folder: give {_ACCEPTED}")
     if size is not None and size not in SIZES:
         raise UserError(f"size: expected {', '.join(map(str, SIZES[:-1]))} or {SIZES[-1]}, got {size}")
     if source is not None and is_corrupted_set(source):
         if size is not None:
             raise UserError("size: a corrupted set has the size of the data set that it is for")
-        if name == EMBEDDED:
-            raise UserError("shapes has a corrupted set of its own: choose the data set that yours is for")
+        check_importable(name)
         return _prepare_corrupted(name, data_dir, source, limit, progress)
 
     for unfinished in folder.glob(".*.part"):  # left by a killed process
@@ -140,16 +139,11 @@ def prepare(
     train, test = origin.read(limit)
     tallies = find_copies(train, test)
     if damaged:
-        tallies["damaged"] = len(damaged), damaged[:_EXAMPLES]
+        tallies["damaged"] = len(damaged), damaged[:EXAMPLES]
     was = present.test.checksum if present else record.get("test")
     if isinstance(was, str) and (folder / "corrupted" / "labels.npy").is_file():
         record_test_images(folder / "corrupted", was)  # imports of before did not say which they are for
-    remove(folder / "test.npz")  # until it is there again, the data set does not count as prepared
-    splits = [
-        save_split(folder / f"{split}.npz", arrays.images, arrays.labels, arrays.classes)
-        for split, arrays in (("train", train), ("test", test))
-    ]
-    dataset = Dataset(name, folder, *splits)
+    dataset = Dataset(name, folder, *_save(folder, train, test))
     place = str(source.resolve()) if source else None
     done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place, "size": size}
     for counted, (count, examples) in tallies.items():
@@ -157,6 +151,25 @@ def prepare(
     write_json(folder / _RECORD, done)
     notes += _notes(done)
     return Prepared(folder, dataset, origin.kind, True, _mend_stale(dataset), notes=tuple(notes))
+
+
+def _save(folder: Path, train: Arrays, test: Arrays) -> list[Split]:
+    """Write both splits; the files that they replace stay until both are complete."""
+    parts = [folder / ".train.npz.part", folder / ".test.npz.part"]
+    try:
+        splits = [
+            save_split(part, arrays.images, arrays.labels, arrays.classes)
+            for part, arrays in zip(parts, (train, test), strict=True)
+        ]
+        remove(folder / "test.npz")  # until it is there again, the data set does not count as prepared
+        for part in parts:
+            part.replace(folder / part.stem.removeprefix("."))
+    except OSError as error:
+        raise RsslError(f"cannot write below {folder}: {error.strerror or error}") from error
+    finally:
+        for part in parts:
+            remove(part)
+    return splits
 
 
 def _mend_stale(dataset: Dataset) -> str:
@@ -183,8 +196,8 @@ def _prepare_corrupted(
     corrupted, changed = import_corrupted(
         source, dataset.corrupted_folder, test=dataset.test, limit=limit, progress=progress, note=notes.append
     )
-    kind = "CIFAR-10-C folder" if source.is_dir() else "CIFAR-10-C archive"
-    kind = "folder of corrupted images" if corruption_folders(source) else kind
+    form = "folder" if source.is_dir() else "archive"
+    kind = "folder of corrupted images" if corruption_folders(source) else f"CIFAR-10-C {form}"
     return Prepared(dataset.folder, dataset, kind, changed, notes=tuple(notes), corrupted=corrupted)
 
 

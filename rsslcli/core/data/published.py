@@ -13,8 +13,14 @@ from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import IMPORTED, CorruptedSet
 from rsslcli.core.data.digests import file_digest
 from rsslcli.core.data.fetching import Archive, fetch
-from rsslcli.core.data.importing import UNFINISHED, find_imported, image_bytes, import_corrupted
-from rsslcli.core.data.store import Split
+from rsslcli.core.data.importing import (
+    UNFINISHED,
+    check_importable,
+    find_imported,
+    image_bytes,
+    import_corrupted,
+)
+from rsslcli.core.data.store import Split, check_limit
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import read_json, remove
 from rsslcli.core.progress import Note, Progress, silent
@@ -68,8 +74,8 @@ def download_corrupted(
             set of `test`.
         RsslError: the download failed, the file is not the published one, or it cannot be written.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} images: give a positive number")
+    check_limit(limit)
+    check_importable(name)
     options: dict[str, Any] = {"test": test, "limit": limit, "progress": progress, "note": note}
     archive = PUBLISHED.get(name)
     if source is not None:

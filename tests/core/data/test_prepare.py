@@ -1,6 +1,7 @@
 """Preparing data sets: whatever the source, done once, and never half."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import pytest
 from PIL import Image
 
 from rsslcli.core.data import cifar, shapes
-from rsslcli.core.data import prepare as module
 from rsslcli.core.data.corrupted import aligned, open_corrupted, write_blocks
 from rsslcli.core.data.decoding import ImageError
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.data.prepare import Prepared, prepare
-from rsslcli.core.data.store import Arrays, load_dataset, prepared_datasets
-from rsslcli.core.errors import StaleCorruptionsError, UserError
+from rsslcli.core.data.published import download_corrupted
+from rsslcli.core.data.store import Arrays, load_dataset, make_split, prepared_datasets
+from rsslcli.core.errors import RsslError, StaleCorruptionsError, UserError
 
 
 @pytest.fixture
@@ -141,24 +142,29 @@ def test_damaged_split_is_prepared_again(tree: Path, data: Path) -> None:
     assert prepare("folder", data, source=tree).changed
 
 
-def test_interruption_leaves_nothing_that_looks_complete(
-    tree: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("last", [".test.npz.part", "test.npz"])
+def test_failed_writing_leaves_the_old_data_set_or_none(
+    tree: Path, data: Path, monkeypatch: pytest.MonkeyPatch, last: str, failure: BaseException
 ) -> None:
-    saved = []
+    """The old one until both splits are complete; nothing that looks complete while they are moved."""
 
-    def interrupt(path: Path, *arrays: object) -> object:
-        if len(saved) == 1:
-            raise KeyboardInterrupt
-        saved.append(path)
-        return save_split(path, *arrays)
+    def fail(self: Path, target: Path) -> Path:
+        if target.name == last:
+            raise failure
+        return move(self, target)
 
-    save_split = module.save_split
-    prepare("folder", data, source=tree)
-    monkeypatch.setattr(module, "save_split", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    move = Path.replace
+    old = prepare("folder", data, source=tree).dataset
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises((KeyboardInterrupt, RsslError), match=r"^$|cannot write .*No space left"):
         prepare("folder", data, source=tree, limit=3)
-    assert prepared_datasets(data) == []
     monkeypatch.undo()
+    assert not [*(data / "folder").glob(".*")]
+    if last == ".test.npz.part":
+        assert load_dataset(data, "folder").train.checksum == old.train.checksum
+    else:
+        assert prepared_datasets(data) == []
     assert prepare("folder", data, source=tree, limit=3).changed
 
 
@@ -177,9 +183,13 @@ def test_a_data_set_keeps_its_size_where_it_is_lost(tree: Path, data: Path, how:
 
 def test_shapes_keeps_the_corrupted_set_of_its_own(data: Path, tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
-    np.save(tmp_path / "c" / "labels.npy", np.zeros(5, np.uint8))
-    with pytest.raises(UserError, match="shapes has a corrupted set of its own"):
+    np.save(tmp_path / "c" / "fog.npy", np.zeros((5, 32, 32, 3), np.uint8))
+    refused = "shapes has a corrupted set of its own: choose the data set that yours is for"
+    with pytest.raises(UserError, match=refused):
         prepare("shapes", data, source=tmp_path / "c")
+    test = make_split(np.zeros((1, 32, 32, 3), np.uint8), [0], ["disc"])
+    with pytest.raises(UserError, match=refused):
+        download_corrupted("shapes", data / "shapes" / "corrupted", test=test, source=tmp_path / "c")
 
 
 def test_failed_reading_leaves_the_old_data_set(tree: Path, data: Path) -> None:
@@ -194,8 +204,10 @@ def test_failed_reading_leaves_the_old_data_set(tree: Path, data: Path) -> None:
 def test_sources_that_are_refused(tree: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for name, source, match in (
         ("folder", tmp_path / "none", "no such source: .*: give a folder or archive"),
+        ("folder", tmp_path / "pipe", "no such source: .*pipe is not a file or folder: give a folder or"),
         ("folder", tmp_path / "text", "is not a source of images: give a folder or archive"),
         ("folder", tmp_path / "empty", "is not a source of images: give a folder or archive"),
         ("folder", None, "'folder' needs a source: give `source`, a folder"),
@@ -206,7 +218,8 @@ def test_sources_that_are_refused(tree: Path, data: Path, tmp_path: Path) -> Non
             prepare(name, data, source=source)
     for limit in (0, -1, 2):
         with pytest.raises(
-            UserError, match=r"a limit of|limit: 2 of the 18 images of 3 classes: choose from 3 to 18"
+            UserError,
+            match=r"`limit` .*: expected at least 1|limit: 2 of the 18 images of 3 classes: choose from 3",
         ):
             prepare("folder", data, source=tree, limit=limit)
     assert not data.exists()

@@ -171,7 +171,7 @@ def test_limit(server: Server, folder: Path, test: Split) -> None:
     assert len(server.requests) == 1
     download_corrupted("cifar10", folder, test=test)
     check(folder)
-    with fails(UserError, "a limit of 0 images"):
+    with fails(UserError, "`limit` 0: expected at least 1"):
         download_corrupted("cifar10", folder, test=test, limit=0)
 
 
@@ -991,13 +991,20 @@ def test_a_set_from_the_published_archive_is_the_published_one(
             assert corrupted_origin(found) == "published"
 
 
-def test_a_set_that_nothing_vouches_for_is_an_imported_one(tmp_path: Path, test: Split, tar: bytes) -> None:
+def test_a_set_that_nothing_vouches_for_is_an_imported_one(
+    server: Server, tmp_path: Path, test: Split, tar: bytes
+) -> None:
     (tmp_path / "archive.tar").write_bytes(pack(layout(names=("fog", "snow"))))
     other = download_corrupted("cifar10", tmp_path / "a", test=test, source=tmp_path / "archive.tar")
     assert corrupted_origin(other) == "imported"
     published = download_corrupted("cifar10", tmp_path / "b", test=test)
     copied = download_corrupted("cifar10", tmp_path / "c", test=test, source=published.folder)
     assert corrupted_origin(copied) == "imported", "a folder may hold anything"
+    for source in (None, published.folder):  # compared once, and found to be the same
+        copied = download_corrupted("cifar10", tmp_path / "c", test=test, source=source)
+        assert corrupted_origin(copied) == "published"
+    download_corrupted("cifar10", tmp_path / "c", test=test)
+    assert len(server.requests) == 2
     np.save(published.folder / "fog.npy", 255 - np.load(published.folder / "fog.npy"))
     assert corrupted_origin(open_corrupted(published.folder, "cifar10")) == "imported", "it was changed"
 
