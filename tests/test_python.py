@@ -147,13 +147,14 @@ class Odd(nn.Module):
         (None, {"severities": [0, 5]}, "severities: expected some of 1 to 5, got [0, 5]"),
         (None, {"severities": []}, "severities: expected some of 1 to 5, got []"),
         (None, {"corruptions": ["fogg"]}, "unknown corruption 'fogg': did you mean 'fog'?"),
+        ("runs/mine", {}, "model: expected an nn.Module such as load_classifier(RUN), got 'runs/mine'"),
+        (None, {"severities": 3}, "severities: expected a list, got 3"),
+        (None, {"corruptions": "fog"}, "corruptions: expected a list, got 'fog'"),
         (None, {"limit": 0}, "limit: expected at least 1"),
         (None, {"precision": "tf32"}, "precision: expected float32 or bfloat16, got 'tf32'"),
     ],
 )  # fmt: skip
-def test_evaluate_refuses(
-    place: Path, model: nn.Module | None, options: dict[str, Any], message: str
-) -> None:
+def test_evaluate_refuses(place: Path, model: Any, options: dict[str, Any], message: str) -> None:
     model = model or Odd(lambda x: x.flatten(1)[:, :10])
     with pytest.raises(rsslcli.UserError, match=re.escape(message)):
         rsslcli.evaluate(model, "shapes", classes_by_position=True, **options)

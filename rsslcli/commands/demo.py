@@ -63,8 +63,9 @@ def demo(
     with progress_bar() as progress:
         found = {cell.name: evaluate_cell(cell, dataset, corrupted, progress) for cell in cells}
     rows = compare(found)
-    images = f"{corrupted.images_per_cell} test images, {len(corrupted.names)} corruptions at 5 severities"
-    out.print(_table(rows, f"accuracy in %: {images}"))
+    clean, images = len(dataset.test.labels), corrupted.images_per_cell
+    title = f"accuracy in %: {clean} clean test images; {images} under {len(corrupted.names)} corruptions"
+    out.print(_table(rows, title))
     out.print(_conclusion(rows))
     suggest_next("report", output)
 

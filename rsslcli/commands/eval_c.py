@@ -17,17 +17,22 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.commands.evaluation_tables import print_result
-from rsslcli.commands.hints import say_difference_to_baseline, suggest_evaluation, suggest_report
+from rsslcli.commands.hints import (
+    say_difference_to_baseline,
+    suggest_evaluation,
+    suggest_report,
+    suggest_resuming,
+)
 from rsslcli.core.config import PRECISIONS
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
-from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.errors import UserError, counted, unknown
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.evaluation.relative import read_reference
 from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.files import checkpoint_path
 from rsslcli.core.networks.normalization import parse_normalization
-from rsslcli.core.run_folder import CHECKPOINT, EVALUATION, partial_evaluation
+from rsslcli.core.run_folder import CHECKPOINT, EVALUATION, RunFolder, partial_evaluation
 
 if TYPE_CHECKING:
     import torch
@@ -140,9 +145,9 @@ def eval_c(
         )  # fmt: skip
     if world.is_main:
         result = _in_terms_of(protocol, result)
-        saved, remarks = _save(result, path, beside=output is None and is_whole)
+        saved, remarks = _save(result, path, predictions, beside=output is None and is_whole)
         print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
-        remarks += [*_save_calibration(calibration, checkpoint, trained, name), *_say_scores(predictions)]
+        remarks += _save_calibration(calibration, checkpoint, trained, name, result)
         _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
         _suggest(saved if output is None else None, part, trained, data_dir)
 
@@ -262,18 +267,23 @@ def _calibrate(
 
 
 def _save_calibration(
-    calibration: Calibration | None, checkpoint: Path, trained: Trained | None, dataset: str
+    calibration: Calibration | None,
+    checkpoint: Path,
+    trained: Trained | None,
+    dataset: str,
+    result: Evaluation,
 ) -> list[str]:
-    """Write the calibration beside the checkpoint; return a note on who reads it."""
+    """Write the calibration beside the checkpoint if it helps; return a note on who reads it."""
+    from rsslcli.core.evaluation.calibration import what_it_harms
+
     if calibration is None:
         return []
+    if harm := what_it_harms(result):
+        few = counted(calibration.images, "image")
+        return [f"the temperature, fitted on {few} alone, is not kept: {harm}"]
     if trained is not None and dataset != trained.config.dataset:
         return [f"`rssl predict` does not use this temperature: it is that of {trained.config.dataset} alone"]
     return [f"`rssl predict` uses {calibration.save(checkpoint_path(checkpoint))}"]
-
-
-def _say_scores(predictions: Path | None) -> list[str]:
-    return [f"the scores of every image are in {predictions}"] if predictions else []
 
 
 def _part(adaptation: Adaptation | None, part: str | None, *, calibrated: bool) -> str | None:
@@ -302,28 +312,36 @@ def _is_whole(
     )
 
 
-def _save(result: Evaluation, path: Path | None, *, beside: bool) -> tuple[Path | None, list[str]]:
+def _save(
+    result: Evaluation, path: Path | None, predictions: Path | None, *, beside: bool
+) -> tuple[Path | None, list[str]]:
     """Write the result to `path`, and remove the file of its finished cells.
 
     `beside` its checkpoint it replaces none better.
 
     Returns:
-        Where it is, and notes on what was there.
+        Where it is, and notes on what was there and on the scores in `predictions`.
     """
+    scores = [f"the scores of every image are in {predictions}"] if predictions else []
     if path is None:
-        return None, []
+        return None, scores
     saved, notes = path, list[str]()
     if beside:
         saved, notes = save_whole(result, path)
     else:
         result.save(path)
     partial_evaluation(path).unlink(missing_ok=True)
-    return saved, notes
+    return saved, [*notes, *scores]
 
 
 def _suggest(saved: Path | None, part: str | None, trained: Trained | None, data_dir: Path) -> None:
     """Say what to do next with a run whose evaluation is saved beside it; nothing of other evaluations."""
     if saved is None or trained is None:
+        return
+    folder = RunFolder(saved.parent)
+    if folder.log.is_file() and not folder.is_trained():
+        note(f"the training is not finished (step {trained.step}): evaluate it again once it is")
+        suggest_resuming(saved.parent, trained.config, data_dir)
         return
     if part and part.startswith("calibrated"):
         note(f"reports read {EVALUATION}, an evaluation of all images")

@@ -21,24 +21,24 @@ def print_result(result: Evaluation, title: str, saved: Path | None) -> None:
     """Print the table, the means, and where the result is saved."""
     if result.adapted is None:
         out.print(_table(result, title))
-        out.print(_summary(result), soft_wrap=True)
+        out.print(_summary(result), soft_wrap=False)
     else:
         out.print(_adapted_table(result, title))
-        out.print(f"unadapted: {_summary(result)}", soft_wrap=True)
-        out.print(f"adapted: {_adapted_summary(result.adapted)}", soft_wrap=True)
+        out.print(f"unadapted: {_summary(result)}", soft_wrap=False)
+        out.print(f"adapted: {_adapted_summary(result.adapted)}", soft_wrap=False)
     measured = result.adapted or result
     if measured.confidence and (words := measured.confidence.describe()):
-        out.print(f"{'adapted: ' if result.adapted else ''}{words}", soft_wrap=True)
+        out.print(f"{'adapted: ' if result.adapted else ''}{words}", soft_wrap=False)
     if "calibrated" in result.about:
         found = result.about["calibrated"]
         words = describe_means(found["clean"], found.get("mean", {}))
-        out.print(f"calibrated by temperature {found['temperature']:.4g}: {words}", soft_wrap=True)
+        out.print(f"calibrated by temperature {found['temperature']:.4g}: {words}", soft_wrap=False)
     for each in (result, result.adapted):
         if each is not None and "relative_to" in each.about:
             of = "" if result.adapted is None else "unadapted: " if each is result else "adapted: "
-            out.print(f"{of}{describe_relative(each.about['relative_to'])}", soft_wrap=True)
+            out.print(f"{of}{describe_relative(each.about['relative_to'])}", soft_wrap=False)
     if "robustbench" in result.about:
-        out.print(_robustbench_summary(result), soft_wrap=True)
+        out.print(_robustbench_summary(result), soft_wrap=False)
     if saved is not None:
         out.print(f"written to {saved}", soft_wrap=True)
 

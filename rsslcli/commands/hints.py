@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from rsslcli.commands.console import note, suggest_next
+from rsslcli.commands.console import note, shell_command, suggest_next
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError
 from rsslcli.core.networks.names import is_custom
-from rsslcli.core.run_folder import CHECKPOINT, CONFIG, folder_of
+from rsslcli.core.run_folder import CHECKPOINT, CONFIG, RunFolder, folder_of
 from rsslcli.core.tasks.registry import is_known
 
 #: Fewer training images than this call for a small network, small batches and many epochs.
@@ -54,17 +54,27 @@ def _has_gpu() -> bool:
 
 def suggest_resuming(run: Path, config: Config, data_dir: Path) -> None:
     """For an interrupted run: continue it."""
-    command = "train-single" if config.is_single else "train-automl"
-    mine = ["--network", config.network] if is_custom(config.network) else []
-    if not all(map(is_known, config.tasks)):
-        mine += ["--task-file", "FILE"]
-    suggest_next(command, "--resume", "--output", run, *mine, data_dir=data_dir)
+    command = ["train-single" if config.is_single else "train-automl", "--resume", "--output", run]
+    command += ["--network", config.network] if is_custom(config.network) else []
+    unknown = [task for task in config.tasks if not is_known(task)]
+    if unknown:
+        text = shell_command(*command, data_dir=data_dir)
+        note(f"to resume {run}: `{text}`, with --task-file and the file that defines {', '.join(unknown)}")
+    else:
+        suggest_next(*command, data_dir=data_dir)
 
 
 def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
-    """After training: evaluate the run, on the same images as the AutoML runs beside it."""
-    from rsslcli.core.data.store import EMBEDDED, dataset_folder
+    """For a trained run: evaluate it, on the images of the AutoML runs beside it; if that is done, report."""
+    from rsslcli.core.data.cifar import OFFICIAL
+    from rsslcli.core.data.store import EMBEDDED, dataset_folder, is_prepared
 
+    if RunFolder(run).state() == "done":
+        suggest_report(run)
+        return
+    if config.dataset != EMBEDDED and not is_prepared(data_dir, config.dataset):
+        note(f"{config.dataset} is not in {data_dir}: to evaluate {run}, name its folder with --data-dir")
+        return
     labels = dataset_folder(data_dir, config.dataset) / "corrupted" / "labels.npy"
     if config.dataset != EMBEDDED and not labels.is_file():
         missing = ("--dataset", config.dataset, "--corruptions", "generate")
@@ -74,9 +84,9 @@ def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
     if not config.automl:
         tuned = _tuned_beside(run, config.dataset)
         drawn = (config.seed, config.validation_images)
-        if not tuned or drawn in tuned.values():
-            fair = ["--leave-out-validation"]
-        else:
+        if drawn in tuned.values() or (not tuned and config.dataset in (EMBEDDED, *OFFICIAL)):
+            fair = ["--leave-out-validation"]  # on the data sets of studies, where AutoML runs may follow
+        elif tuned:
             fair = ["--same-images-as", next(iter(tuned))]
     if is_custom(config.network):
         fair = ["--network", config.network, *fair]

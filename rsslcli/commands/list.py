@@ -33,6 +33,8 @@ _FOLDED = "what is trained"
 _WIDE = 110
 #: Columns for a run's name on narrower terminals, where longer ones are folded.
 _NAME_COLUMNS = 16
+#: Columns for all but the name on wider ones.
+_OTHER_COLUMNS = 86
 #: The same for a word of what is trained, such as the name of a network.
 _WORD_COLUMNS = 12
 
@@ -163,7 +165,7 @@ def _run_table(entries: Sequence[RunEntry], folder: Path) -> Table:
         table.add_column(heading, justify=justify, no_wrap=heading != _FOLDED)
     for entry in entries:
         name = sanitize(entry.directory.relative_to(folder))
-        folded = textwrap.fill(name, _NAME_COLUMNS) if is_narrow else name
+        folded = textwrap.fill(name, _NAME_COLUMNS if is_narrow else out.width - _OTHER_COLUMNS)
         what = _what(entry.config) if entry.config else "–"
         if is_narrow:  # a column is as wide as its longest word
             what = " ".join(part for word in what.split() for part in textwrap.wrap(word, _WORD_COLUMNS))

@@ -214,7 +214,7 @@ def _are_labeled(
         return True
     text = f"no image lies in a folder with the name of a class: {list_names(classes)}"
     if evaluation is not None:
-        raise UserError(f"--evaluation {evaluation}: {text}")
+        raise UserError(f"--evaluation {evaluation}: {text}; name the folder that those folders are in")
     if any(image.folders for image in found.images):
         note(f"no accuracy: {text}")
     return False

@@ -26,6 +26,8 @@ _NAMED = 5
 _MISTAKES = 2
 #: The least columns of a terminal for the name of a file.
 _FILE_COLUMNS = 12
+#: Columns for the name of a class, of which longer ones show the end.
+_CLASS_COLUMNS = 18
 #: Columns in which any table fits.
 _UNFOLDED = 10_000
 
@@ -78,7 +80,7 @@ def _table(summary: Summary, rows: Sequence[Prediction], width: int) -> Table:
     """A row per image: its file, its label if there are any, and what is predicted."""
     labeled = summary.confusion is not None
     table = Table(title=_title(summary, len(rows)), title_justify="left")
-    cells = [[*([sanitize(row.label)] if labeled else []), *_ranked(row)] for row in rows]
+    cells = [[*([_class(row.label)] if labeled else []), *_ranked(row)] for row in rows]
     headings = ["file", *(["label"] if labeled else []), "prediction", "probability"]
     headings += ["next"] if len(rows[0].ranking) > 1 else []
     for heading in headings:
@@ -102,13 +104,17 @@ def _title(summary: Summary, rows: int) -> str:
 
 def _ranked(prediction: Prediction) -> list[str]:
     """The cells for the most probable class, its probability, and the classes that follow."""
-    names = [(sanitize(name), f"{percent(value)}%") for name, value in prediction.ranking]
+    names = [(_class(name), f"{percent(value)}%") for name, value in prediction.ranking]
     further = ", ".join(" ".join(pair) for pair in names[1:])
     return [*names[0], *([further] if further else [])]
 
 
+def _class(name: object) -> str:
+    return _shortened(sanitize(name), _CLASS_COLUMNS)
+
+
 def _shortened(name: str, room: int) -> str:
-    """The end of a path that is longer than `room` columns."""
+    """The end of a name that is longer than `room` columns."""
     if cell_len(name) <= room:
         return name
     while cell_len(name) >= room:

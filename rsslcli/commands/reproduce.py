@@ -34,7 +34,7 @@ from rsslcli.core.errors import (
     rssl_command,
 )
 from rsslcli.core.study.cell import Cell
-from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, choose, plan, save_plan
+from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, check_fit, choose, plan, save_plan
 from rsslcli.core.study.runner import CellEvent, Runner, threads_each
 
 if TYPE_CHECKING:
@@ -129,9 +129,12 @@ def reproduce(
     jobs = jobs or max(gpus, 1)
     common = ["--data-dir", str(data_dir)]
     if dry_run:
-        _list_cells(chosen, common, jobs, _sizes(preset, chosen[0], source, data_dir))
+        sizes = _sizes(preset, chosen[0], source, data_dir)
+        check_fit(chosen, sizes.train)
+        _list_cells(chosen, common, jobs, sizes)
         return
     images = _prepare(preset, chosen[0].config.dataset, source, data_dir)
+    check_fit(chosen, images)
     save_plan(cells)
     view = _View()
     with view._bar, stop_on_signal() as received:

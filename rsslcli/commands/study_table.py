@@ -32,7 +32,7 @@ def print_study(study: Study) -> None:
 
     for warning in study.warnings:
         note(warning)
-    out.print(answer(study))
+    out.print(answer(study), soft_wrap=False)
     content = table_1(study)
     title = f"{study.title}\n{content.caption}"
     tables = [_table(title, columns, content.words) for columns in _forms(content)]

@@ -282,6 +282,11 @@ def evaluate(
             in it receives input that is normalized twice; corrupted images are doubtful. The result's `notes`
             hold the text.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: expected an nn.Module such as load_classifier(RUN), got {short_repr(model)}")
+    for name, given in (("corruptions", corruptions), ("severities", severities)):
+        if isinstance(given, str | int):
+            raise UserError(f"{name}: expected a list, got {short_repr(given)}")
     wrong = [severity for severity in severities if severity not in SEVERITIES]
     if wrong or not severities:
         raise UserError(f"severities: expected some of 1 to 5, got {list(severities)}")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.errors import sanitize, unknown
+from rsslcli.core.errors import UserError, sanitize, unknown
 from rsslcli.core.tasks.registry import check_task_names
 
 #: Rotation by one random angle: level with all four angles in the study, and cheaper (docs/results.md).
@@ -135,7 +135,12 @@ def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
     values: dict[str, Any] = {}
     for _, layer in layers:
         values |= layer
-    config = Config(**values)
+    try:
+        config = Config(**values)
+    except UserError as error:
+        option = str(error).partition(":")[0]
+        place = next((label for label, layer in reversed(layers) if option in layer), "")
+        raise UserError(f"{place}: {error}") if Path(place).is_file() else error  # noqa: B904
     if known_tasks:
         check_task_names(config.tasks)
         check_task_names(config.task_options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -58,16 +60,30 @@ class RunFolder:
         """Whether training finished: the log says so after the last checkpoint is written."""
         return self.checkpoint.is_file() and tail(self.log).endswith(f" {FINISHED}\n".encode())
 
+    def last_step(self) -> int:
+        """The last step in the last few kilobytes of the metrics; 0 if there is none."""
+        for line in reversed(tail(self.metrics).splitlines()):
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # the first line may be cut off
+                step = json.loads(line)["step"]
+                if isinstance(step, int):
+                    return max(step, 0)
+        return 0
+
     def state(self) -> State:
-        """How far the run is; an evaluation older than the checkpoint does not count."""
+        """How far the run is; an evaluation of an earlier step, or a damaged one, does not count."""
         if self.failure.exists():
             return "failed"
         if not self.checkpoint.is_file():
             return "to do"
-        if not self.is_trained() or not self.evaluation.is_file():
-            return "begun"
-        is_current = self.evaluation.stat().st_mtime >= self.checkpoint.stat().st_mtime
-        return "done" if is_current else "begun"
+        return "done" if self.is_trained() and self._is_evaluated() else "begun"
+
+    def _is_evaluated(self) -> bool:
+        """Whether the evaluation is of the last step; those of old versions do not say of which they are."""
+        try:
+            content = json.loads(self.evaluation.read_bytes())
+            return "step" not in content or bool(content["step"] == self.last_step())
+        except (OSError, ValueError, TypeError, RecursionError):
+            return False
 
 
 def partial_evaluation(evaluation: Path) -> Path:

@@ -31,7 +31,7 @@ def test_one_command_compares_two_classifiers(small: Here, tmp_path: Path) -> No
     assert err.splitlines()[-1] == "next: rssl report demo"
     *table, conclusion, remark = out.splitlines()
     assert all(len(line) <= 80 for line in out.splitlines())
-    assert re.fullmatch("accuracy in %: 10 test images, 19 corruptions at 5 severities *", table[0])
+    assert re.fullmatch("accuracy in %: 30 clean test images; 10 under 19 corruptions *", table[0])
     number = r"-?\d+\.\d\d"
     rows = [re.findall(rf"baseline|augmix|[+−]?{number}|–", line) for line in table[4:6]]
     assert [row[0] for row in rows] == ["baseline", "augmix"]

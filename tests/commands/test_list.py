@@ -93,10 +93,12 @@ def test_the_tables_fit_the_terminal(
     (place / "runs" / "first" / "log.txt").write_text("2026-03-01T10:00:00+00:00 rssl\n")
     config = Config(dataset="mine", network="mobilenet_v3_small", epochs=2)
     (place / "runs" / "first" / "config.yaml").write_text(config.to_yaml())
+    shutil.copytree(place / "runs" / "first", place / "runs" / "-".join(["long"] * 30))
     monkeypatch.setattr(out, "width", width)
     shown = here.succeed("list")
     assert all(len(line) <= width for line in shown.splitlines())
     assert shown.count("trained") == 2  # a heading and a state
+    assert shown.count("mobilenet v3") + shown.count("mobilenet_v3") == 2
     assert "20260301-100000-" in shown
     assert ("epoch 0/2, interrupted" in shown) is (width == 120)
     assert "interrupted" in shown

@@ -179,6 +179,15 @@ def test_names_are_kept_where_the_encoding_of_a_pipe_lacks_them(
     assert cell.encode("latin-1", "backslashreplace").decode("unicode_escape") == str(tmp_path / name)
 
 
+def test_long_names_of_classes_do_not_push_the_numbers_out() -> None:
+    names = [f"{'a' * 60} {end}" for end in ("one", "two")]
+    ranking = tuple(zip(names, (0.75, 0.25), strict=True))
+    shown = shown_at(80, None, [Prediction("x.png", None, ranking)])
+    assert "aaa one │" in shown
+    assert "75.00%" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines() if "│" in line)
+
+
 def test_the_table_shows_the_first_images_whatever_their_names() -> None:
     shown = shown_at(80, None, predictions(50, "a/" * 60 + "\x1b[31m[bold]日本\n{}.jpg"))
     assert "the first 20 of 50 images" in shown

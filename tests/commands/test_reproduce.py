@@ -91,7 +91,9 @@ def test_a_study_goes_on_without_the_options_that_added_its_rows(
     monkeypatch.setattr(Runner, "run", run)
     monkeypatch.setattr("rsslcli.core.report.write.write_report", report)
     flip = Path(__file__).parents[2] / "docs" / "examples" / "flip.py"
+    (tmp_path / "small.yaml").write_text("train_size: 64")
     command = f"reproduce --preset quick --dataset mine --output {tmp_path / 'study'}"
+    command += f" --config {tmp_path / 'small.yaml'}"
     out = here.succeed(f"{command} --only flip,automl-flip --add-task flip --task-file {flip} --seeds 2")
     assert "4 of 24 cells" in out
     registry._registered.clear()

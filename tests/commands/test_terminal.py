@@ -135,6 +135,7 @@ def test_a_hint_to_evaluate_makes_runs_comparable(
     """A run that tunes no λ is tested on the images that the AutoML runs beside it are tested on."""
     monkeypatch.setenv("RSSL_DATA_DIR", str(tmp_path))
     run, baseline = tmp_path / "runs" / "plain", Config(dataset="mine", seed=3)
+    studied = Config(dataset="cifar10", seed=3)
 
     def hint(config: Config) -> str:
         hints.suggest_evaluation(run, config, tmp_path)
@@ -148,14 +149,18 @@ def test_a_hint_to_evaluate_makes_runs_comparable(
         (other / "checkpoint.pt").touch()
         return other
 
+    lost = f"note: mine is not in {tmp_path}: to evaluate {run}, name its folder with --data-dir"
+    assert hint(baseline) == lost
+    monkeypatch.setattr("rsslcli.core.data.store.is_prepared", lambda *_: True)
     assert hint(baseline) == "prepare-data --dataset mine --corruptions generate"
-    (tmp_path / "mine" / "corrupted").mkdir(parents=True)
-    (tmp_path / "mine" / "corrupted" / "labels.npy").touch()
+    for name in ("mine", "cifar10"):
+        (tmp_path / name / "corrupted").mkdir(parents=True)
+        (tmp_path / name / "corrupted" / "labels.npy").touch()
     assert hint(Config(dataset="mine", tasks=("ir",), weighting="automl")) == f"eval-c {run}"
-    assert hint(baseline) == f"eval-c {run} --leave-out-validation"
-    beside("another", dataset="cifar10", seed=1)
+    assert hint(studied) == f"eval-c {run} --leave-out-validation", "AutoML runs may follow"
+    beside("another", dataset="cifar100", seed=1)
     beside("fixed", weighting="fixed", seed=2)
-    assert hint(baseline) == f"eval-c {run} --leave-out-validation"
+    assert hint(baseline) == f"eval-c {run}"
     other = beside("tuned", seed=5)
     assert hint(baseline) == f"eval-c {run} --same-images-as {other}"
     run.mkdir()
@@ -165,6 +170,10 @@ def test_a_hint_to_evaluate_makes_runs_comparable(
     run = run.parent
     beside("twin", seed=3)
     assert hint(baseline) == f"eval-c {run} --leave-out-validation"
+    (run / "checkpoint.pt").touch()
+    (run / "log.txt").write_text("12:00 finished\n")
+    (run / "eval-c.json").write_text("{}")
+    assert hint(baseline) == f"report {run.parent}", "it is evaluated"
 
 
 #: Shows the bar of a training, as the engine's events move it.

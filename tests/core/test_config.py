@@ -83,6 +83,9 @@ def test_overrides_beat_the_file_which_beats_the_preset(folder: Path) -> None:
     assert config.automl is True
     assert make_config(file=written(folder, "")) == Config()
     assert make_config(file=written(folder, "# nothing yet\n---\n")) == Config()
+    wrong = written(folder, "epochs: three")
+    assert refusal(lambda: make_config(file=wrong)).startswith(f"{wrong}: epochs: expected a whole number")
+    assert refusal(lambda: make_config(file=wrong, overrides={"epochs": -1})).startswith("epochs: expected")
     before = {name: dict(values) for name, values in PRESETS.items()}
     make_config("precursor", written(folder, "task_options: {bir: {sigma: 2}}"))
     assert before == PRESETS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from rsslcli.core.run_folder import RunFolder, partial_evaluation, tail
 
 
@@ -25,13 +27,19 @@ def test_the_files_tell_how_far_a_run_is(tmp_path: Path) -> None:
     assert folder.state() == "failed"
 
 
-def test_an_evaluation_older_than_the_checkpoint_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [('{"step": 31}', "done"), ("{}", "done"), ('{"step": 30}', "begun"), ('{"step": 3', "begun")],
+)
+def test_an_evaluation_of_another_step_does_not_count(tmp_path: Path, content: str, state: str) -> None:
+    """The files' times say nothing: a copy may have any."""
     folder = RunFolder(tmp_path)
-    folder.checkpoint.write_bytes(b"")
+    folder.evaluation.write_text(content)
+    folder.metrics.write_text('{"step": 30}\n{"step": 31, "clean_accuracy": 0.5}\n')
     folder.log.write_text("12:01 finished\n")
-    folder.evaluation.write_text("{}")
+    folder.checkpoint.write_bytes(b"")
     os.utime(folder.evaluation, (1, 1))
-    assert folder.state() == "begun"
+    assert folder.state() == state
 
 
 def test_the_names_of_a_runs_files_stay_as_old_runs_have_them(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ OFFICIAL = {
     "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
     "cifar100": ("cifar-100-python", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
 }
+#: How many classes each has.
+CLASSES = {"cifar10": 10, "cifar100": 100}
 _SITE = "https://www.cs.toronto.edu/~kriz/"
 
 

@@ -137,6 +137,11 @@ def prepare(
         return Prepared(folder, present, origin.kind, False, _mend_stale(present), notes=tuple(recorded))
 
     train, test = origin.read(limit)
+    if name in cifar.OFFICIAL and len(train.classes) != cifar.CLASSES[name]:
+        raise UserError(
+            f"{name} is the name of a data set of {cifar.CLASSES[name]} classes, and {source} has "
+            f"{len(train.classes)}: choose another name for it"
+        )
     tallies = find_copies(train, test)
     if damaged:
         tallies["damaged"] = len(damaged), damaged[:EXAMPLES]
@@ -149,6 +154,9 @@ def prepare(
     for counted, (count, examples) in tallies.items():
         done |= {counted: count, f"{counted}_examples": examples}
     write_json(folder / _RECORD, done)
+    before = record.get("source")
+    if present and before not in (None, place) and present.train.checksum != dataset.train.checksum:
+        notes.append(f"{name} was prepared from {before} before: runs trained on that do not resume")
     notes += _notes(done)
     return Prepared(folder, dataset, origin.kind, True, _mend_stale(dataset), notes=tuple(notes))
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from rsslcli.core.errors import DivergedError, UserError
 from rsslcli.core.evaluation.accuracy import scores_of
 from rsslcli.core.files import read_json, write_json
 from rsslcli.core.run_folder import CALIBRATION, CHECKPOINT
+
+if TYPE_CHECKING:
+    from rsslcli.core.evaluation.result import Evaluation
 
 Floats = npt.NDArray[np.float64]
 
@@ -140,6 +144,20 @@ def calibrate(
         )
     words = "left out anyway" if tuned else f"drawn by seed {_SEED}, left out of the evaluation"
     return Calibration(temperature, len(chosen), words, weights), sorted({*excluded, *chosen})
+
+
+def what_it_harms(result: Evaluation) -> str:
+    """That a temperature worsens the loss on the clean images that were tested, in words; empty if not.
+
+    Args:
+        result: an evaluation that has an entry `calibrated`.
+    """
+    assert result.confidence is not None
+    before, _ = result.confidence.means()["nll"]
+    after = result.about["calibrated"]["clean"]["nll"]
+    if before is None or after is None or after <= before:
+        return ""
+    return f"on the clean images that were tested, it raises the NLL from {before:.4f} to {after:.4f}"
 
 
 def fit_temperature(scores: Floats, labels: Sequence[int] | npt.NDArray[np.int64]) -> float:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _CONDITIONS = {
     "test_data": "other test data",
     "corrupted_data": "another corrupted set",
+    "excluded": "other images left out: `same_images_as` and `leave_out_validation` choose the same",
     "images": "another number of images",
     "clean_images": "another number of clean images",
-    "excluded": "other images left out: `same_images_as` and `leave_out_validation` choose the same",
     "precision": "another precision",
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, coverage
 from rsslcli.core.data.store import Split
+from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.bootstrap import Interval
 from rsslcli.core.evaluation.confidence import Confidence
 from rsslcli.core.evaluation.diagnostics import Diagnostics
@@ -195,7 +196,8 @@ class Evaluation:
         lines = _markdown_table("corruption | 1 | 2 | 3 | 4 | 5 | mean | drop", self.rows())
         lines += ["", *_markdown_means(self)]
         clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
-        lines.append(f"- {self.images} images per cell{clean}, {self.left_out_in_words}")
+        left_out = f", {self.left_out_in_words}" if self.excluded else ""
+        lines.append(f"- {self.images} images per cell{clean}{left_out}")
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
         if "relative_to" in self.about:
@@ -210,9 +212,17 @@ class Evaluation:
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path | str) -> None:
-        """Write to `path` atomically: CSV or Markdown if it ends in .csv or .md, else JSON."""
+        """Write to `path` atomically, as its suffix says.
+
+        Raises:
+            UserError: the name does not end in .json, .csv or .md.
+            RsslError: the file cannot be written.
+        """
         path = Path(path)
-        text = {".csv": self.to_csv, ".md": self.to_markdown}.get(path.suffix, self.to_json)()
+        writers = {".json": self.to_json, ".csv": self.to_csv, ".md": self.to_markdown}
+        if path.suffix not in writers:
+            raise UserError(f"{path}: the name must end in {', '.join(writers)}")
+        text = writers[path.suffix]()
         with replacing(path) as file:
             file.write(text.encode())
 

@@ -27,8 +27,8 @@ def answer(study: Study) -> str:
     """Which method is better than the baseline and by how much, or why that cannot be said."""
     if study.baseline is None:
         return (
-            "Nothing can be compared: none of these runs is a baseline, a run without tasks and without "
-            "AugMix."
+            "Nothing can be compared: none of these runs is a baseline. Train one with the same settings but "
+            "without tasks and AugMix, and evaluate it on the same images."
         )
     found = study.against_baseline
     if not found:

@@ -70,7 +70,7 @@ def describe_conditions(runs: Sequence[Run]) -> str:
     images = number_range([run.images for run in runs])
     text = f"{describe_corrupted_sets(runs)}; {images} images in each cell"
     if any(run.excluded for run in runs):
-        text += f", after leaving out {number_range([len(run.excluded) for run in runs])} that tune λ"
+        text += f", after leaving out {number_range([len(run.excluded) for run in runs])} kept for tuning λ"
     return f"{text}; computed in {' and '.join(sorted({run.precision for run in runs}))}"
 
 
@@ -107,8 +107,8 @@ def warn_of_conditions(runs: Sequence[Run], marked: bool) -> Iterator[str]:
     for seed in sorted({run.config.seed for run in runs}):
         if names := differing((run for run in runs if run.config.seed == seed), lambda run: run.excluded):
             found.append(
-                f"Not all runs of seed {seed} were evaluated without the images that tuned λ: {names}. "
-                "Evaluate the others again, leaving out the images that tune λ."
+                f"Not all runs of seed {seed} left out the same images: {names}. Evaluate those that left "
+                "none out again, leaving out the images that tune λ in AutoML runs."
             )
     yield from found
     if found:

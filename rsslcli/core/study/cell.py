@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ class Cell:
             images: the number of training images in the data set, which sets the number of steps.
         """
         config = self.config
-        step = _last_step(self.folder.metrics)
+        step = self.folder.last_step()
         steps = min(config.train_size or images, images) // config.batch_size * config.epochs
         cells = read_json(partial_evaluation(self.folder.evaluation)).get("cells")
         evaluated = len(cells) / CELLS_OF_AN_EVALUATION if isinstance(cells, dict) else 0.0
@@ -120,13 +119,3 @@ def last_line(file: Path) -> str:
     """The last line of a file that is not blank, made safe to print."""
     lines = tail(file).decode(errors="replace").splitlines()
     return sanitize(next((line for line in reversed(lines) if line.strip()), "no reason was recorded"), 500)
-
-
-def _last_step(file: Path) -> int:
-    """The last step in the last few kilobytes of a metrics file; 0 if there is none."""
-    for line in reversed(tail(file).splitlines()):
-        with suppress(ValueError, KeyError, TypeError, RecursionError):  # the first line may be cut off
-            step = json.loads(line)["step"]
-            if isinstance(step, int):
-                return max(step, 0)
-    return 0

@@ -231,6 +231,19 @@ def _read_plan(output: Path) -> tuple[int, list[tuple[str, ...]]]:
     return seeds, added
 
 
+def check_fit(cells: Sequence[Cell], images: int) -> None:
+    """Raise UserError if a cell needs more than the `images` training images of the data set."""
+    for cell in cells:
+        config = cell.config
+        needed = max(config.train_size or 0, config.batch_size)
+        if needed > images:
+            name = "train_size" if config.train_size == needed else "batch_size"
+            raise UserError(
+                f"{config.dataset} has {images} training images, and the study's `{name}` is {needed}: give "
+                f"{name} in a file with `config`, and an `output` of its own"
+            )
+
+
 def choose(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     """The cells listed in `only` by number, name ("automl-s0") or method ("automl"); all if it is empty.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,7 +233,8 @@ def test_official_data_sets(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
         name: str, source: Path | None, download_folder: Path, progress: object
     ) -> tuple[Arrays, Arrays]:
         calls.append((name, source, download_folder))
-        arrays = Arrays(np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10, tuple("abcdefghij"))
+        classes = tuple(f"class {number}" for number in range(cifar.CLASSES[name]))
+        arrays = Arrays(np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10, classes)
         return arrays, arrays
 
     monkeypatch.setattr(cifar, "read_cifar", read_cifar)
@@ -251,6 +253,22 @@ def test_official_data_sets(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "cifar-100-python").mkdir()  # beside the other one, as torchvision keeps them
     for name in ("cifar100", "cifar10"):
         assert prepare(name, data, source=tmp_path).kind == f"official {name}"
+
+
+def test_images_of_ones_own_do_not_take_the_name_of_a_data_set_of_the_paper(tree: Path, data: Path) -> None:
+    with pytest.raises(UserError, match=r"cifar10 is the name of a data set of 10 classes, and .* has 3"):
+        prepare("cifar10", data, source=tree)
+    assert not (data / "cifar10" / "test.npz").exists()
+
+
+def test_other_images_under_the_same_name_are_told(tree: Path, data: Path, tmp_path: Path) -> None:
+    prepare("again", data, source=tree)
+    copy = shutil.copytree(tree, tmp_path / "copy")
+    assert not prepare("again", data, source=copy).notes, "the same images"
+    other = shutil.copytree(tree, tmp_path / "other")
+    next((other / "train").rglob("*.png")).unlink()
+    (first, *_) = prepare("again", data, source=other).notes
+    assert first == f"again was prepared from {copy} before: runs trained on that do not resume"
 
 
 def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:

@@ -196,6 +196,8 @@ def test_means(tmp_path: Path) -> None:
     assert len(lines) == 2 + 95
     assert lines[2] == f"gaussian_noise,1,{accuracy['gaussian_noise'][0]},10"
     whole.save(tmp_path / "r.md")
+    with pytest.raises(UserError, match=r"r\.xls: the name must end in \.json, \.csv, \.md"):
+        whole.save(tmp_path / "r.xls")
     text = (tmp_path / "r.md").read_text()
     assert f"- mean of 19: {100 * whole.mean_accuracy:.2f} %" in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]

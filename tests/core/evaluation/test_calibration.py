@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from rsslcli.core.evaluation.calibration import (
     draw_images,
     fit_temperature,
     read_temperature,
+    what_it_harms,
 )
 
 
@@ -41,6 +43,15 @@ def test_the_fit_finds_the_temperature_that_labels_were_drawn_with(truth: float)
     assert found == pytest.approx(truth, rel=0.03)
     grid = found * np.linspace(0.9, 1.1, 81)
     assert grid[np.argmin([loss(scores, labels, t) for t in grid])] == pytest.approx(found, rel=0.003)
+
+
+def test_a_temperature_that_harms_is_told() -> None:
+    def result(nll: float) -> Any:
+        confidence = SimpleNamespace(means=lambda: {"nll": (1.5, 2.0)})
+        return SimpleNamespace(confidence=confidence, about={"calibrated": {"clean": {"nll": nll}}})
+
+    assert not what_it_harms(result(1.4))
+    assert what_it_harms(result(1.6)).endswith("it raises the NLL from 1.5000 to 1.6000")
 
 
 def test_a_classifier_that_is_always_right_gets_the_lowest_temperature() -> None:

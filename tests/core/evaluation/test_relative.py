@@ -71,6 +71,7 @@ def test_a_reference_without_errors_or_losses_gives_no_ratio() -> None:
         ({"images": 9}, "another number of images"),
         ({"clean_images": 9}, "another number of clean images"),
         ({"excluded": [1, 3]}, "other images left out: `same_images_as`"),
+        ({"excluded": [1, 3], "images": 9, "clean_images": 9}, "other images left out: `same_images_as`"),
         ({"precision": "bfloat16"}, "another precision"),
     ],
 )

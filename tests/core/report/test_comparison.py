@@ -345,7 +345,7 @@ def test_other_images_are_warned_of(tmp_path: Path) -> None:
     assert "equally many" in left_out
     assert seed.startswith("Not all runs of seed 0 ")
     assert "automl-s0; baseline-s0." in seed
-    assert "again, leaving out the images that tune λ." in seed
+    assert "again, leaving out the images that tune λ in AutoML runs." in seed
     assert "shown but not judged. A row marked * averages such runs." in judged
 
 

@@ -61,7 +61,7 @@ def test_the_very_same_images_must_be_left_out_in_a_pair(tmp_path: Path) -> None
     change(make_run(tmp_path / "ir", tasks=("ir",), mean=0.6), excluded=[*range(10)])
     study = only_study(tmp_path)
     assert study.rows[1].minus(study.rows[0]).verdict == "not judged: different images"
-    assert study.warnings[0].startswith("Not all runs of seed 0 were evaluated without the images")
+    assert study.warnings[0].startswith("Not all runs of seed 0 left out the same images: ")
     assert study.warnings[-1].endswith("shown but not judged."), "no row averages unlike runs"
 
 
@@ -80,7 +80,8 @@ def test_the_conditions_name_the_corrupted_set_the_images_and_the_precision(
 ) -> None:
     make_run(tmp_path / "run", origin=origin)
     assert only_study(tmp_path).conditions == (
-        f"{ORIGINS[origin]}; 990 images in each cell, after leaving out 10 that tune λ; computed in float32"
+        f"{ORIGINS[origin]}; 990 images in each cell, after leaving out 10 kept for tuning λ; "
+        "computed in float32"
     )
 
 
@@ -106,7 +107,7 @@ def test_conditions_that_vary_are_given_as_they_vary(tmp_path: Path) -> None:
     assert conditions.startswith(
         f"2 different corrupted sets ({ORIGINS['generated']} and {ORIGINS['published']})"
     )
-    assert "; 1,000 to 1,990 images in each cell, after leaving out 0 to 10 that tune λ" in conditions
+    assert "; 1,000 to 1,990 images in each cell, after leaving out 0 to 10 kept for tuning λ" in conditions
     assert conditions.endswith("computed in bfloat16 and float32")
 
 

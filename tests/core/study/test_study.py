@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rsslcli.core.errors import UserError
 from rsslcli.core.study import grid
 from rsslcli.core.study import runner as study
 from rsslcli.core.study.cell import Cell
-from rsslcli.core.study.grid import choose, plan, save_plan
+from rsslcli.core.study.grid import check_fit, choose, plan, save_plan
 from rsslcli.core.study.runner import CellEvent, Runner
 
 FLIP = Path(__file__).parents[3] / "docs" / "examples" / "flip.py"
@@ -205,9 +204,9 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     assert cell.commands(options) == [evaluate]
     (run / "eval-c.json.partial").write_text('{"cells": {"a/1": {}, "a/2": {}}}')
     assert cell.position(4000) == (1, 2 / 96)
-    (run / "eval-c.json").touch()
+    (run / "eval-c.json").write_text('{"step": 186}')
     assert cell.status() == "done"
-    os.utime(run / "checkpoint.pt", (time.time() + 9, time.time() + 9))  # trained on after the evaluation
+    (run / "eval-c.json").write_text('{"step": 155}')  # trained on after the evaluation
     assert cell.status() == "begun"
     cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
@@ -277,8 +276,8 @@ def test_added_rows_and_seeds_stay_without_the_options_that_added_them(tmp_path:
     flip.directory.mkdir()
     (flip.directory / "config.yaml").write_text(flip.config.to_yaml())
     (flip.directory / "log.txt").write_text("t finished\n")
-    for name in ("checkpoint.pt", "eval-c.json"):
-        (flip.directory / name).touch()
+    (flip.directory / "checkpoint.pt").touch()
+    (flip.directory / "eval-c.json").write_text("{}")
     flip.check_can_run()
     choose(again, ["ir"])[0].check_can_run()
 
@@ -309,6 +308,16 @@ def test_a_damaged_plan_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(UserError, match=r"plan.json is damaged: delete it"):
         plan("quick", tmp_path)
+
+
+def test_a_study_that_needs_more_images_than_there_are_is_refused(tmp_path: Path) -> None:
+    cells = plan("quick", tmp_path, dataset="mine")
+    check_fit(cells, 2000)
+    with pytest.raises(UserError, match=r"mine has 1999 training images, .* `train_size` is 2000"):
+        check_fit(cells, 1999)
+    (tmp_path / "my.yaml").write_text("train_size: 60")
+    with pytest.raises(UserError, match="mine has 63 training images, and the study's `batch_size` is 64"):
+        check_fit(plan("quick", tmp_path, dataset="mine", config=tmp_path / "my.yaml"), 63)
 
 
 def test_a_plan_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
