@@ -65,7 +65,7 @@ def with_new_statistics(run: Checkpoint, dataset: Dataset, tasks: list[str]) -> 
         drawn = torch.randint(len(images), (config.batch_size,), generator=generator, device=device)
         random = BatchRandom(generator, config.batch_size)
         batch = to_float(random_batch(images.gather(drawn.to(images.home)), random))
-        views = [augmix(batch, random) for _ in range(2 if config.uses_augmix else 0)]
+        views = [augmix(batch, random) for _ in range(config.augmix_views)]
         for _ in model.losses(batch, targets[drawn], random, views):
             pass
     return network.eval()

@@ -142,6 +142,10 @@ def main() -> None:
         if hasattr(error, "possibilities"):
             message = _unknown_option(error.option_name, error.possibilities or ())
         _fail(f"{message} (see {command} --help)", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("out of memory: choose a lower --batch-size, smaller images or a smaller network", 1)
     except BrokenPipeError:
         _fail("the program that read the output has ended", 1)
     except OSError as error:
@@ -152,6 +156,12 @@ def main() -> None:
         if not IS_MAIN_RANK:
             sys.exit(_INTERRUPTED)
         _fail(f"stopped; to continue: {rssl_command(*arguments)}", _INTERRUPTED)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the host or on a device; torch raises plain errors for the former."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _unknown_option(name: str, possibilities: Iterable[str]) -> str:

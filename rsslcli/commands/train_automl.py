@@ -77,8 +77,8 @@ def train_automl(
     """
     if fixed and weighting not in (None, "fixed"):
         raise UserError(f"--fixed and --weighting {weighting} contradict each other: leave one out")
-    named = None if tasks is None else [] if tasks == "none" and tune_jsd else split_names(tasks)
-    if named == [] and not tune_jsd:
+    named = None if tasks is None else [] if tasks == "none" else split_names(tasks)
+    if named == [] and tasks != "none":
         raise UserError("--tasks: name at least one task")
     chosen = "fixed" if fixed else weighting
     run_training(Given.of(context), named, weighting=chosen, default_tasks=BEST_TASKS)

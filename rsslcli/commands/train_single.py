@@ -64,5 +64,7 @@ def train_single(
     """
     if task is None and not resume and config is None:
         raise UserError("--task is missing: name a task, or none for the baseline")
+    if task is not None and "," in task:
+        raise UserError(f"train-single takes one task, not {task}: use train-automl --fixed")
     tasks = None if task is None else [] if task == "none" else [task]
     run_training(Given.of(context), tasks, weighting="fixed", single=True)

@@ -85,6 +85,8 @@ def run_training(
         single: whether at most one task is trained.
         default_tasks: the tasks where neither the command line nor a configuration file names any.
     """
+    if given.output is not None and given.output.is_file():
+        raise UserError(f"--output {given.output}: expected a folder, but it is a file")
     layers = _layers(given, tasks, weighting, default_tasks)
     config = merge(layers)
     if given.resume and single and not config.is_single:
@@ -98,7 +100,7 @@ def run_training(
     if given.print_config:
         out.print(explain(layers), end="")
         return
-    if given.tensorboard and find_spec("tensorboard") is None:
+    if _wants_tensorboard(given) and find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs TensorBoard: pip install 'rsslcli[tensorboard]'")
     _check_network(given, config)
     _note_without_effect(given, config)
@@ -128,7 +130,7 @@ def _train(given: Given, config: Config, *, single: bool) -> None:
             stack.callback(_remove_empty, directory)
         view = stack.enter_context(TrainingView(config))
         listeners: list[Callable[[Event], None]] = [view]
-        if given.tensorboard or (given.resume and RunFolder(directory).tensorboard.is_dir()):
+        if _wants_tensorboard(given):
             listeners.append(stack.enter_context(TensorBoardWriter()))
 
         def tell(event: Event) -> None:
@@ -162,6 +164,12 @@ def _train(given: Given, config: Config, *, single: bool) -> None:
     suggest_evaluation(directory, config, data_dir)
 
 
+def _wants_tensorboard(given: Given) -> bool:
+    """Whether to write for TensorBoard: if the user says so, or the run to resume has done it."""
+    begun = given.resume and given.output is not None and RunFolder(given.output).tensorboard.is_dir()
+    return given.tensorboard or begun
+
+
 #: Options that act only where another setting is given.
 _NEEDS = {
     "meta_lr": "automl",
@@ -192,7 +200,7 @@ def _layers(
     free = ("device", "network")  # a network of the user's own is named again, see `_check_network`
     changed = [key for key, value in options.items() if value is not None and key not in free]
     changed += [key for key in ("preset", "config") if getattr(given, key) is not None]
-    changed += ["tasks"] if tasks else []
+    changed += [] if tasks is None else ["tasks" if weighting != "fixed" else "task"]
     if changed:
         names = ", ".join(f"`{key}`" for key in changed)
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")

@@ -200,6 +200,11 @@ class Config:
         return "-".join(parts) or "baseline"
 
     @property
+    def augmix_views(self) -> int:
+        """How many AugMix views of each image the main task sees: two for the divergence, or else one."""
+        return (2 if self.jsd_weight else 1) if self.uses_augmix else 0
+
+    @property
     def network_title(self) -> str:
         """The network as people write it, such as "WRN-40-2" or "resnet18"."""
         return f"WRN-{self.depth}-{self.width}" if self.network == WRN else self.network
@@ -214,7 +219,8 @@ class Config:
                 f"warmup_epochs: AutoML tunes nothing, since λ is fixed in {self.warmup_epochs} epochs of "
                 f"{self.epochs}: expected below {self.epochs}"
             )
-        if "constant-sum" in self.automl_variants and (len(self.weighted) < 2 or not self.initial_lambda):
+        starts_at_0 = not (self.initial_lambda or self.tune_jsd)
+        if "constant-sum" in self.automl_variants and (len(self.weighted) < 2 or starts_at_0):
             return (
                 "automl_variants: AutoML tunes nothing, since constant-sum fixes the λ of a single task, and "
                 "λ that start at 0: leave it out"

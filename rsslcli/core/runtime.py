@@ -7,6 +7,7 @@ import platform
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ def set_precision(precision: str, device: torch.device, note: Callable[[str], ob
     "bfloat16" also needs `autocast` around the computation; `note` is called if this device emulates it, or
     has no TF32.
     """
-    torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
-    torch.backends.cudnn.allow_tf32 = precision != "float32"
+    for settings, name in _tf32_settings():
+        setattr(settings, name, _TF32_VALUES[name][precision != "float32"])
     if precision == "bfloat16" and _emulates_bfloat16(device):
         note("this device only emulates bfloat16: with `precision` float32 it is faster")
     if precision == "tf32" and device.type != "cuda":
@@ -51,11 +52,28 @@ def set_precision(precision: str, device: torch.device, note: Callable[[str], ob
 @contextmanager
 def keeping_precision() -> Iterator[None]:
     """After this context, float32 is multiplied on CUDA as before it, whatever `set_precision` said in it."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    before = [(settings, name, getattr(settings, name)) for settings, name in _tf32_settings()]
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for settings, name, value in before:
+            setattr(settings, name, value)
+
+
+#: What says that float32 is exact, and that it may be TF32, in torch's older settings and those since 2.9.
+_TF32_VALUES = {"allow_tf32": (False, True), "fp32_precision": ("ieee", "tf32")}
+
+
+def _tf32_settings() -> list[tuple[Any, str]]:
+    """Torch's settings for TF32: the newer ones if this process uses those, since torch allows no mixture."""
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    older = [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
+    try:
+        for settings, name in older:
+            getattr(settings, name)
+    except RuntimeError:
+        return [(settings, "fp32_precision") for settings in (matmul, cudnn.conv, cudnn.rnn)]
+    return older
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:

@@ -129,11 +129,14 @@ def test_eval_c_of_a_plain_state_dict(home: Path, run: Path, here: Here) -> None
     assert excluded == list(load_checkpoint(run).excluded)
 
 
-def test_resume(home: Path, run: Path, here: Here) -> None:
+def test_resume(home: Path, run: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     out = succeed("train-automl --resume --output run", cwd=home)
     assert "clean accuracy" in out
     assert len(list((run / "tensorboard").iterdir())) == 2  # as before, without being told again
     here.refuse("train-automl --output run --dataset mine --tasks ir", match="--resume")
+    monkeypatch.setattr("rsslcli.commands.training_run.find_spec", lambda name: None)
+    here.refuse("train-automl --resume --output run", match="--tensorboard needs TensorBoard: pip install")
+    shutil.rmtree(run / "tensorboard")
     here.refuse(
         "train-automl --resume --output run --epochs 9 --lr 1 --lambda 1",
         match="leave out --epochs, --lr, --lambda",
@@ -208,6 +211,8 @@ EARLY = [
     ("train-automl --tasks rotation,rotation", "named twice"),
     ("train-automl --tasks ,", "name at least one"),
     ("train-automl --fixed --tasks ,", "name at least one"),
+    ("train-automl --tasks none", "AutoML sets the weights of tasks; choose at least one"),
+    ("train-single --task rotation,ir", "one task, not rotation,ir: use train-automl --fixed"),
     ("train-single --task all", "unknown task 'all': choose from rotation"),
     ("train-single", "--task is missing"),
     ("train-automl --preset fast", "unknown preset 'fast': choose from paper"),

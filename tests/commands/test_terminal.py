@@ -16,7 +16,7 @@ import torch
 import typer.main
 from helpers import RSSL, Here, on_a_terminal, succeed
 
-from rsslcli.app import app
+from rsslcli.app import app, main
 from rsslcli.commands import hints
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS
@@ -257,6 +257,34 @@ def test_a_second_ctrl_c_leaves_the_cursor_on_the_terminal() -> None:
     assert code == -2
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
     assert shown.endswith("stopping after this step; once more to stop at once\r\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        MemoryError(),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    ],
+)
+def test_too_little_memory_is_told_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rsslcli.app.app", fail)
+    if "shapes" in str(error):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            main()
+        return
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("rssl: error: out of memory: choose a lower --batch-size")
 
 
 def test_help_is_folded_between_words(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

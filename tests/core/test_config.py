@@ -171,7 +171,15 @@ def test_tasks_beside_a_frozen_trunk_are_refused() -> None:
         tasks=("ir", "rgb"), weighting="automl", initial_lambda=0, automl_variants=("constant-sum",)
     )
     assert "since constant-sum" in refusal(lambda: check_effective(zero))
+    check_effective(dataclasses.replace(zero, augment="augmix", tune_jsd=True))  # whose λ starts at 12
     Config(optimizer="adamw", momentum=0)  # adamw has no momentum, so nesterov does not contradict it
+
+
+@pytest.mark.parametrize(
+    ("augment", "weight", "views"), [("standard", 12, 0), ("augmix", 12, 2), ("augmix", 0, 1)]
+)
+def test_how_many_augmented_views_there_are(augment: str, weight: float, views: int) -> None:
+    assert Config(augment=augment, jsd_weight=weight).augmix_views == views
 
 
 def test_a_new_run_whose_mechanisms_act_is_taken() -> None:

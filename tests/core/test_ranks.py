@@ -35,6 +35,12 @@ MODES: dict[str, dict[str, Any]] = {
     "augmix-untuned": {"tasks": ("ir",), "augment": "augmix", "jsd_weight": 2.0},
     "upgrad": {"tasks": ("rotation", "ir"), "weighting": "upgrad"},
     "uncertainty": {"tasks": ("ir",), "weighting": "uncertainty"},
+    "random": {"tasks": ("rotation", "ir"), "weighting": "random"},
+    "variants": {
+        "tasks": ("rotation", "ir"), "meta_lr": 0.3,
+        "automl_variants": ("cosine", "constant-sum", "relative", "sgd-lookahead"),
+    },
+    "batch-norm": {"tasks": ("rotation", "ir"), "batch_norm": "all", "ema": 0.9},
     "layer-norm": {
         "tasks": ("rotation", "ir"), "network": "test_ranks:layer_norms", "batch_norm": "all",
         "optimizer": "adamw", "trunk_lr_factor": 0.5, "ema": 0.9, "lr": 0.002, "lookahead_scale": 10.0,
@@ -68,8 +74,9 @@ def train_steps(world: World, mode: str) -> dict[str, Tensor]:
     images = torch.randint(256, (45, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (45,), generator=generator)
     data = TrainingData(ImageSource(images), labels, ImageSource(images[:12].flip(2)), labels[:12])
+    norm = nn.BatchNorm2d if mode == "batch-norm" else PerImageNorm
     with (
-        mock.patch("torch.nn.BatchNorm2d", PerImageNorm),
+        mock.patch("torch.nn.BatchNorm2d", norm),
         mock.patch("rsslcli.core.training.step.to_float", partial(to_float, dtype=torch.float64)),
     ):
         trainer = Trainer(config, data, classes=10, world=world)
@@ -105,6 +112,10 @@ def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
     result = run_ranks(2, __file__, mode, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    if mode == "batch-norm":  # which couples the images of a rank alone: the ranks agree, and that is all
+        assert any(name.endswith("running_var") for name in first)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        return
     whole = train_steps(World(), mode)
     moved = [float(value) for name, value in whole.items() if name.startswith("lambda/")]
     assert mode in ("upgrad", "augmix-untuned") or not {0.5, 12.0} & {*moved}, "every λ has moved"

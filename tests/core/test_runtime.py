@@ -72,6 +72,22 @@ def test_precision_is_as_before_after_its_context() -> None:
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no newer settings")
+def test_precision_where_the_process_uses_the_newer_settings() -> None:
+    """In a process of its own, since torch refuses to go back."""
+    code = """
+import torch
+from rsslcli.core.runtime import keeping_precision, set_precision
+torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+with keeping_precision():
+    set_precision("float32", torch.device("cuda"), print)
+    print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "ieee ieee\ntf32 tf32\n"
+
+
 @pytest.mark.usefixtures("tf32_as_before")
 @pytest.mark.parametrize(
     ("device", "machine", "knows", "emulates"),

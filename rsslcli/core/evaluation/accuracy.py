@@ -186,6 +186,8 @@ def count_correct(
 
     The latter have no predicted class: the first count is meaningless unless the second is 0.
     """
+    if chosen is not None and not len(chosen):  # the share of a rank where there are few images
+        return 0, 0
     outcome = measure(classifier, images, labels, device, chosen, precision)
     return outcome.right, outcome.undecided
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
@@ -190,6 +191,11 @@ def _check(network: Backbone, name: str, image_size: int) -> None:
     """Raise UserError unless checkpoints hold it, and a training pass gives features and draws nothing."""
     if reason := _not_saved(network):
         raise UserError(f"network {name} cannot be saved and read again: {reason}")
+    if any(isinstance(layer, _InstanceNorm) and layer.track_running_stats for layer in network.modules()):
+        raise UserError(
+            f"network {name} has instance normalization with running statistics, which the meta step would "
+            "change: make it with track_running_stats=False"
+        )
     shape = (2, 3, image_size, image_size)
     images = torch.zeros(shape, device=network.fc.weight.device)
     before = torch.get_rng_state()

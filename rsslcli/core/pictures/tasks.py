@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,7 +75,8 @@ def draw_tasks(
     built = build_tasks(tasks, {name: options[name] for name in tasks if name in options})
     if checkpoint is not None:
         check_image_size(checkpoint.image_size, split.size, dataset)
-    network = None if checkpoint is None else checkpoint.network()
+    # The heads were trained with these weights; there is no moving average of heads.
+    network = None if checkpoint is None else replace(checkpoint, average={}).network()
     heads = None if checkpoint is None else load_heads(checkpoint, built)
     chosen = _different_classes(split, rows, seed)
     originals = to_float(torch.from_numpy(split.images[chosen]))

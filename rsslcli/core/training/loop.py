@@ -137,8 +137,10 @@ class _Run:
         self.trainer = Trainer(config, training_data, len(dataset.train.classes), world)
         self.checkpoint = RunFolder(directory).checkpoint
         self.notices: list[str] = []
-        self.step = self._restore() if self.checkpoint.exists() else self._start()
-        if len({*world.gather(str(self.step))}) > 1:
+        exists = self.checkpoint.exists()
+        differ = len({*world.gather(str(exists))}) > 1
+        self.step = 0 if differ else self._restore() if exists else self._start()
+        if differ or len({*world.gather(str(self.step))}) > 1:
             raise UserError(f"{directory}: not every rank sees its checkpoint: use a folder that all share")
         self.clean = clean_images(dataset.test, corrupted, self.excluded)
         if len(self.clean) > len(labels):  # do not test on more images than an epoch trains on

@@ -64,12 +64,13 @@ class Trainer:
         self.data = data
         self.device = data.labels.device
         self.world = world or World()
-        for option in ("batch_size", "meta_batch_size"):
+        for option in ("batch_size", "meta_batch_size")[: 1 + config.automl]:
             if getattr(config, option) < self.world.size:
                 raise UserError(
                     f"{option}: {getattr(config, option)} images are too few for {self.world.size} ranks"
                 )
-        self.task_images = TaskImages(config.task_share, config.batch_size, self.world, self.device)
+        task_share = config.task_share if config.tasks else 1.0
+        self.task_images = TaskImages(task_share, config.batch_size, self.world, self.device)
         tasks = build_tasks(config.tasks, config.task_options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -189,8 +190,7 @@ class Trainer:
         chosen = chosen[local]
         images = to_float(random_batch(data.images.gather(chosen), random))
         labels = data.labels[moved(chosen, self.device)]
-        count = (2 if config.jsd_weight else 1) if config.uses_augmix else 0
-        views = [augmix(images, random) for _ in range(count)]
+        views = [augmix(images, random) for _ in range(config.augmix_views)]
         of_tasks = self.task_images.random(self.generator)
         consistency: dict[str, Tensor] = {}
 

@@ -138,7 +138,7 @@ def export_classifier(
         except UserError:
             raise
         except Exception as error:  # the exporters raise almost anything
-            advice = "change that in the network, or export its weights alone, to a .safetensors file"
+            advice = "change that in the network, or keep its state_dict alone, with torch.save"
             raise RsslError(f"{path} cannot be made: {_reason(error)}: {advice}") from None
     if difference is not None and not difference < TOLERANCE:
         raise RsslError(f"{path} is not written: its scores are off by {difference:.2g} of the largest score")

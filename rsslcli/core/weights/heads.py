@@ -68,6 +68,11 @@ def trained_tasks(checkpoint: Checkpoint | None) -> TrainedTasks:
     config = checkpoint.config
     if not config.tasks:
         raise UserError("adaptation by tasks needs a run with tasks, and this is a baseline: use bn or tent")
+    if config.ema:
+        raise UserError(
+            "adaptation by tasks needs a network that was trained with its heads, and `ema` averages the "
+            "network alone: use bn or tent"
+        )
     lambdas = dict(zip(config.weighted, checkpoint.lambdas.tolist(), strict=True))
     if config.weighting == "random":  # the last draw says nothing: each weight is this on average
         lambdas = dict.fromkeys(config.weighted, 1 / len(config.weighted))

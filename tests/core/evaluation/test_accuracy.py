@@ -426,6 +426,8 @@ def test_a_cell_waits_for_the_device_once(
     correct, undecided = evaluation.count_correct(network, test_split.images, test_split.labels, CPU)
     assert len(waits) == 1
     assert (0 <= correct <= COUNT + 7, undecided) == (True, 0)
+    none = np.arange(0)  # the share of a rank where there are few images
+    assert evaluation.count_correct(network, test_split.images, test_split.labels, CPU, none) == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

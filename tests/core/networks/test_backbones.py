@@ -132,6 +132,11 @@ BAD = {
         "lambda: nn.Sequential(nn.Flatten(), nn.RReLU(), nn.Linear(3072, 5))",
         "draws random numbers",
     ),
+    "tracked": (
+        "lambda: nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True), nn.Flatten(), "
+        "nn.Linear(3072, 5))",
+        "has instance normalization with running statistics.*make it with track_running_stats=False",
+    ),
     "nothing": ("lambda: 3", "not an nn.Module"),
     "mask": ("lambda: with_buffer(torch.full((3,), -math.inf))", "mask is not finite: make it a buffer"),
     "bits": ("lambda: with_buffer(torch.ones(3, dtype=torch.bool))", "mask is torch.bool: make it float"),

@@ -60,6 +60,18 @@ class Good(Task):
         return self.scale * F.cross_entropy(outputs, targets)
 
 
+class Unbiased(Good):
+    """A head without a bias."""
+
+    def head(self, features: int) -> nn.Module:
+        return nn.Linear(features, 2, bias=False)
+
+
+def test_a_head_may_lack_a_bias() -> None:
+    check_task(Unbiased())
+    MultiTaskNetwork(WideResNet(10, 1), {"unbiased": Unbiased()})
+
+
 class Pixels(Good):
     """A loss over pixels, which can stand in two layouts."""
 

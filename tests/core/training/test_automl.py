@@ -445,6 +445,33 @@ def test_the_variant_with_a_constant_sum_rescales(images: Tensor, labels: Tensor
         assert float(moved.sum()) == pytest.approx(4e-12)
 
 
+def test_the_variant_with_the_cosine_moves_by_the_cosine(images: Tensor, labels: Tensor) -> None:
+    """With α so small that the look-ahead stays where it is."""
+    model = make_model(FOUR, "per-task").train()
+    psi = list(model.psi().values())
+
+    def flat(loss: Tensor) -> Tensor:
+        parts = torch.autograd.grad(loss, psi, retain_graph=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    v = flat(model.validation_loss(*validation(images))(model.psi()))
+    random = BatchRandom(torch.Generator().manual_seed(11))
+    losses = {name: loss for group in model.losses(images, labels, random) for name, loss in group.items()}
+    expected = torch.stack([torch.nn.functional.cosine_similarity(flat(losses[task]), v, 0) for task in FOUR])
+    updated = torch.ones(4, dtype=torch.float64)
+    automl_gradients(
+        model.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
+        model.psi(),
+        model.head_parameters(),
+        updated,
+        model.validation_loss(*validation(images)),
+        alpha=1e-9,
+        beta=1e8,
+        cosine=True,
+    )
+    torch.testing.assert_close(updated - 1, 0.1 * expected, rtol=1e-5, atol=1e-9)
+
+
 def test_the_variant_with_the_cosine_does_not_see_the_size_of_a_loss(images: Tensor, labels: Tensor) -> None:
     """With α so small that the look-ahead stays where it is, a loss 10 times as large moves its λ no more."""
     lambdas = torch.ones(4, dtype=torch.float64)

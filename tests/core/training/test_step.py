@@ -159,6 +159,11 @@ def test_refuses_batches_too_small_to_share(option: str) -> None:
         make_trainer(World(0, 5), **{"batch_size": 8, "meta_batch_size": 8, option: 4})
 
 
+def test_a_run_without_tasks_is_not_refused_for_settings_that_have_no_effect() -> None:
+    options = {"tasks": (), "weighting": "fixed", "batch_size": 8, "meta_batch_size": 4, "task_share": 0.125}
+    assert make_trainer(World(0, 5), **options).steps
+
+
 @pytest.mark.slow
 def test_compiled_steps_compute_the_same() -> None:
     plain, compiled = (
