@@ -62,7 +62,7 @@ rssl eval-c runs/first
 rssl report runs
 # a data set of your own, with its corrupted test set
 rssl prepare-data --dataset mine --source path/to/images --corruptions generate
-rssl train-automl --dataset mine --epochs 30
+rssl train-single --task none --preset robust --dataset mine
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
