@@ -200,7 +200,7 @@ def _layers(
     free = ("device", "network")  # a network of the user's own is named again, see `_check_network`
     changed = [key for key, value in options.items() if value is not None and key not in free]
     changed += [key for key in ("preset", "config") if getattr(given, key) is not None]
-    changed += [] if tasks is None else ["tasks" if weighting != "fixed" else "task"]
+    changed += [] if tasks is None else ["tasks" if default_tasks else "task"]
     if changed:
         names = ", ".join(f"`{key}`" for key in changed)
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")

@@ -134,6 +134,8 @@ def test_resume(home: Path, run: Path, here: Here, monkeypatch: pytest.MonkeyPat
     assert "clean accuracy" in out
     assert len(list((run / "tensorboard").iterdir())) == 2  # as before, without being told again
     here.refuse("train-automl --output run --dataset mine --tasks ir", match="--resume")
+    here.refuse("train-automl --fixed --resume --output run --tasks none", match="leave out --tasks,")
+    here.refuse("train-single --resume --output run --task none", match="leave out --task,")
     monkeypatch.setattr("rsslcli.commands.training_run.find_spec", lambda name: None)
     here.refuse("train-automl --resume --output run", match="--tensorboard needs TensorBoard: pip install")
     shutil.rmtree(run / "tensorboard")
