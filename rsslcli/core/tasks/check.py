@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rsslcli.core.errors import TaskError
+from rsslcli.core.networks.network import initialize
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.guard import blaming, expect, loss_of, make_head, outputs_of, picture_of, transformed
@@ -36,6 +37,8 @@ def check_task(task: Task, *, size: int = 32, features: int = 128) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = make_head(name, task, features)
+        with blaming(name, task, "head"):
+            initialize(head)
         seen = torch.randn(len(inputs), features, requires_grad=True)
     state = torch.get_rng_state()
     outputs = outputs_of(name, task, head, seen)

@@ -16,7 +16,7 @@ from rsslcli.core.networks.network import Network, initialize
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import autocast
 from rsslcli.core.tasks.base import Task
-from rsslcli.core.tasks.guard import loss_of, make_head, outputs_of, transformed
+from rsslcli.core.tasks.guard import blaming, loss_of, make_head, outputs_of, transformed
 from rsslcli.core.training.automl import MAIN, Parameters
 from rsslcli.core.training.consistency import jensen_shannon
 
@@ -51,7 +51,9 @@ class MultiTaskNetwork(nn.Module):
         self.heads = nn.ModuleDict(
             {name: make_head(name, task, network.feature_width) for name, task in tasks.items()}
         )
-        initialize(self.heads)
+        for name, task in tasks.items():
+            with blaming(name, task, "head"):
+                initialize(self.heads[name])
         self._features: Callable[[Tensor], Tensor] = network.features
         if compile:
             from torch._functorch import config as functorch_config

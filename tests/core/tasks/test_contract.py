@@ -159,6 +159,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "shared": (head(shared), "each once"),
     "double": (head(lambda f: nn.Linear(f, 2).double()), "may hold trainable float32 parameters"),
     "frozen": (head(lambda f: nn.Linear(f, 2).requires_grad_(False)), "may hold trainable"),
+    "lazy": (head(lambda f: nn.LazyLinear(2)), "head fails: ValueError: Attempted to use an uninit"),
     "rows": (head(lambda f: Tiles(f, 2)), "one row per row of features, 16"),
     "dropout": (
         head(lambda f: nn.Sequential(nn.Linear(f, 2), nn.Dropout())),
@@ -227,6 +228,7 @@ def fails_below(x: Tensor) -> Tensor:
         (loss(lambda s, o, t: F.cross_entropy(o, t[:3])), "loss fails: "),
         (BROKEN["does not fit"][0], "head fails: RuntimeError: mat1 and mat2"),
         (BROKEN["buffer"][0], "head may hold"),
+        (BROKEN["lazy"][0], "head fails: ValueError: Attempted"),
         (BROKEN["smaller"][0], "transform gives inputs float32"),
         (BROKEN["each"][0], "loss must give a scalar"),
         (BROKEN["detached"][0], "loss does not depend on the outputs"),
