@@ -161,7 +161,8 @@ def main() -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on the host or on a device; torch raises plain errors for the former."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+    said = any(words in str(error) for words in ("allocate memory", "out of memory"))
+    return said or bool(kinds & {"MemoryError", "OutOfMemoryError"})
 
 
 def _unknown_option(name: str, possibilities: Iterable[str]) -> str:

@@ -266,6 +266,7 @@ def test_a_second_ctrl_c_leaves_the_cursor_on_the_terminal() -> None:
             "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
         ),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
         MemoryError(),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     ],
