@@ -112,11 +112,13 @@ def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
     result = run_ranks(2, __file__, mode, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    if mode == "batch-norm":  # which couples the images of a rank alone: the ranks agree, and that is all
-        assert any(name.endswith("running_var") for name in first)
-        assert all(torch.equal(value, second[name]) for name, value in first.items())
-        return
     whole = train_steps(World(), mode)
+    if mode == "batch-norm":  # which couples the images of a rank alone: only the statistics come near
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        statistics = [name for name in whole if name.endswith(("running_mean", "running_var"))]
+        assert len(statistics) > 20
+        assert all((first[name] - whole[name]).norm() < 0.2 * whole[name].norm() for name in statistics)
+        return
     moved = [float(value) for name, value in whole.items() if name.startswith("lambda/")]
     assert mode in ("upgrad", "augmix-untuned") or not {0.5, 12.0} & {*moved}, "every λ has moved"
     assert mode not in ("per-task", "joint", "share") or len({*moved}) == len(TASKS)

@@ -487,12 +487,20 @@ def test_a_rate_that_is_large_for_adamw_is_told(dataset: Dataset, tmp_path: Path
         assert notices == ["`lr` 0.1 is large for adamw, which usually takes 0.001 or less"] * count
 
 
+@pytest.mark.parametrize(("weights", "other"), [("none", {"0": "10"}), ("first.pt", {"False": "True"})])
 def test_ranks_that_do_not_see_the_same_checkpoint_are_told(
-    dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str,
+    other: dict[str, str],
+    dataset: Dataset,
+    corrupted: CorruptedSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(World, "gather", lambda self, text: [text, "10"])
+    """Their steps differ; or only one has a checkpoint: the other must not wait for it to load `weights`."""
+    monkeypatch.setattr(World, "gather", lambda self, text: [text, other.get(text, text)])
+    monkeypatch.setattr(World, "main_first", lambda self: pytest.fail("it waits"))
     with pytest.raises(UserError, match="not every rank sees its checkpoint"):
-        train(CONFIG, tmp_path / "run", dataset, corrupted)
+        train(replace(CONFIG, weights=weights), tmp_path / "run", dataset, corrupted)
 
 
 def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path) -> None:
