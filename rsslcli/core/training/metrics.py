@@ -90,10 +90,9 @@ class Metrics:
                     )
             self.write(record)
         self._pending.clear()
-        self._since = time.perf_counter()
         return record
 
-    def write(self, record: dict[str, Any]) -> dict[str, Any]:
+    def write(self, record: dict[str, Any]) -> None:
         """Write one record immediately."""
         self.clean_accuracy = record.get("clean_accuracy", self.clean_accuracy)
         line = json.dumps(record).encode() + b"\n"
@@ -103,7 +102,6 @@ class Metrics:
         except OSError as error:
             raise RsslError(f"cannot write {self._path}: {error.strerror}") from None
         self._since = time.perf_counter()
-        return record
 
     def sync(self) -> None:
         """Flush the file to the disk, before a checkpoint that relies on it is written.

@@ -25,7 +25,7 @@ def load_initial_weights(
 
     Args:
         network: a new network of `config`.
-        config: the settings.
+        config: the settings, whose `weights` are not "none".
         note: called with one line for each thing to know, such as a stem that starts new.
 
     Returns:
@@ -36,8 +36,6 @@ def load_initial_weights(
         RsslError: ImageNet's weights cannot be downloaded.
     """
     before = None
-    if config.weights == "none":
-        return before
     if config.weights == "imagenet":
         where, state = _imagenet(network, config)
     else:

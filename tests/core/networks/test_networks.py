@@ -259,7 +259,7 @@ def deconvolutions(*channels: int) -> list[str]:
 HEADS = {
     "rotation": ["linear 128-4"],
     "color": deconvolutions(256, 128, 64, 64),
-    # The paper names a sigmoid for inpainting only; reconstruction ends in one here (docs/settings.md).
+    # The paper names a sigmoid for inpainting only; reconstruction ends in one here (docs/method.md).
     "ir": [*deconvolutions(256, 128, 64, 3), "sigmoid"],
     "bir": [*deconvolutions(256, 128, 64, 3), "sigmoid"],
     "inpaint": [*deconvolutions(64, 3), "sigmoid"],
