@@ -74,6 +74,9 @@ def documented(
         "download_corrupted",
         lambda name, folder, *, test, **_: loading.open_corrupted(folder, name),
     )
+    # The data are too few for a study, and the networks only guess.
+    monkeypatch.setattr("rsslcli.commands.reproduce.check_fit", lambda cells, images: None)
+    monkeypatch.setattr("rsslcli.core.evaluation.calibration._is_fitted", lambda temperature: True)
     monkeypatch.setattr(Runner, "run", lambda self, cells, **_: {"done": 0, "failed": 0})
     return here
 

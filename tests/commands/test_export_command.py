@@ -17,6 +17,7 @@ from PIL import Image
 from rsslcli.commands.export import export
 from rsslcli.core.config import Config
 from rsslcli.core.data.shapes import draw_shapes
+from rsslcli.core.evaluation.calibration import Calibration
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights import export as core
 from rsslcli.core.weights.checkpoint import Checkpoint, save_checkpoint
@@ -100,18 +101,18 @@ def test_the_card_has_the_numbers_of_the_run_and_says_what_is_unknown(exported: 
     assert (content["training"]["settings"]["seed"], content["training"]["train_data"]) == (7, "t")
     here.succeed("eval-c carded --corruptions fog")
     assert export_again()[0]["evaluation"] is None  # that was a part
-    here.succeed("eval-c carded --calibrate --corruptions fog --severity 1")
     here.succeed("eval-c carded")
+    weights = json.loads((exported / "eval-c.json").read_text())["weights"]
+    Calibration(1.5, 8, "drawn", weights).save(exported / "checkpoint.pt")
     card.write_text(json.dumps({"license": "CC0"}))
     content, text = export_again()
     whole = json.loads((exported / "eval-c.json").read_text())
     for key in ("accuracy", "mean_accuracy", "clean_accuracy", "images", "mean_ece"):
         assert content["evaluation"][key] == whole[key]
-    fitted = json.loads((exported / "calibration.json").read_text())["temperature"]
-    assert (content["temperature"], content["license"]) == (fitted, "CC0")
-    assert f"temperature {fitted:.6g}" in text
+    assert (content["temperature"], content["license"]) == (1.5, "CC0")
+    assert "temperature 1.5" in text
     with safetensors.safe_open(card.with_suffix(""), framework="pt") as file:
-        assert file.metadata()["temperature"] == repr(fitted)
+        assert file.metadata()["temperature"] == "1.5"
     assert f"- mean of 19: {100 * whole['mean_accuracy']:.2f} %" in text
     assert "origin of the corrupted set: generated" in text
     (exported / "eval-c.json").write_text(json.dumps(whole | {"weights": "other"}))

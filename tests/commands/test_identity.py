@@ -62,7 +62,7 @@ def test_renamed_classes_are_refused_until_the_user_knows_better(mine: tuple[Pat
     assert f"note: classes matched by position: the classifier's '{first}', " in err
     assert json.loads((folder / "found.json").read_text())["classes_by_position"] is True
     here.refuse(
-        "train-single --task none --resume --output runs/mine",
+        "train-single --resume --output runs/mine",
         f"was trained on the classes '{first}', .*, and 'mine' has .*'zebra' now",
     )
     # Named as they were, all is as before.
