@@ -64,9 +64,10 @@ def _describe(run: RunFolder) -> RunEntry:
     epochs, clean = (int(done[-1][0]), float(done[-1][1])) if done else (0, None)
     evaluation = read_evaluation(run.evaluation) or {}
     state = "training" if is_locked(run.path) else "interrupted"
-    if run.state() == "failed":
+    reached = run.state()
+    if reached == "failed":
         state = "failed"
-    elif evaluation and (run.state() == "done" or not run.checkpoint.exists()):  # kept without its weights
+    elif evaluation and (reached == "done" or not run.checkpoint.exists()):  # kept without its weights
         state = "evaluated"
         clean = _fraction(evaluation.get("clean_accuracy"))
     elif run.is_trained():

@@ -416,9 +416,19 @@ def test_steps_are_sgd_with_the_scheduled_rate(
         assert relative(p.detach(), expected[name]) < 1e-9, name
 
 
-def one_iteration(images: Tensor, labels: Tensor, lambdas: Tensor, **variants: object) -> Tensor:
-    """λ after one iteration of Algorithm 1."""
-    model = make_model(FOUR, "per-task")
+#: So small an α that the look-ahead stays where it is, with the β that makes β·α 0.1.
+IN_PLACE = {"alpha": 1e-9, "beta": 1e8}
+
+
+def one_iteration(
+    images: Tensor,
+    labels: Tensor,
+    lambdas: Tensor,
+    model: MultiTaskNetwork | None = None,
+    **variants: object,
+) -> Tensor:
+    """λ after one iteration of Algorithm 1, of the four tasks unless a model is given."""
+    model = model or make_model(FOUR, "per-task")
     updated = lambdas.clone()
     automl_gradients(
         model.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
@@ -426,8 +436,7 @@ def one_iteration(images: Tensor, labels: Tensor, lambdas: Tensor, **variants: o
         model.head_parameters(),
         updated,
         model.validation_loss(*validation(images)),
-        alpha=ALPHA,
-        **({"beta": BETA} | variants),  # type: ignore[arg-type]
+        **({"alpha": ALPHA, "beta": BETA} | variants),  # type: ignore[arg-type]
     )
     return updated
 
@@ -446,7 +455,6 @@ def test_the_variant_with_a_constant_sum_rescales(images: Tensor, labels: Tensor
 
 
 def test_the_variant_with_the_cosine_moves_by_the_cosine(images: Tensor, labels: Tensor) -> None:
-    """With α so small that the look-ahead stays where it is."""
     model = make_model(FOUR, "per-task").train()
     psi = list(model.psi().values())
 
@@ -458,39 +466,20 @@ def test_the_variant_with_the_cosine_moves_by_the_cosine(images: Tensor, labels:
     random = BatchRandom(torch.Generator().manual_seed(11))
     losses = {name: loss for group in model.losses(images, labels, random) for name, loss in group.items()}
     expected = torch.stack([torch.nn.functional.cosine_similarity(flat(losses[task]), v, 0) for task in FOUR])
-    updated = torch.ones(4, dtype=torch.float64)
-    automl_gradients(
-        model.losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
-        model.psi(),
-        model.head_parameters(),
-        updated,
-        model.validation_loss(*validation(images)),
-        alpha=1e-9,
-        beta=1e8,
-        cosine=True,
-    )
+    ones = torch.ones(4, dtype=torch.float64)
+    updated = one_iteration(images, labels, ones, model, cosine=True, **IN_PLACE)
     torch.testing.assert_close(updated - 1, 0.1 * expected, rtol=1e-5, atol=1e-9)
 
 
 def test_the_variant_with_the_cosine_does_not_see_the_size_of_a_loss(images: Tensor, labels: Tensor) -> None:
-    """With α so small that the look-ahead stays where it is, a loss 10 times as large moves its λ no more."""
+    """A loss 10 times as large moves its λ no more."""
     lambdas = torch.ones(4, dtype=torch.float64)
     moves = {}
     for scale in (30.0, 300.0):
         model = MultiTaskNetwork(WideResNet(10, 1), build_tasks(FOUR, {"ir": {"scale": scale}})).double()
         model.load_state_dict(make_model(FOUR, "per-task").state_dict())
         for cosine in (False, True):
-            updated = lambdas.clone()
-            automl_gradients(
-                model.train().losses(images, labels, BatchRandom(torch.Generator().manual_seed(11))),
-                model.psi(),
-                model.head_parameters(),
-                updated,
-                model.validation_loss(*validation(images)),
-                alpha=1e-9,
-                beta=1e8,
-                cosine=cosine,
-            )
+            updated = one_iteration(images, labels, lambdas, model.train(), cosine=cosine, **IN_PLACE)
             moves[scale, cosine] = float(updated[FOUR.index("ir")]) - 1
     assert abs(moves[30.0, True]) > 1e-6
     assert moves[300.0, False] == pytest.approx(10 * moves[30.0, False], rel=1e-3)
