@@ -13,6 +13,8 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 import torch
 
+from rsslcli.core.corruptions import generate
+from rsslcli.core.data.store import Images
 from rsslcli.core.networks import names
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import registry
@@ -43,6 +45,19 @@ def only_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_allowed", set())
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(registry, "_files", {})
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when corruptions of severity 3 are generated."""
+    original = generate._corrupt_chunk
+
+    def fail(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
+        if severity == 3:
+            raise OSError(28, "No space left on device")
+        return original(images, name, severity, seed, index)
+
+    monkeypatch.setattr(generate, "_corrupt_chunk", fail)
 
 
 @pytest.fixture

@@ -282,17 +282,10 @@ class TestFiles:
         assert record["contrast"]["severities"] == [1]
         assert record["contrast"]["identity"]["images"] == 20
 
+    @pytest.mark.usefixtures("full_disk")
     def test_a_failed_write_passes_through_and_what_was_finished_stays(
-        self, images: Images, labels: NDArray[np.int64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, images: Images, labels: NDArray[np.int64], tmp_path: Path
     ) -> None:
-        original = module._corrupt_chunk
-
-        def full_disk(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
-            if severity == 3:
-                raise OSError(28, "No space left on device")
-            return original(images, name, severity, seed, index)
-
-        monkeypatch.setattr(module, "_corrupt_chunk", full_disk)
         with pytest.raises(OSError, match="No space left"):
             generate_corrupted(images, labels, tmp_path, corruptions=["contrast"], workers=1)
         record = json.loads((tmp_path / "corruptions.json").read_text(encoding="utf-8"))

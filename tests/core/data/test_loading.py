@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsslcli.core.corruptions import generate
 from rsslcli.core.corruptions.record import GENERATED
 from rsslcli.core.data.corrupted import check_source, open_corrupted
 from rsslcli.core.data.loading import generate_corruptions
-from rsslcli.core.data.store import Dataset, Images, make_split
+from rsslcli.core.data.store import Dataset, make_split
 from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.files import read_json
 
@@ -85,18 +84,11 @@ def test_a_generated_set_takes_the_place_of_what_an_import_left(tmp_path: Path) 
     check_source(found, dataset)
 
 
+@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_told_and_what_is_finished_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make_dataset(tmp_path)
-    corrupt_chunk = generate._corrupt_chunk
-
-    def full(images: Images, name: str, severity: int, seed: int, index: int) -> Images:
-        if severity == 3:
-            raise OSError(28, "No space left on device")
-        return corrupt_chunk(images, name, severity, seed, index)
-
-    monkeypatch.setattr(generate, "_corrupt_chunk", full)
     expected = r"corrupted \(No space left on device\): free space .* run it again; what is finished is kept"
     with pytest.raises(RsslError, match=expected) as caught:
         generate_corruptions(dataset, names=["contrast"])
