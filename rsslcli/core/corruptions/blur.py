@@ -110,7 +110,8 @@ def zoom_blur(images: Tensor, generator: Generator, end: float, step: float) -> 
     side = images.shape[-1]
     factors = np.arange(1, end, step).tolist()
     if side <= _SMALL:
-        return (images.flatten(2) @ _zoom_average(side, tuple(factors)).T).view_as(images)
+        planes = images.flatten(2).double() @ _zoom_average(side, tuple(factors)).T
+        return planes.to(images.dtype).view_as(images)
     total = images.clone()
     for factor in factors:
         total += zoom(images, factor)
@@ -123,9 +124,9 @@ _SMALL = 32
 
 @lru_cache(maxsize=8)
 def _zoom_average(side: int, factors: tuple[float, ...]) -> Tensor:
-    """All zooms combined as a matrix (side², side²)."""
-    total = torch.eye(side * side)
+    """All zooms combined as a float64 matrix (side², side²)."""
+    total = torch.eye(side * side, dtype=torch.float64)
     for factor in factors:
-        matrix = zoom_matrix(side, factor)
+        matrix = zoom_matrix(side, factor).double()
         total += torch.kron(matrix, matrix)
     return total / (len(factors) + 1)

@@ -75,9 +75,11 @@ def elastic_transform(
     corners = center + arm * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     moved = corners + corner_shift * (torch.rand(count, 3, 2, generator=generator) * 2 - 1)
     # The affine map from the moved corners back to where they came from says where to sample.
-    affine = torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), corners.expand(count, 3, 2))
-    source = torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1) @ affine
-    images = _sample(images, source.view(count, height, width, 2), edge_repeats=False)
+    # In float64, as in `apply_separably`.
+    moved = F.pad(moved, (0, 1), value=1.0).double()
+    affine = torch.linalg.solve(moved, corners.double().expand(count, 3, 2))
+    source = torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1).double() @ affine
+    images = _sample(images, source.float().view(count, height, width, 2), edge_repeats=False)
 
     field = torch.rand(2, count, height, width, generator=generator) * 2 - 1
     shift_y, shift_x = strength * gaussian_filter(field, sigma, truncate=3.0, mode="reflect")

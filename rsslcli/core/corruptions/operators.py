@@ -64,8 +64,12 @@ def zoom_matrix(size: int, factor: float) -> Tensor:
 
 
 def apply_separably(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply one matrix along the height and one along the width of images (..., H, W)."""
-    return rows @ (images @ columns.T)
+    """Apply one matrix along the height and one along the width of images (..., H, W).
+
+    In float64: libraries sum a product in an order of their own on each processor, and in float32 that
+    moves a gray level here and there.
+    """
+    return (rows.double() @ (images.double() @ columns.double().T)).to(images.dtype)
 
 
 def gaussian_filter(images: Tensor, sigma: float, truncate: float = 4.0, mode: str = "nearest") -> Tensor:

@@ -64,6 +64,21 @@ class TestCorrupt:
         drawn = corrupt(gray, "gaussian_noise", severity)[[0, -1], 0, 0].astype(int)
         assert np.abs(drawn - expected).max() <= 1, drawn.tolist()
 
+    def test_pixels_do_not_depend_on_the_order_of_sums(self, images: Images, tmp_path: Path) -> None:
+        """MKL sums a product in another order on each kind of processor, or if this variable says so."""
+        names = ("gaussian_blur", "glass_blur", "zoom_blur", "elastic_transform")
+        np.save(tmp_path / "clean.npy", images)
+        code = (
+            "import sys, numpy as np; from rsslcli.core.corruptions import generate as module\n"
+            "module.CHUNK[32] = 16; clean = np.load(sys.argv[1])\n"
+            "np.save(sys.argv[2], np.stack([module.corrupt(clean, name, 3) for name in sys.argv[3:]]))"
+        )
+        files = [tmp_path / "clean.npy", tmp_path / "there.npy"]
+        other = os.environ | {"MKL_CBWR": "COMPATIBLE"}
+        subprocess.run([sys.executable, "-c", code, *files, *names], env=other, check=True)
+        here = np.stack([corrupt(images, name, 3) for name in names])
+        assert np.array_equal(here, np.load(tmp_path / "there.npy"))
+
     def test_the_seed_changes_the_numbers(self, images: Images) -> None:
         assert np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=3))
         assert not np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=4))
