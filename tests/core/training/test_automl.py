@@ -496,14 +496,14 @@ def test_the_relative_variant_keeps_the_length_of_the_look_ahead(images: Tensor,
     assert relative(updated - lambdas, one_iteration(images, labels, lambdas) - lambdas) > 0.01
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(("nesterov", "trunk_lr_factor"), [(True, 1.0), (False, 1.0), (True, 0.2)])
 def test_the_variant_that_looks_ahead_as_sgd_takes_its_very_step(
-    nesterov: bool, monkeypatch: pytest.MonkeyPatch
+    nesterov: bool, trunk_lr_factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With β = 0 the look-ahead weights of a step are the weights after it, momentum and decay included."""
     trainer = make_trainer(
         "cpu", tasks=("ir",), warmup_epochs=1, meta_lr=1e-12, automl_variants=("sgd-lookahead",),
-        nesterov=nesterov, weight_decay=0.01, depth=10,
+        nesterov=nesterov, trunk_lr_factor=trunk_lr_factor, weight_decay=0.01, depth=10,
     )  # fmt: skip
     trainer.model.train()
     seen: list[dict[str, Tensor]] = []
