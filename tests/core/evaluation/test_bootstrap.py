@@ -37,6 +37,14 @@ def test_the_interval_has_the_width_of_the_normal_one_over_images() -> None:
     assert high - low > 1.5 * (2 * 1.96 * np.sqrt(p * (1 - p) / correct.size))
 
 
+def test_each_end_is_a_quantile_of_the_binomial_distribution() -> None:
+    """To draw n of n images, of which k are right, is to draw from it with p = k / n."""
+    stats = pytest.importorskip("scipy.stats", reason="compares with scipy")
+    correct = np.arange(1000) < 700
+    expected = stats.binom.ppf([0.025, 0.975], 1000, 0.7) / 1000
+    np.testing.assert_allclose(interval(correct, resamples=200_000), expected, atol=0.0011)
+
+
 def test_a_paired_interval_is_narrower_than_two_single_ones() -> None:
     one = cells()
     other = one & cells(seed=1, easier=0.4)  # the same images are hard for both
