@@ -16,7 +16,7 @@ from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.evaluation.accuracy import evaluate, image_values
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.bootstrap import interval
-from rsslcli.core.evaluation.confidence import Confidence
+from rsslcli.core.evaluation.confidence import Confidence, describe_means, scaled_means
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet
@@ -198,6 +198,32 @@ def test_intervals_cover_the_means_of_the_usual_sets_of_corruptions() -> None:
     rows[EXTRA[0]][2] = None  # type: ignore[call-overload]
     part = Confidence.of(Outcome(50, 20), rows, labels, labels, ("ant",))
     assert part.intervals.keys() == {"mean_accuracy_15"}
+
+
+def test_means_are_over_all_cells_or_not_known() -> None:
+    def cell(*numbers: float) -> Outcome:
+        nll, brier, ece = numbers or (None, None, None)
+        return Outcome(10, 5, nll=nll, brier=brier, ece=ece, scaled=numbers or None)
+
+    cells = {"fog/1": cell(1.0, 0.5, 0.1), "clean/0": cell(0.2, 0.1, 0.03), "fog/2": cell(2.0, 0.7, 0.2)}
+    expected = {
+        "clean": {"nll": 0.2, "brier": 0.1, "ece": 0.03},
+        "mean": {"nll": 1.5, "brier": 0.6, "ece": 0.15},
+    }
+    found = scaled_means(cells)
+    assert {name: pytest.approx(row) for name, row in found.items()} == expected
+    assert scaled_means(cells | {"snow/1": cell()}) == {"clean": found["clean"]}
+
+    labels = np.zeros(10, np.int64)
+    rows: dict[str, list[Outcome | None]] = {"fog": [cells["fog/1"], cells["fog/2"]]}
+    known = Confidence.of(cells["clean/0"], rows, labels, labels, ("ant",))
+    assert known.means() == {
+        name: (expected["clean"][name], pytest.approx(expected["mean"][name])) for name in expected["mean"]
+    }
+    words = "NLL 1.5000 (clean 0.2000) · Brier score 0.6000 (clean 0.1000) · ECE 15.00% (clean 3.00%)"
+    assert known.describe() == describe_means(found["clean"], found["mean"]) == words
+    part = Confidence.of(cells["clean/0"], rows | {"snow": [cell()]}, labels, labels, ("ant",))
+    assert part.means() == {name: (number, None) for name, number in expected["clean"].items()}
 
 
 @pytest.mark.parametrize("method", [None, "bn"])
