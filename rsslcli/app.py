@@ -79,6 +79,8 @@ for panel, commands in COMMANDS.items():
 
 #: The exit code after Ctrl-C.
 _INTERRUPTED = 130
+#: The commands that then start over; the others go on where they were.
+_STARTING_OVER = ("export", "list", "predict", "report", "visualize-corruptions", "visualize-tasks")
 
 # Typer exports this class only by way of its child; a test says when it exports more.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -155,7 +157,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         if not IS_MAIN_RANK:
             sys.exit(_INTERRUPTED)
-        _fail(f"stopped; to continue: {rssl_command(*arguments)}", _INTERRUPTED)
+        again = "to run it again" if arguments[0] in _STARTING_OVER else "to continue"
+        _fail(f"stopped; {again}: {rssl_command(*arguments)}", _INTERRUPTED)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

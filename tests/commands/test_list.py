@@ -146,6 +146,16 @@ def test_a_corrupted_set_of_other_test_images_is_told(here: Here, place: Path) -
     assert "were made for other test images than those of 'mine': prepare them again with `rssl" in told
 
 
+def test_a_command_that_keeps_nothing_starts_over_after_ctrl_c(
+    here: Here, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rsslcli.core.report.inventory.list_runs", interrupted)
+    here.refuse("list --json", match="^rssl: error: stopped; to run it again: rssl list --json$", code=130)
+
+
 def test_a_run_that_is_kept_without_its_weights_is_evaluated(here: Here, place: Path) -> None:
     (place / "runs" / "first" / "checkpoint.pt").unlink()
     shown = here.succeed("list runs --json")
