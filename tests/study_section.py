@@ -33,6 +33,9 @@ PICTURE = ROOT / "docs" / "images" / "study-accuracy.png"
 DISCUSSED = (
     ("automl-relative", "baseline", range(5, 10)),
     ("automl-relative", "fixed-share25", range(5, 10)),
+    ("automl-share25", "fixed-share25", range(5)),
+    ("automl-relative", "automl-share25", range(5)),
+    ("automl-relative", "rotation-views1", range(10)),
     ("automl-relative", "fixed-lambda005", range(5)),
     ("fixed-lambda005", "fixed-share25", range(5)),
     ("rotation-views1-all", "baseline", range(5, 10)),
