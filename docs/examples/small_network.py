@@ -1,4 +1,4 @@
-"""A network of one's own: it gets images in [0, 1], and ends in a linear layer that rssl replaces."""
+"""A custom network: it gets images in [0, 1], and ends in a linear layer that rssl replaces."""
 
 from torch import Tensor, nn
 

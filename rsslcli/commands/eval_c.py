@@ -92,7 +92,7 @@ def eval_c(
     rssl eval-c runs/first --calibrate
     # the scores of every image, for analyses of your own
     rssl eval-c runs/first --predictions scores.npz
-    # in half the time, if the CPU or GPU supports bfloat16
+    # in about half the time, on a CPU that supports bfloat16
     rssl eval-c runs/first --precision bfloat16
     """
     precision = precision or "float32"

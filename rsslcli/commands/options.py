@@ -58,8 +58,8 @@ Device = Annotated[str | None, _machine(help="auto uses CUDA if there is a GPU."
 Precision = Annotated[
     str | None,
     _machine(
-        help="Numeric precision: float32 by default; bfloat16 is faster on GPUs and CPUs that support it, "
-        "tf32 on GPUs.",
+        help="Numeric precision; bfloat16 is faster on CPUs that support it, tf32 is for GPUs.  "
+        "[default: float32]",
         **one_of(PRECISIONS),
     ),
 ]

@@ -49,8 +49,8 @@ _BEYOND = {
     "augmix-automl": Method(BEST_TASKS, "automl", _AUGMIX),
     "augmix-automl-relative": Method(BEST_TASKS, "automl", {**_AUGMIX, **_RELATIVE}),
 }
-#: Rows on which no claim rests: another batch normalization, cheap AutoML, λ tuned on other corruptions, and
-#: rivals.
+#: Rows that have at most two seeds, to save time: another batch normalization, cheap AutoML, λ tuned on other
+#: corruptions, and rivals.
 _ASIDE = {
     "rotation-all": Method(("rotation",), settings={"batch_norm": "all"}),
     "automl-share25": Method(BEST_TASKS, "automl", _CHEAP),
