@@ -62,7 +62,7 @@ rssl eval-c runs/first
 rssl report runs
 # a data set of your own, with its corrupted test set
 rssl prepare-data --dataset mine --source path/to/images --corruptions generate
-rssl train-single --task none --preset robust --dataset mine
+rssl train-single --task none --preset robust --dataset mine --depth 16 --width 1 --epochs 60
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -40,7 +40,7 @@ def demo(
     """See what corruption does to a classifier, and what AugMix changes, in minutes on two CPU cores.
 
     Draws the embedded images, trains a baseline and AugMix on them, and compares the two on the same
-    corrupted images. Stopped, it goes on where it was when run again.
+    corrupted images. If you stop it, the same command continues.
 
     rssl demo
     # with other random choices

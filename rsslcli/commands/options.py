@@ -20,6 +20,7 @@ from rsslcli.core.config import (
     PRECISIONS,
     VALIDATION_CORRUPTIONS,
     WEIGHTINGS,
+    Config,
 )
 from rsslcli.core.data.place import default_data_dir
 from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, STREAMS
@@ -41,6 +42,15 @@ def one_of(choices: Sequence[str]) -> dict[str, Any]:
     return {"metavar": f"<{'|'.join(choices)}>", "autocompletion": completion.one_of(choices)}
 
 
+_DEFAULTS = Config()
+
+
+def default(setting: str) -> str:
+    """The end of the help of an option: the setting's value without a preset or a file."""
+    value = getattr(_DEFAULTS, setting)
+    return f"  [default: {f'{value:g}' if isinstance(value, float) else value}]"
+
+
 DEFAULT_DATA_DIR = default_data_dir()
 DataDir = Annotated[
     Path, _data(envvar="RSSL_DATA_DIR", help="Where prepared data sets live.", show_default=True)
@@ -49,12 +59,15 @@ DatasetName = Annotated[
     str | None,
     _data(
         "--dataset",
-        help="A prepared data set; shapes is embedded and always there.",
+        help="A prepared data set; shapes is embedded and always there.  [default: that of the run or the "
+        "preset, else cifar10]",
         metavar="<name>",
         autocompletion=completion.datasets,
     ),
 ]
-Device = Annotated[str | None, _machine(help="auto uses CUDA if there is a GPU.", **one_of(DEVICES))]
+Device = Annotated[
+    str | None, _machine(help=f"auto uses CUDA if there is a GPU.{default('device')}", **one_of(DEVICES))
+]
 Precision = Annotated[
     str | None,
     _machine(
@@ -98,16 +111,20 @@ NetworkToTrain = Annotated[
 Weights = Annotated[
     str | None,
     _training(
-        help="Where the trunk starts: none, imagenet (torchvision's), or a file of weights.",
+        help="Where the trunk starts: none, imagenet (torchvision's), or a file of weights."
+        f"{default('weights')}",
         metavar="<none|imagenet|file>",
     ),
 ]
-Optimizer = Annotated[str | None, _training(help="SGD with momentum, or AdamW.", **one_of(OPTIMIZERS))]
+Optimizer = Annotated[
+    str | None, _training(help=f"SGD with momentum, or AdamW.{default('optimizer')}", **one_of(OPTIMIZERS))
+]
 TrunkLrFactor = Annotated[
     float | None,
     _training(
         "--trunk-lr-factor",
-        help="The trunk's learning rate as a fraction of --lr, such as 0.1 for a pretrained one.",
+        help="The trunk's learning rate as a fraction of --lr, such as 0.1 for a pretrained one."
+        f"{default('trunk_lr_factor')}",
     ),
 ]
 Normalization = Annotated[
@@ -152,11 +169,14 @@ TaskFile = Annotated[
         callback=_load_task_files,
     ),
 ]
-TrainSize = Annotated[int | None, _data(help="Train on a seeded, class-balanced subset of N images.")]
+TrainSize = Annotated[
+    int | None, _data(help="Train on a seeded, class-balanced subset of N images.  [default: all images]")
+]
 Preset = Annotated[
     str | None,
     _training(
-        help="Settings to start from; quick takes minutes on two CPU cores.  [default: paper]",
+        help="Settings to start from. paper: full size; robust: AugMix; finetune: pretrained weights; "
+        "precursor: the authors' code; small: a study on two CPU cores; quick: minutes.  [default: paper]",
         **one_of(list(PRESETS)),
     ),
 ]
@@ -168,19 +188,27 @@ ConfigFile = Annotated[
         metavar="<file.yaml>",
     ),
 ]
-Epochs = Annotated[int | None, _training(help="Passes over the training images.")]
-Depth = Annotated[int | None, _training(help="Layers of the WideResNet: 10, 16, 22, 28, 34 or 40.")]
-Width = Annotated[int | None, _training(help="Widening factor; features are 64 times this.")]
-BatchSize = Annotated[int | None, _training(help="Images per step.")]
-LearningRate = Annotated[float | None, _training("--lr", help="Initial learning rate.")]
+Epochs = Annotated[int | None, _training(help=f"Passes over the training images.{default('epochs')}")]
+Depth = Annotated[
+    int | None, _training(help=f"Layers of the WideResNet: 10, 16, 22, 28, 34 or 40.{default('depth')}")
+]
+Width = Annotated[
+    int | None, _training(help=f"Widening factor; features are 64 times this.{default('width')}")
+]
+BatchSize = Annotated[int | None, _training(help=f"Images per step.{default('batch_size')}")]
+LearningRate = Annotated[float | None, _training("--lr", help=f"Initial learning rate.{default('lr')}")]
 Augment = Annotated[
     str | None,
     _training(
-        help="standard crops and flips; augmix adds AugMix and its consistency loss.", **one_of(AUGMENTS)
+        help=f"standard crops and flips; augmix adds AugMix and its consistency loss.{default('augment')}",
+        **one_of(AUGMENTS),
     ),
 ]
 JsdWeight = Annotated[
-    float | None, _training(help="Weight of AugMix's consistency loss; 0 trains on one augmented view.")
+    float | None,
+    _training(
+        help=f"Weight of AugMix's consistency loss; 0 trains on one augmented view.{default('jsd_weight')}"
+    ),
 ]
 TuneJsd = Annotated[
     bool | None,
@@ -189,21 +217,27 @@ TuneJsd = Annotated[
 Weighting = Annotated[
     str | None,
     task_option(
-        help="What sets the weights λ: AutoML by default, nothing (fixed), or one of its rivals.",
+        help="What sets the weights λ: AutoML, nothing (fixed), or one of its rivals.  [default: automl]",
         **one_of(WEIGHTINGS),
     ),
 ]
 Ema = Annotated[
     float | None,
-    _training(help="Evaluate a moving average of the weights with this decay per step, such as 0.999."),
+    _training(
+        help="Evaluate a moving average of the weights with this decay per step, such as 0.999.  "
+        "[default: 0, the weights themselves]"
+    ),
 ]
-Seed = Annotated[int | None, _training(help="Seed of every random choice.")]
-InitialLambda = Annotated[float | None, task_option("--lambda", help="Weight λ of each task at the start.")]
+Seed = Annotated[int | None, _training(help=f"Seed of every random choice.{default('seed')}")]
+InitialLambda = Annotated[
+    float | None,
+    task_option("--lambda", help=f"Weight λ of each task at the start.{default('initial_lambda')}"),
+]
 ValidationCorruptions = Annotated[
     str | None,
     task_option(
         help="The corruptions that tune λ: all, or the benchmark's extra four, so that the other 15 stay "
-        "unseen.",
+        f"unseen.{default('validation_corruptions')}",
         **one_of(VALIDATION_CORRUPTIONS),
     ),
 ]
@@ -220,13 +254,15 @@ BatchNorm = Annotated[
     str | None,
     task_option(
         help="per-task: a trunk pass for each task; joint: one for everything; all: as per-task, but every "
-        "pass updates the running statistics.",
+        f"pass updates the running statistics.{default('batch_norm')}",
         **one_of(BATCH_NORM_MODES),
     ),
 ]
 TaskShare = Annotated[
     float | None,
-    task_option(help="The fraction of each batch that the tasks see; less is faster.  [default: 1]"),
+    task_option(
+        help=f"The fraction of each batch that the tasks see; less is faster.{default('task_share')}"
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -276,7 +312,7 @@ Protocol = Annotated[
 SameImagesAs = Annotated[
     Path | None,
     _evaluation(
-        help="Leave out what tuned λ in that run too, to compare the two fairly.",
+        help="Also leave out the images that tuned λ in that run, so that both are tested on the same ones.",
         metavar="<run>",
         autocompletion=completion.runs,
     ),
@@ -293,8 +329,8 @@ EvaluationFile = Annotated[
     Path | None,
     _evaluation(
         "--output",
-        help="Where to write the result: .json, .csv or .md. Default: eval-c.json in the run, and "
-        "eval-c-partial.json for a part.",
+        help="Where to write the result: .json, .csv or .md.  [default: eval-c.json in the run; "
+        "eval-c-partial.json for a part]",
     ),
 ]
 ScoreFile = Annotated[
@@ -318,8 +354,8 @@ Calibrate = Annotated[
     bool,
     _evaluation(
         "--calibrate",
-        help="Calibrate the probabilities: fit a temperature on images that are not tested, those that "
-        "tuned λ, else a fifth of the images, which are then left out. `rssl predict` uses it.",
+        help="Fit a temperature for the probabilities, on images that are left out of the test: those that "
+        "tuned λ, or else a fifth of the source images, at most 1,000. `rssl predict` uses it.",
     ),
 ]
 Adapt = Annotated[
@@ -334,7 +370,7 @@ Adapt = Annotated[
 Prior = Annotated[
     float | None,
     _adaptation(
-        help="How many images the statistics of the training count for, beside those of a batch: 0 uses the "
+        help="Weight of the training statistics beside those of a batch, as a number of images: 0 uses the "
         "batch alone, inf the training alone.  [default: 512; 0 for tent]",
         metavar="<number>",
     ),

@@ -47,15 +47,15 @@ _Files = Annotated[
 _EvaluationFile = Annotated[
     Path | None,
     typer.Option(
-        help="Where the images lie in folders named like the classes: write the accuracy, the rates of "
+        help="If the images lie in folders named like the classes: write the accuracy, the rates of "
         "each class and the confusion matrix into this .json.",
     ),
 ]
 _Adapt = Annotated[
     str | None,
     typer.Option(
-        help="Adapt to the images, in batches of 200 that mix those of a folder, without their labels: "
-        "see eval-c --adapt.",
+        help="Adapt to the images, without their labels, in batches of up to 200; those of a folder are "
+        "mixed first. See eval-c --adapt.",
         **options.one_of(ADAPTATION_METHODS),
     ),
 ]

@@ -76,7 +76,9 @@ def prepare_data(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(help="Keep N source images of the corrupted set; without one, N images of each split."),
+        typer.Option(
+            help="With --corruptions: keep N source images of the corrupted set; else N images of each split."
+        ),
     ] = None,
     corruptions: Annotated[
         Corruptions | None,

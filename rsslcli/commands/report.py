@@ -20,7 +20,7 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="The folder to write. Default: report, in RUNS if that is one folder."),
+        typer.Option(help="The folder to write.  [default: report, in RUNS if that is one folder]"),
     ] = None,
 ) -> None:
     """Write a report on runs: the paper's table and figures beside yours, as a web page, Markdown and PNGs.

@@ -71,13 +71,16 @@ _DryRun = Annotated[
 
 def reproduce(
     preset: _Preset = "paper",
-    output: Annotated[Path | None, _study(help="The study's folder. Default: study-<preset>.")] = None,
-    seeds: Annotated[int | None, _study(help="Seeds of each row.  [default: 3, quick 1]")] = None,
+    output: Annotated[Path | None, _study(help="The study's folder.  [default: study-<preset>]")] = None,
+    seeds: Annotated[
+        int | None, _study(help="Seeds of each row; some of small have two.  [default: 3, quick 1]")
+    ] = None,
     only: _Only = None,
     jobs: Annotated[
         int | None,
         _study(
-            help="Cells at once, each on a GPU or a share of the CPU. Default: as many as GPUs, else 1.",
+            help="How many cells run at once, each on a GPU or a share of the CPU.  [default: one per GPU, "
+            "else 1]",
         ),
     ] = None,
     retry: Annotated[bool, _study("--retry", help="Rerun the cells that failed.")] = False,

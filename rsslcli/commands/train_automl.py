@@ -33,8 +33,12 @@ def train_automl(
     ] = False,
     task_file: options.TaskFile = None,
     initial_lambda: options.InitialLambda = None,
-    meta_lr: Annotated[float | None, options.task_option(help="β, the learning rate of λ.")] = None,
-    warmup_epochs: Annotated[int | None, options.task_option(help="τ, epochs with λ fixed.")] = None,
+    meta_lr: Annotated[
+        float | None, options.task_option(help=f"β, the learning rate of λ.{options.default('meta_lr')}")
+    ] = None,
+    warmup_epochs: Annotated[
+        int | None, options.task_option(help=f"τ, epochs with λ fixed.{options.default('warmup_epochs')}")
+    ] = None,
     validation_corruptions: options.ValidationCorruptions = None,
     tune_jsd: options.TuneJsd = None,
     automl_variants: options.AutomlVariants = None,

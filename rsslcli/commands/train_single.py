@@ -18,7 +18,8 @@ def train_single(
     task: Annotated[
         str | None,
         options.task_option(
-            help=f"{', '.join(TASKS)}; none for the baseline.",
+            help=f"{', '.join(TASKS)}; none for the baseline.  [required, unless --config or "
+            "--resume says it]",
             metavar="<name>",
             autocompletion=completion.task_or_none,
         ),
