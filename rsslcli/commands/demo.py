@@ -20,7 +20,7 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.commands.training_run import TrainingView
-from rsslcli.core.errors import InterruptedTrainingError
+from rsslcli.core.errors import InterruptedTrainingError, signed
 
 if TYPE_CHECKING:
     from rsslcli.core.data.store import Dataset
@@ -96,7 +96,7 @@ def _table(rows: Sequence[Row], title: str) -> Table:
 
 def _interval(difference: Difference) -> str:
     """In percentage points, such as "+8.31 [+7.02, +9.65]"."""
-    mean, low, high = (f"{100 * value:+.2f}".replace("-", "−") for value in difference)
+    mean, low, high = (signed(100 * value) for value in difference)
     return f"{mean} [{low}, {high}]"
 
 

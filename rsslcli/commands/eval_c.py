@@ -23,9 +23,8 @@ from rsslcli.commands.hints import (
     suggest_report,
     suggest_resuming,
 )
-from rsslcli.core.config import PRECISIONS
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
-from rsslcli.core.errors import UserError, counted, unknown
+from rsslcli.core.errors import UserError, counted
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.files import evaluation_path, save_whole
 from rsslcli.core.evaluation.relative import read_reference
@@ -98,7 +97,7 @@ def eval_c(
     precision = precision or "float32"
     severities = parse_severities(severity)
     names = _names(protocol, corruptions, severity, limit)
-    _check_options(protocol, precision, normalization, limit, output, predictions)
+    _check_options(normalization, limit, output, predictions)
     adaptation = _adaptation(adapt, prior, adapt_batch, stream, protocol, calibrate=calibrate)
     reference = None if relative_to is None else read_reference(relative_to)
     check_dataset(dataset, data_dir)
@@ -244,7 +243,6 @@ def _adaptation(
 _WRITERS = (".json", ".csv", ".md")
 #: What a part of the whole evaluation is called, by the protocol.
 _PARTS = {"paper": "partial", "robustbench": "robustbench"}
-PROTOCOLS = tuple(_PARTS)
 
 
 def _calibrate(
@@ -358,18 +356,12 @@ def _suggest(saved: Path | None, part: str | None, trained: Trained | None, data
 
 
 def _check_options(
-    protocol: str,
-    precision: str,
     normalization: str | None,
     limit: int | None,
     output: Path | None,
     predictions: Path | None,
 ) -> None:
     """Refuse what no evaluation can do, before anything heavy is loaded."""
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol", protocol, PROTOCOLS)
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
     if normalization is not None:
         parse_normalization(normalization)
     if limit is not None and limit < 1:

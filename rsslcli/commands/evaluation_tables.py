@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rsslcli.commands.console import out, percent
 from rsslcli.core.corruptions.names import SEVERITIES
-from rsslcli.core.errors import counted
+from rsslcli.core.errors import counted, signed
 from rsslcli.core.evaluation.confidence import describe_means
 from rsslcli.core.evaluation.relative import describe_relative
 
@@ -87,16 +87,16 @@ def _adapted_table(result: Evaluation, title: str) -> Table:
 
 def _signed(gain: float | None) -> str:
     """A gain for a table, in points."""
-    return "–" if gain is None else f"{100 * gain:+.2f}".replace("-", "−")
+    return "–" if gain is None else signed(100 * gain)
 
 
 def _adapted_summary(adapted: Evaluation) -> str:
-    from rsslcli.core.evaluation.result import describe
+    from rsslcli.core.evaluation.result import describe_adaptation
 
     means = adapted.means().items()
     intervals = _intervals(adapted)
     parts = [f"{name} {percent(mean)}%{intervals.get(name, '')}" for name, mean in means if mean is not None]
-    return f"{' · '.join(parts)}  ({describe(adapted.about)})"
+    return f"{' · '.join(parts)}  ({describe_adaptation(adapted.about)})"
 
 
 def _intervals(result: Evaluation) -> dict[str, str]:

@@ -23,9 +23,13 @@ from rsslcli.core.config import (
     Config,
 )
 from rsslcli.core.data.place import default_data_dir
+from rsslcli.core.errors import unknown
 from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, STREAMS
 from rsslcli.core.networks.names import allow_network
 from rsslcli.core.presets import PRESETS
+
+#: What `eval-c` can report: the paper's 19 corruptions, or RobustBench's 15.
+PROTOCOLS = ("paper", "robustbench")
 
 # Options by their section of the help pages.
 _data = partial(typer.Option, rich_help_panel="Data")
@@ -37,9 +41,19 @@ _adaptation = partial(typer.Option, rich_help_panel="Adaptation")
 task_option = partial(typer.Option, rich_help_panel="Tasks")
 
 
-def one_of(choices: Sequence[str]) -> dict[str, Any]:
-    """How the help shows an option that takes one of these words, and what the shell offers."""
-    return {"metavar": f"<{'|'.join(choices)}>", "autocompletion": completion.one_of(choices)}
+def one_of(choices: Sequence[str], kind: str | None = None) -> dict[str, Any]:
+    """What an option that takes one of these words is made with: help, completion and a check.
+
+    `kind` is what messages call such a word, by default the name of the parameter.
+    """
+
+    def check(context: typer.Context, option: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None and value not in choices and not context.resilient_parsing:
+            raise unknown(kind or str(option.name), value, choices)
+        return value
+
+    metavar = f"<{'|'.join(choices)}>"
+    return {"metavar": metavar, "autocompletion": completion.one_of(choices), "callback": check}
 
 
 _DEFAULTS = Config()
@@ -306,7 +320,7 @@ Protocol = Annotated[
     _evaluation(
         help="paper: all 19 corruptions. robustbench: the 15 of RobustBench's leaderboard, at all "
         "severities, and a summary in its terms.",
-        metavar="<paper|robustbench>",
+        **one_of(PROTOCOLS),
     ),
 ]
 SameImagesAs = Annotated[
@@ -364,7 +378,7 @@ Adapt = Annotated[
         help="Adapt to the images of each cell, without their labels, and print both accuracies. bn: use the "
         "statistics of each batch too. tent: also minimize the entropy of the scores. tasks: take gradient "
         "steps on the run's own tasks.",
-        **one_of(ADAPTATION_METHODS),
+        **one_of(ADAPTATION_METHODS, "adaptation"),
     ),
 ]
 Prior = Annotated[

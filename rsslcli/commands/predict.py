@@ -22,8 +22,7 @@ from rsslcli.commands.console import (
     waiting,
 )
 from rsslcli.commands.prediction_tables import Summary, print_summary
-from rsslcli.core.config import PRECISIONS
-from rsslcli.core.errors import RsslError, UserError, command_arguments, counted, sanitize, unknown
+from rsslcli.core.errors import RsslError, UserError, command_arguments, counted, sanitize
 from rsslcli.core.evaluation.adaptation_settings import ADAPTATION_METHODS, Adaptation
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.normalization import parse_normalization
@@ -56,7 +55,7 @@ _Adapt = Annotated[
     typer.Option(
         help="Adapt to the images, without their labels, in batches of up to 200; those of a folder are "
         "mixed first. See eval-c --adapt.",
-        **options.one_of(ADAPTATION_METHODS),
+        **options.one_of(ADAPTATION_METHODS, "adaptation"),
     ),
 ]
 
@@ -93,7 +92,7 @@ def predict(
     """
     precision = precision or "float32"
     adaptation = None if adapt is None else Adaptation(adapt)  # type: ignore[arg-type]
-    _check_options(top, precision, normalization, output, evaluation)
+    _check_options(top, normalization, output, evaluation)
     check_checkpoints(checkpoint)
     from rsslcli.core.data.image_files import find_images
 
@@ -220,12 +219,8 @@ def _are_labeled(
     return False
 
 
-def _check_options(
-    top: int, precision: str, normalization: str | None, output: Path | None, evaluation: Path | None
-) -> None:
+def _check_options(top: int, normalization: str | None, output: Path | None, evaluation: Path | None) -> None:
     """Refuse what cannot be done, before anything heavy is loaded."""
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
     if normalization is not None:
         parse_normalization(normalization)
     if top < 1:

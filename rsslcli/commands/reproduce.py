@@ -34,7 +34,7 @@ from rsslcli.core.errors import (
     rssl_command,
 )
 from rsslcli.core.study.cell import Cell
-from rsslcli.core.study.grid import PAPER_METHODS, PRESETS, check_fit, choose, plan, save_plan
+from rsslcli.core.study.grid import PAPER_METHODS, STUDY_SIZES, check_fit, choose, plan, save_plan
 from rsslcli.core.study.runner import CellEvent, Runner, threads_each
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _Preset = Annotated[
     str,
     _study(
         help="paper: full size. small: some hours on two CPU cores. quick: minutes, embedded images.",
-        **options.one_of(list(PRESETS)),
+        **options.one_of(list(STUDY_SIZES)),
     ),
 ]
 _Only = Annotated[
@@ -166,7 +166,7 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
     except StaleCorruptionsError:
         raise  # what is there may be larger than the study's, and finished cells were evaluated on it
     except UserError:
-        size = PRESETS[preset]
+        size = STUDY_SIZES[preset]
         downloads = size.corruptions == "download" and dataset == size.dataset
         if source is not None or not downloads:
             bring_in_place(
@@ -319,7 +319,7 @@ def _sizes(preset: str, cell: Cell, source: str | None, data_dir: Path) -> Sizes
     try:
         images = open_corrupted(dataset_folder(data_dir, name) / "corrupted", name).images_per_cell
     except UserError:
-        limit = EMBEDDED_LIMIT if embedded else PRESETS[preset].corrupted_images
+        limit = EMBEDDED_LIMIT if embedded else STUDY_SIZES[preset].corrupted_images
         images = min(limit or test, test)
     return Sizes(train, test, images - len(validation_source(cell.config, images)), classes, side)
 

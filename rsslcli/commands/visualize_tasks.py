@@ -21,7 +21,7 @@ from rsslcli.commands.console import (
 from rsslcli.commands.hints import suggest_evaluation, suggest_training
 from rsslcli.commands.options import DEFAULT_DATA_DIR, ClassesByPosition, DataDir, DatasetName
 from rsslcli.core.config import AUGMENTS
-from rsslcli.core.errors import UserError, unknown
+from rsslcli.core.errors import UserError
 from rsslcli.core.tasks.registry import check_task_names
 
 #: The columns of the paper's Figure 1, after the original.
@@ -76,8 +76,6 @@ def visualize_tasks(
         raise UserError(f"--output {output}: the name must end in .png")
     columns = split_names(FIGURE_1 if tasks is None else tasks)
     check_task_names(columns)
-    if augment not in (None, *AUGMENTS):
-        raise unknown("augment", augment, AUGMENTS)
     check_checkpoints(checkpoint)
     check_dataset(dataset, data_dir)
 

@@ -68,6 +68,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, such as "+1.50" or "−0.25"; what rounds to zero is "+0.00"."""
+    return f"{round(value, digits) + 0:+.{digits}f}".replace("-", "−")
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """Make the error for a name that is not among `choices`: it suggests the nearest one, or lists all."""
     names = list(choices)

@@ -48,7 +48,6 @@ class RunFolder:
         self.checkpoint = path / CHECKPOINT
         self.log = path / LOG
         self.evaluation = path / EVALUATION
-        self.calibration = path / CALIBRATION
         self.failure = path / FAILURE
         self.tensorboard = path / TENSORBOARD
 

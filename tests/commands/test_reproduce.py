@@ -20,7 +20,7 @@ from rsslcli.commands.reproduce import _duration, _sizes, _View
 from rsslcli.commands.study_table import print_study
 from rsslcli.core.report.write import Report, write_report
 from rsslcli.core.study.cell import Cell
-from rsslcli.core.study.grid import PRESETS, plan
+from rsslcli.core.study.grid import STUDY_SIZES, plan
 from rsslcli.core.study.runner import CellEvent, Runner
 from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.registry import BEST_TASKS
@@ -204,7 +204,7 @@ def test_the_commands_of_the_grid_train_what_it_says(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Each cell's command line, read as the program reads it, resolves to the cell's configuration."""
-    for preset in PRESETS:
+    for preset in STUDY_SIZES:
         for cell in plan(preset, tmp_path, seeds=1):
             arguments = [*cell.commands()[0], "--print-config"]
             arguments += ["--data-dir", str(tmp_path)]

@@ -352,10 +352,9 @@ def evaluate(
             finished.add({cell.key: outcome for cell, outcome in found.items()})
     _check_unchanged(corrupted)
     noted = (*notes, *note_on_cells(corrupted, test, corrupted.folder))
-    result = images.result(finished.known, about, notes=noted)
     if temperature is not None:
         about["calibrated"] = {"temperature": temperature, **scaled_means(finished.known)}
-        result = dataclasses.replace(result, about=about)
+    result = images.result(finished.known, about, notes=noted)
     if adaptation is not None:
         adapted = images.result(finished.known, adaptation.to_dict(), adapted=True)
         adapted = adapted if reference is None else reference.add_to(adapted)

@@ -37,9 +37,7 @@ def interval(correct: Bools, *, level: float = LEVEL, resamples: int = RESAMPLES
     return _percentiles(_right_cells(correct), _cells(correct), level, resamples, seed)
 
 
-def paired_interval(
-    one: Bools, other: Bools, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def paired_interval(one: Bools, other: Bools) -> Interval:
     """As `interval`, of the mean accuracy of `one` minus that of `other`, on the same cells and images.
 
     Each resample draws the same images for both. If the interval does not contain 0, the difference is not
@@ -50,7 +48,7 @@ def paired_interval(
     """
     if one.shape != other.shape:
         raise ValueError(f"expected the same cells and images, got {one.shape} and {other.shape}")
-    return _percentiles(_right_cells(one) - _right_cells(other), _cells(one), level, resamples, seed)
+    return _percentiles(_right_cells(one) - _right_cells(other), _cells(one), LEVEL, RESAMPLES, seed=0)
 
 
 def _cells(correct: Bools) -> int:

@@ -205,7 +205,7 @@ class Evaluation:
         lines += [f"- note: {note}" for note in self.notes]
         if self.adapted is not None:
             head = "corruption | unadapted | adapted | gain | at 1 | at 2 | at 3 | at 4 | at 5"
-            lines += ["", f"With adaptation ({describe(self.adapted.about)}):", ""]
+            lines += ["", f"With adaptation ({describe_adaptation(self.adapted.about)}):", ""]
             lines += [*_markdown_table(head, self.rows_adapted()), "", *_markdown_means(self.adapted)]
             if "relative_to" in self.adapted.about:
                 lines.append(f"- {describe_relative(self.adapted.about['relative_to'])}")
@@ -278,7 +278,7 @@ def note_on_chance(result: Evaluation, test: Split) -> str | None:
     )
 
 
-def describe(settings: Mapping[str, Any]) -> str:
+def describe_adaptation(settings: Mapping[str, Any]) -> str:
     """The settings of an adaptation, as `Adaptation.to_dict` gives them, in a few words."""
     order = {"sorted": "sorted by class", "mixed": f"all corruptions mixed by seed {settings['seed']}"}
     parts = [

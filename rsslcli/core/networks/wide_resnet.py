@@ -66,6 +66,8 @@ class WideResNet(Network):
                 f"no WideResNet has depth {depth} and width {width}: depth is 6n + 4, width is at least 1"
             )
         blocks = (depth - 4) // 6
+        self.depth = depth
+        self.width = width
         self.feature_width = 64 * width
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.block1 = NetworkBlock(blocks, 16, 16 * width, 1)

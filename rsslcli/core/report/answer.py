@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.errors import RsslError, UserError, signed
 from rsslcli.core.report.comparison import Comparison, Row, Study, make_studies
 from rsslcli.core.report.runs import read_run, run_directories
 from rsslcli.core.run_folder import RunFolder, folder_of
@@ -199,8 +199,3 @@ def interval(found: Comparison) -> str:
         return "–"
     ends = [signed(100 * (found.mean + side * found.margin)) for side in (-1, 1)]
     return signed(100 * found.mean) + ("" if math.isnan(found.margin) else f" [{', '.join(ends)}]")
-
-
-def signed(value: float) -> str:
-    """A number with its sign, two digits after the point."""
-    return f"{round(value, 2) + 0:+.2f}".replace("-", "−")

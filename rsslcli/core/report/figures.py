@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from rsslcli.core.corruptions.names import SEVERITIES
+from rsslcli.core.errors import signed
 from rsslcli.core.files import quietly
 from rsslcli.core.report.comparison import Row, Study
 from rsslcli.core.report.diagnosis_figures import confusion, reliability
@@ -238,9 +239,8 @@ def _corruptions(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     for axes, part in zip(panels, parts, strict=True):
         picture = axes.imshow(values[:, part], cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
         for (y, x), value in np.ndenumerate(values[:, part]):
-            text = f"{round(value, 1) + 0:+.1f}".replace("-", "−")
             color = "white" if value > 0.55 * limit or value < -0.7 * limit else "black"
-            axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=color)
+            axes.text(x, y, signed(value, 1), ha="center", va="center", fontsize=7.5, color=color)
         axes.set_yticks(range(len(values)), study.corruptions)
         axes.xaxis.tick_top()
         labels = [in_two_lines(_against(shown[index], base), 20 if size.narrow else 30) for index in part]

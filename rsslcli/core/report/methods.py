@@ -31,26 +31,27 @@ FOUR = frozenset(BEST_TASKS)
 PAPER = {(frozenset({task}), False): accuracy for task, (_, accuracy) in TABLE_1.items()}
 PAPER |= {(frozenset(), False): 74.07, (FOUR, True): 78.68}
 
-#: Settings that may differ between rows of a study: those compared on purpose or without effect on results,
-#: and those that act only on tasks or only on λ. Runs that differ in any other setting form separate studies.
-OF_ROWS = ("seed", "device", "compile", "tasks", "weighting", "augment", "ema")
+#: Settings that may differ between rows of a study: those that act on every run, on AugMix, on tasks or on λ
+#: alone, and those without effect on results. Runs that differ in any other setting form separate studies.
+OF_ALL = ("augment", "ema")
 OF_AUGMIX = ("jsd_weight", "tune_jsd")
 OF_TASKS = ("batch_norm", "initial_lambda", "task_options", "task_share")
 OF_AUTOML = (
     "meta_lr", "automl_variants", "meta_batch_size", "lookahead_scale", "warmup_epochs", "validation_images",
     "validation_corruptions",
 )  # fmt: skip
+WITHOUT_EFFECT = ("device", "compile")
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
     """The settings that must be equal for a meaningful comparison."""
-    apart = {*OF_ROWS, *OF_AUGMIX, *OF_TASKS, *OF_AUTOML}
+    apart = {"seed", "tasks", "weighting", *OF_ALL, *OF_AUGMIX, *OF_TASKS, *OF_AUTOML, *WITHOUT_EFFECT}
     return {name: value for name, value in config.to_dict().items() if name not in apart}
 
 
 def method_settings(config: Config) -> dict[str, Any]:
     """Settings that distinguish rows within a study: the tasks, and what acts on them."""
-    names = ["augment", "ema", *(OF_AUGMIX if config.uses_augmix else ())]
+    names = [*OF_ALL, *(OF_AUGMIX if config.uses_augmix else ())]
     names += [*(OF_TASKS if config.tasks else ()), *(OF_AUTOML if config.automl else ())]
     method: dict[str, Any] = {"tasks": sorted(config.tasks), "weighting": config.weighting}
     method |= {name: getattr(config, name) for name in names}
@@ -76,7 +77,7 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
 def acting_settings(config: Config) -> dict[str, Any]:
     """The settings that affect a run and may differ between the rows of a study."""
-    return method_settings(config) | {"device": config.device, "compile": config.compile}
+    return method_settings(config) | {name: getattr(config, name) for name in WITHOUT_EFFECT}
 
 
 def differs_in(name: str, ours: Config, theirs: Config) -> bool:

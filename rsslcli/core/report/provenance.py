@@ -12,7 +12,15 @@ from rsslcli.core.config import Config
 from rsslcli.core.errors import sanitize
 from rsslcli.core.report.comparison import Row, Study
 from rsslcli.core.report.conditions import describe_corrupted_sets, number_range
-from rsslcli.core.report.methods import OF_AUGMIX, OF_AUTOML, OF_TASKS, acting_settings, canonical
+from rsslcli.core.report.methods import (
+    OF_ALL,
+    OF_AUGMIX,
+    OF_AUTOML,
+    OF_TASKS,
+    WITHOUT_EFFECT,
+    acting_settings,
+    canonical,
+)
 from rsslcli.core.report.page import Block, Table, Text
 
 #: Trainings of one method on one machine take equally long; if they differ more, something else ran too.
@@ -34,7 +42,7 @@ def departures(study: Study) -> list[list[str]]:
     acting_on = [
         (row.label, [acting_settings(run.config) for run in row.runs.values()]) for row in study.rows
     ]
-    for name in ("augment", *OF_AUGMIX, "ema", *OF_TASKS, *OF_AUTOML, "device", "compile"):
+    for name in (*OF_ALL, *OF_AUGMIX, *OF_TASKS, *OF_AUTOML, *WITHOUT_EFFECT):
         labels: dict[str, list[str]] = defaultdict(list)
         acted_on = 0
         for label, acting in acting_on:

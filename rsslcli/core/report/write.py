@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.errors import UserError, sanitize, signed
 from rsslcli.core.files import replacing
-from rsslcli.core.report.answer import answer, interval, other_rows, signed
+from rsslcli.core.report.answer import answer, interval, other_rows
 from rsslcli.core.report.comparison import Study, make_studies
 from rsslcli.core.report.diagnosis import diagnosis
 from rsslcli.core.report.page import (
@@ -114,22 +114,24 @@ def table_1(study: Study) -> Table:
     differences = [found for _, found in study.against_baseline]
     differences_of_rows = [None, *differences] if base else [None] * len(study.rows)
     for row, found in zip(study.rows, differences_of_rows, strict=True):
-        cells = [row.label]
+        cells = {"trained with": row.label}
         if in_paper:
             published = f"{row.paper:.2f}" if row.paper else "–"
             if row.paper and base and base.paper and row is not base:
                 published += f" ({signed(row.paper - base.paper)})"
-            cells.append(published)
-        cells += [str(len(row.runs)), _spread(row.means)]
-        cells += [interval(found), found.verdict] if found else ["–", "–" if base else "no baseline"]
-        cells.append(_spread([run.mean(STANDARD) for run in row.runs.values()]))
-        cells.append(_spread([run.clean_accuracy for run in row.runs.values()]))
+            cells["paper (− baseline)"] = published
+        cells |= {
+            "seeds": str(len(row.runs)),
+            "ours, mean ± sd": _spread(row.means),
+            "− baseline [95 % interval]": interval(found) if found else "–",
+            _VERDICT: found.verdict if found else "–" if base else "no baseline",
+            "the usual 15": _spread([run.mean(STANDARD) for run in row.runs.values()]),
+            "clean": _spread([run.clean_accuracy for run in row.runs.values()]),
+        }
         rows.append(cells)
-    columns = ["trained with", *(["paper (− baseline)"] if in_paper else ()), "seeds", "ours, mean ± sd"]
-    columns += ["− baseline [95 % interval]", _VERDICT, "the usual 15", "clean"]
     caption = f"Table 1. Accuracy in %, mean over {study.over} at 5 severities."
     caption += f" Our runs were evaluated on {study.conditions}."
-    return Table(caption, columns, rows, _WORDS, stacked=True)
+    return Table(caption, [*rows[0]], [[*row.values()] for row in rows], _WORDS, stacked=True)
 
 
 _VERDICT = "exceeds the noise?"

@@ -99,7 +99,7 @@ class Cell:
         # These change no result: the device, and the warm-up of a cell that tunes no λ.
         ignored = {"device"} if self.config.automl else {"device", "warmup_epochs"}
         for key, value in Config(**there).to_dict().items():
-            if key not in ignored and mine.get(key, value) != value:
+            if key not in ignored and mine[key] != value:
                 raise UserError(
                     f"{self.directory} belongs to another study, with another {key} ({short_repr(value)} "
                     f"there, {short_repr(mine[key])} here): choose another `output`"

@@ -95,9 +95,7 @@ def train_cell(
         UserError: the run was trained on other images.
         InterruptedTrainingError: `should_stop` returned true.
     """
-    if not cell.folder.checkpoint.is_file():
-        loop.train(cell.config, cell.directory, dataset, on_event=on_event, should_stop=should_stop)
-    elif not cell.folder.is_trained():
+    if not cell.folder.is_trained():
         loop.train(
             cell.config, cell.directory, dataset, resume=True, on_event=on_event, should_stop=should_stop
         )

@@ -62,7 +62,7 @@ _ASIDE = {
 
 
 @dataclass(frozen=True)
-class Preset:
+class StudySize:
     """A size of the study."""
 
     methods: Mapping[str, Method]  #: the rows of the study, by name
@@ -74,16 +74,16 @@ class Preset:
 
 
 #: The sizes, each named after the training preset that it uses.
-PRESETS = {
-    "paper": Preset(PAPER_METHODS, seeds=3),
-    "small": Preset(
+STUDY_SIZES = {
+    "paper": StudySize(PAPER_METHODS, seeds=3),
+    "small": StudySize(
         PAPER_METHODS | _BEYOND | _ASIDE,
         seeds=3,
         aside=(*(task for task in TASKS if task != "rotation"), *_ASIDE),
         corruptions="generate",
         corrupted_images=600,
     ),
-    "quick": Preset(PAPER_METHODS, seeds=1, dataset="shapes", corruptions="generate"),
+    "quick": StudySize(PAPER_METHODS, seeds=1, dataset="shapes", corruptions="generate"),
 }
 
 
@@ -103,7 +103,7 @@ def plan(
     Seeds and tasks added by earlier invocations stay in the study: see `save_plan`.
 
     Args:
-        preset: a name in `PRESETS`, which is also a training preset.
+        preset: a name in `STUDY_SIZES`, which is also a training preset.
         output: the study's folder; each cell has its own folder inside.
         dataset: the data set to run on; the preset's by default.
         seeds: the number of seeds, counting from 0; the preset's number by default.
@@ -116,9 +116,9 @@ def plan(
     Raises:
         UserError: the preset or a task is unknown, or settings do not fit together.
     """
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    size = PRESETS[preset]
+    if preset not in STUDY_SIZES:
+        raise unknown("preset", preset, STUDY_SIZES)
+    size = STUDY_SIZES[preset]
     count = size.seeds if seeds is None else seeds
     if not 1 <= count <= MAX_SEEDS:
         raise UserError(f"`seeds` {count}: expected at least 1 and at most {MAX_SEEDS}")

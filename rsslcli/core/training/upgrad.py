@@ -1,7 +1,7 @@
 """UPGrad (Quinton & Rey, 2024), a rival of Algorithm 1: resolve the conflicts between the losses' gradients.
 
 Each gradient is projected onto the dual cone of all, the directions along which no loss gets worse to first
-order, and the step follows the mean of the projections. A projection is a combination of the gradients whose
+order, and the step follows their sum. A projection is a combination of the gradients whose
 coefficients v solve a small quadratic program over their Gramian G: min vᵀ G v with v ≥ e_i.
 """
 

@@ -92,7 +92,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = checkpoint_path(path)
     content = read_tensors(path)
     if not _is_ours(content):
-        raise UserError(f"{path} holds weights but is not a checkpoint of rssl: only `rssl eval-c` reads it")
+        raise UserError(
+            f"{path} holds weights but is not a checkpoint of rssl: `eval-c`, `predict` and `export` read it"
+        )
     return _checkpoint(path, content)[0]
 
 
@@ -276,8 +278,7 @@ def _is_of(network: Network, config: Config) -> bool:
     """True if a network has the depth and width of `config`, which only a WideResNet has."""
     if not isinstance(network, WideResNet):
         return config.network != WRN
-    depth = 6 * len(network.block1.layer) + 4
-    return (depth, network.feature_width // 64) == (config.depth, config.width)
+    return (network.depth, network.width) == (config.depth, config.width)
 
 
 def _check_size(state: Mapping[str, Tensor]) -> None:

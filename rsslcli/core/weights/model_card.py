@@ -60,7 +60,7 @@ def describe_model(
 
 def _architecture(network: Network, trained: Checkpoint | None) -> str:
     if isinstance(network, WideResNet):
-        return f"WRN-{6 * len(network.block1.layer) + 4}-{network.feature_width // 64}"
+        return f"WRN-{network.depth}-{network.width}"
     return trained.config.network if trained else UNKNOWN
 
 

@@ -117,8 +117,8 @@ def test_rows_of_a_preset_with_more_than_four_tasks_are_not_taken_for_added_ones
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     five = grid.Method((*grid.BEST_TASKS, "rgb"), "automl")
-    preset = replace(grid.PRESETS["quick"], methods={**grid.PAPER_METHODS, "five": five})
-    monkeypatch.setitem(grid.PRESETS, "quick", preset)
+    preset = replace(grid.STUDY_SIZES["quick"], methods={**grid.PAPER_METHODS, "five": five})
+    monkeypatch.setitem(grid.STUDY_SIZES, "quick", preset)
     tmp_path.mkdir(exist_ok=True)
     for _ in range(2):
         save_plan(plan("quick", tmp_path))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rsslcli.core.config import Config
+from rsslcli.core.config import JSD, WEIGHTINGS, Config
 from rsslcli.core.errors import UserError
 from rsslcli.core.presets import make_config
 from rsslcli.core.tasks import registry
@@ -250,3 +250,8 @@ def test_options_of_tasks_that_are_not_trained_must_fit_too() -> None:
         with pytest.raises(UserError, match=match):
             build_tasks(["ir"], wrong)
     assert list(build_tasks(["ir"], {"bir": {"sigma": 2}, "ir": {"scale": 3}})) == ["ir"]
+
+
+def test_no_task_may_have_the_name_of_a_rule_for_the_weights() -> None:
+    """Since λ, folders and rows of a study go by these names."""
+    assert {*WEIGHTINGS, JSD, "main"} <= {*registry._RESERVED}
