@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -151,6 +152,10 @@ class Odd(nn.Module):
         (None, {"severities": 3}, "severities: expected a list, got 3"),
         (None, {"corruptions": "fog"}, "corruptions: expected a list, got 'fog'"),
         (None, {"limit": 0}, "limit: expected at least 1"),
+        (None, {"excluded": [-1]}, "excluded: expected indices from 0 to 59, got -1"),
+        (None, {"excluded": [60]}, "excluded: expected indices from 0 to 59, got 60"),
+        (None, {"excluded": [1.9]}, "excluded: expected indices from 0 to 59, got 1.9"),
+        (None, {"excluded": np.array([False, True])}, "excluded: expected indices from 0 to 59, got "),
         (None, {"precision": "tf32"}, "precision: expected float32 or bfloat16, got 'tf32'"),
     ],
 )  # fmt: skip

@@ -266,7 +266,8 @@ def evaluate(
         predictions: a .npz file for the scores of all images, see docs/evaluation.md.
         device: any PyTorch device to compute on; by default that of the model.
         precision: "bfloat16" computes a float32 model under autocast; "float32" computes any model in its
-            dtype, which the result names. TF32 on CUDA is a setting of PyTorch (`torch.backends`).
+            dtype, which the result names. TF32 on CUDA is a setting of PyTorch (`torch.backends`), which
+            the result names too.
         progress: called at every cell with its name, the number of finished cells and their total.
 
     Raises:
@@ -299,6 +300,10 @@ def evaluate(
         check_score_file(predictions)
     data = load(dataset, _folder(data_dir))
     corrupted = load_corrupted(data)
+    images = max(len(data.test.labels), corrupted.images_per_cell)
+    for index in excluded:
+        if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < images:
+            raise UserError(f"excluded: expected indices from 0 to {images - 1}, got {short_repr(index)}")
     tensor = next((tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors), None)
     place = device if device is not None else tensor.device if tensor is not None else "cpu"
     tuned = {index for network in networks_in(model) for index in network.excluded}

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from rsslcli.core.errors import UserError
+
 #: The settings of the run.
 CONFIG = "config.yaml"
 #: A JSON record per step and per epoch.
@@ -57,7 +59,17 @@ class RunFolder:
 
     def is_trained(self) -> bool:
         """Whether training finished: the log says so after the last checkpoint is written."""
-        return self.checkpoint.is_file() and tail(self.log).endswith(f" {FINISHED}\n".encode())
+        return self.checkpoint.is_file() and self._is_finished()
+
+    def _is_finished(self) -> bool:
+        return tail(self.log).endswith(f" {FINISHED}\n".encode())
+
+    def check_unevaluated(self) -> None:
+        """Raise UserError if there is an evaluation, which would pass for one of the weights to come."""
+        if left := next(self.path.glob("eval-c*.json"), None):
+            raise UserError(
+                f"{left} is of a run whose checkpoint is gone: move it away, or choose another `output`"
+            )
 
     def last_step(self) -> int:
         """The last step in the last few kilobytes of the metrics; 0 if there is none."""
@@ -72,9 +84,9 @@ class RunFolder:
         """How far the run is; an evaluation of an earlier step, or a damaged one, does not count."""
         if self.failure.exists():
             return "failed"
-        if not self.checkpoint.is_file():
-            return "to do"
-        return "done" if self.is_trained() and self._is_evaluated() else "begun"
+        if self._is_finished() and self._is_evaluated():  # also if the checkpoint was deleted since
+            return "done"
+        return "begun" if self.checkpoint.is_file() else "to do"
 
     def _is_evaluated(self) -> bool:
         """Whether the evaluation is of the last step; those of old versions do not say of which they are."""

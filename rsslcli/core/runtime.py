@@ -49,6 +49,12 @@ def set_precision(precision: str, device: torch.device, note: Callable[[str], ob
         note("`precision` tf32 is for CUDA: this device computes in float32")
 
 
+def multiplies_in_tf32(device: torch.device) -> bool:
+    """Whether PyTorch's present settings let some products of float32 on `device` be rounded to TF32."""
+    settings = _tf32_settings()
+    return device.type == "cuda" and any(getattr(of, name) in (True, "tf32") for of, name in settings)
+
+
 @contextmanager
 def keeping_precision() -> Iterator[None]:
     """After this context, float32 is multiplied on CUDA as before it, whatever `set_precision` said in it."""

@@ -18,6 +18,7 @@ from rsslcli.core.runtime import (
     derive_seed,
     describe_device,
     keeping_precision,
+    multiplies_in_tf32,
     resolve_device,
     seeded_generator,
     set_precision,
@@ -60,6 +61,17 @@ def test_tf32_is_switched_for_matrices_and_convolutions() -> None:
         set_precision(precision, CPU, lambda text: None)
         assert torch.backends.cuda.matmul.allow_tf32 is (precision != "float32")
         assert torch.backends.cudnn.allow_tf32 is (precision != "float32")
+
+
+@pytest.mark.usefixtures("tf32_as_before")
+def test_products_are_rounded_to_tf32_on_cuda_alone_and_if_allowed() -> None:
+    """A result that a user computes with PyTorch's defaults must not pass for float32."""
+    for precision, rounded in (("tf32", True), ("float32", False)):
+        set_precision(precision, CPU, lambda text: None)
+        assert multiplies_in_tf32(torch.device("cuda")) is rounded
+        assert not multiplies_in_tf32(CPU)
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, of convolutions alone
+    assert multiplies_in_tf32(torch.device("cuda"))
 
 
 @pytest.mark.usefixtures("tf32_as_before")

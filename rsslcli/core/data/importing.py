@@ -111,6 +111,11 @@ def import_corrupted(
             note(f"{source} has {count} images at each severity, the test set has {len(test.labels)} images")
         if present is None:
             record["identity"] = corrupted.identity
+            if _has_identity(folder, corrupted.identity):
+                note(
+                    f"some images changed that the identity of a set does not cover: evaluations on the "
+                    f"earlier images in {folder} cannot be told from new ones, so evaluate those runs again"
+                )
             return replace_files(folder, corrupted, record), True
         known = read_json(folder / IMPORTED)
         now = {"test": test.checksum, "in_order": record["in_order"]}
@@ -125,6 +130,13 @@ def import_corrupted(
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):
             scratch.parent.rmdir()  # unless it holds an archive
+
+
+def _has_identity(folder: Path, identity: str) -> bool:
+    """Whether the set in a folder, if there is one, has this identity: some images of each cell are read."""
+    with suppress(UserError):
+        return open_corrupted(folder, folder.name).identity == identity
+    return False
 
 
 def find_imported(

@@ -44,7 +44,7 @@ from rsslcli.core.evaluation.score_file import Sink, score_file
 from rsslcli.core.evaluation.selection import Selection
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.ranks import World
-from rsslcli.core.runtime import autocast, derive_seed
+from rsslcli.core.runtime import autocast, derive_seed, multiplies_in_tf32
 
 if TYPE_CHECKING:
     from rsslcli.core.weights.heads import TrainedTasks
@@ -313,7 +313,7 @@ def evaluate(
     world = world or World()
     _check_possible(classifier, test, about or {}, predictions, world)
     images = Selection(test, corrupted, score_of, excluded, limit, corruptions)
-    computed_in = _computed_in(classifier, precision)
+    computed_in = _computed_in(classifier, precision, device)
     classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
     adaptive = None if adaptation is None else make_adaptive(classifier, adaptation, tasks)
     about = {**(about or {}), **_about_data(test, corrupted), "precision": computed_in}
@@ -389,15 +389,20 @@ def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:
     }
 
 
-def _computed_in(classifier: nn.Module, precision: str) -> str:
-    """The precision of an evaluation: `precision` for a float32 model, else the model's own dtype."""
+def _computed_in(classifier: nn.Module, precision: str, device: torch.device) -> str:
+    """The precision of an evaluation: `precision` for a float32 model, else the model's own dtype.
+
+    A caller that leaves PyTorch's settings as they are gets TF32 from convolutions on CUDA.
+    """
     dtype = _dtype_name(model_dtype(classifier))
     if dtype != "float32" and precision == "bfloat16":
         raise UserError(
             f"precision bfloat16 is for float32 models, but this one is {dtype}: "
             "without `precision`, the model is evaluated in its dtype"
         )
-    return precision if dtype == "float32" else dtype
+    if dtype != "float32":
+        return dtype
+    return "tf32" if precision == "float32" and multiplies_in_tf32(device) else precision
 
 
 def fingerprint_weights(classifier: nn.Module) -> str:

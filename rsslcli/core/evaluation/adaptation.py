@@ -79,6 +79,11 @@ def _mix_statistics(parent: nn.Module, prior: float) -> list[MixedBatchNorm | _B
             if prior == math.inf:
                 layers.append(child)
                 continue
+            if type(child).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+                raise UserError(
+                    f"{type(child).__name__} does more than normalize, so its statistics cannot be mixed "
+                    "with those of a batch: `prior` inf keeps it as it is"
+                )
             layer = replaced.setdefault(child, MixedBatchNorm(child, prior))
             setattr(module, name, layer)
             layers.append(layer)
@@ -98,7 +103,8 @@ class AdaptiveClassifier(nn.Module):
 
     Raises:
         UserError: the classifier has no batch normalization with running statistics, and the method is not
-            "tasks".
+            "tasks"; its batch normalization does something else too; or its weights are in half precision
+            and the method moves them.
     """
 
     def __init__(self, classifier: nn.Module, settings: Adaptation) -> None:
@@ -129,6 +135,11 @@ class _Descent(AdaptiveClassifier):
         self, parameters: Sequence[nn.Parameter], optimizer: Callable[[Sequence[nn.Parameter]], Optimizer]
     ) -> None:
         """Choose the parameters that the steps move, and what makes their optimizer."""
+        if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters):
+            raise UserError(
+                f"{self.settings.method} moves weights by steps that half precision rounds away: adapt the "
+                "float32 model, with `precision` bfloat16 to save time"
+            )
         for parameter in parameters:
             parameter.requires_grad_()
         self._moved = parameters

@@ -90,8 +90,14 @@ def _place_aside(path: Path, earlier: Mapping[str, Any]) -> Path:
     """Where an evaluation that excluded other images goes: named after its number of images, and free."""
     stem = f"{path.stem}-{earlier['images']}-images"
     places = (path.with_name(f"{stem}{f'-{number}' * (number > 1)}.json") for number in count(1))
-    same = earlier["excluded"]
-    return next(each for each in places if not each.exists() or _excluded(each) == same)
+
+    def may_go(there: Mapping[str, Any] | None) -> bool:
+        """Whether the evaluation in a place is a lesser one of the same images."""
+        if there is None or there["excluded"] != earlier["excluded"]:
+            return False
+        return "calibrated" not in there or "calibrated" in earlier
+
+    return next(each for each in places if not each.exists() or may_go(read_evaluation(each)))
 
 
 def _excluded(evaluation: Path) -> object:

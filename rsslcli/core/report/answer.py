@@ -150,8 +150,9 @@ def _cannot_be_judged(study: Study, found: _Found) -> str:
     if not shared:
         return "Nothing can be judged: no row has a seed in common with the baseline."
     best, difference = max(shared, key=lambda pair: pair[1].mean)
+    few = "Seeds that all have the same difference" if difference.is_even else "One seed"
     return (
-        f"One seed cannot show whether a method is better than the baseline. The best here, {best.label}, "
+        f"{few} cannot show whether a method is better than the baseline. The best here, {best.label}, "
         f"differs by {signed(100 * difference.mean)} points in mean accuracy over {study.over}; with another "
         "seed the difference may have another sign."
     )
@@ -174,7 +175,8 @@ def _why_not(row: Row, found: Comparison) -> str:
         return f"{row.label} (evaluated on different {found.unlike})"
     if not found.differences:
         return f"{row.label} (no common seed)"
-    return f"{row.label} ({signed(100 * found.mean)}, one seed)"
+    seeds = _seeds(len(found.differences)) + " with the same difference" if found.is_even else "one seed"
+    return f"{row.label} ({signed(100 * found.mean)}, {seeds})"
 
 
 def _by(study: Study, found: Comparison) -> str:

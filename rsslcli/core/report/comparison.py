@@ -61,14 +61,19 @@ class Comparison:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there are two pairs or more, evaluated alike."""
-        return len(self.differences) > 1 and not self.unlike
+        """Whether there are two pairs or more, evaluated alike, whose differences show any noise."""
+        return len(self.differences) > 1 and not self.unlike and not self.is_even
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all seeds have the same difference: by chance, so that it says nothing of the noise."""
+        return len(self.differences) > 1 and np.ptp(self.differences) < 1e-9 < abs(self.mean)
 
     @property
     def p_value(self) -> float:
         """Of the paired t test that the mean difference is 0; at most 0.05 if the interval excludes zero."""
         if not self.margin:
-            return 0.0 if self.mean else 1.0
+            return 1.0
         degrees = len(self.differences) - 1
         return 1 - t_probability(self.mean / self.margin * t_quantile(degrees), degrees)
 
@@ -79,6 +84,8 @@ class Comparison:
             return f"not judged: different {self.unlike}"
         if len(self.differences) < 2:
             return "needs 2 seeds or more" if self.differences else "no common seed"
+        if self.is_even:
+            return "needs more seeds"
         if abs(self.mean) <= self.margin:
             return "no"
         if self.adjusted is not None and self.adjusted > _ALPHA:

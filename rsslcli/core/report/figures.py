@@ -321,3 +321,5 @@ _PLOTS: dict[str, Callable[[Study, Sequence[Row], Size], _Drawn]] = {
     "reliability": reliability,
     "training": _training,
 }
+#: The names of the figures.
+FIGURES = tuple(_PLOTS)

@@ -57,7 +57,11 @@ def method_settings(config: Config) -> dict[str, Any]:
     method |= {name: getattr(config, name) for name in names}
     if config.tasks:
         options = config.task_options
-        method["task_options"] = {task: dict(options[task]) for task in config.tasks if options.get(task)}
+        method["task_options"] = {
+            task: {name: value if isinstance(value, bool) else float(value) for name, value in given.items()}
+            for task in config.tasks
+            if (given := options.get(task))
+        }
     return method
 
 
@@ -157,12 +161,18 @@ def describe(settings: Mapping[str, Any]) -> str:
             return "λ tuned on the extra four"
         if name == "task_options":
             of_tasks = [(task, *each) for task, options in value.items() for each in options.items()]
-            return sanitize(", ".join(f"{task}.{option} {number}" for task, option, number in of_tasks))
+            return sanitize(
+                ", ".join(f"{task}.{option} {_plain(number)}" for task, option, number in of_tasks)
+            )
         if name == "automl_variants":
             return " and ".join(value)
         return f"{name} {sanitize(value)}"
 
     return ", ".join(words(name, value) for name, value in settings.items())
+
+
+def _plain(value: float) -> str:
+    return str(value) if isinstance(value, bool) else f"{value:g}"
 
 
 def canonical(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
         RsslError: a file cannot be written.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it reports caches and fonts
-    from rsslcli.core.report.figures import draw
+    from rsslcli.core.report.figures import FIGURES, draw
 
     if output.exists() and not output.is_dir():
         raise UserError(f"output {output}: expected a folder, but it is a file")
@@ -88,7 +88,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     markdown = output / "report.md"
     page = output / "report.html"
     texts = {markdown: to_markdown(blocks).encode(), page: to_html(blocks).encode()}
-    earlier = _pictures_of(markdown)
+    earlier = _pictures_of(markdown, FIGURES)
     for path, content in (pictures | texts).items():
         with replacing(path) as file:
             file.write(content)
@@ -97,10 +97,11 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     return Report(page, markdown, tuple(pictures), tuple(studies), tuple(left_out))
 
 
-def _pictures_of(report: Path) -> set[Path]:
-    """The pictures beside a report.md that it shows."""
+def _pictures_of(report: Path, names: Iterable[str]) -> set[Path]:
+    """The pictures that a report.md shows, of those that a report may have: others are the user's own."""
     text = report.read_text(encoding="utf-8", errors="replace") if report.is_file() else ""
-    return {report.with_name(name) for name in re.findall(r"\]\(([\w-]+\.(?:png|jpg))\)", text)}
+    ours = rf"\]\(((?:study-\d+-)?(?:(?:{'|'.join(names)})\.png|mistakes\.jpg))\)"
+    return {report.with_name(name) for name in re.findall(ours, text)}
 
 
 def table_1(study: Study) -> Table:

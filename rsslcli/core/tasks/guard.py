@@ -41,7 +41,11 @@ def transformed(name: str, task: Task, images: Tensor, random: BatchRandom) -> t
         TaskError: a custom task fails or breaks the contract.
     """
     with blaming(name, task, "transform"):
+        version = images._version
         result = task.transform(images, random)
+        expect(
+            images._version == version, "changes the images that it is given, which the main task sees too"
+        )
         expect(
             isinstance(result, tuple) and len(result) == 2 and all(isinstance(x, Tensor) for x in result),
             "must give two tensors, inputs and targets",

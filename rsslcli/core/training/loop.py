@@ -75,18 +75,19 @@ def train(
             writes the files and reports events.
 
     Raises:
-        UserError: the directory already holds a run and `resume` is false, another process is writing it, the
-            data does not fit, or a new run would tune no λ or have tasks without effect (`check_effective`).
+        UserError: the directory holds a run and `resume` is false, or an evaluation alone; another process
+            is writing it; the data does not fit; or settings would have no effect (`check_effective`).
         InterruptedTrainingError: `should_stop` returned true on any rank.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is an earlier one.
         RsslError: a file cannot be written.
     """
-    if RunFolder(directory).checkpoint.exists() and not resume:
+    if not RunFolder(directory).checkpoint.exists():
+        RunFolder(directory).check_unevaluated()
+        check_effective(config)
+    elif not resume:
         raise UserError(
             f"{directory} holds a run already: pass `resume` to continue, or choose another `output`"
         )
-    if not RunFolder(directory).checkpoint.exists():
-        check_effective(config)
     with _Run(config, directory, dataset, corrupted, on_event, should_stop, world or World()) as run:
         try:
             for epoch in range(run.step // run.trainer.steps_per_epoch, config.epochs):

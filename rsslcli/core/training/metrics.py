@@ -39,8 +39,8 @@ class Metrics:
                 if record["step"] > step:
                     break
                 self.clean_accuracy = record.get("clean_accuracy", self.clean_accuracy)
-            except (ValueError, KeyError, TypeError, RecursionError):  # a truncated line
-                break
+            except (ValueError, KeyError, TypeError, RecursionError):  # a truncated or damaged line
+                continue
             kept.append(line + b"\n")
         if path:
             with replacing(path) as file:

@@ -107,11 +107,14 @@ def test_a_repaired_source_replaces_a_set_that_differs_between_the_samples(
     for severity in range(5):
         broken[severity * COUNT : (severity + 1) * COUNT][~sampled] = 0
     np.save(source / "fog.npy", broken)
-    before, _ = import_corrupted(source, target, test=test)
+    notes: list[str] = []
+    before, _ = import_corrupted(source, target, test=test, note=notes.append)
+    assert not any("cannot be told" in note for note in notes)
     np.save(source / "fog.npy", whole)
-    after, changed = import_corrupted(source, target, test=test)
+    after, changed = import_corrupted(source, target, test=test, note=notes.append)
     assert before.identity == after.identity
     assert changed
+    assert sum("cannot be told from new ones, so evaluate those runs again" in note for note in notes) == 1
     check_copy(target, source)
 
 

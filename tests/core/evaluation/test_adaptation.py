@@ -258,6 +258,24 @@ def test_other_models_with_batch_normalization_adapt_too(batches: Batches) -> No
     assert torch.isfinite(rsslcli.adapt(nn.BatchNorm1d(3).eval(), prior=0)(torch.rand(1, 3))).all()
 
 
+class NormalizationWithActivation(nn.BatchNorm2d):
+    """As networks outside torchvision have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("method", ["bn", "tent"])
+def test_normalization_that_does_more_is_not_replaced(method: str) -> None:
+    """Its statistics cannot be mixed without losing what else it does."""
+    model = nn.Sequential(NormalizationWithActivation(3), nn.Flatten()).eval()
+    with pytest.raises(UserError, match="NormalizationWithActivation does more than normalize"):
+        rsslcli.adapt(model, method, prior=5)
+    images = torch.rand(4, 3, 2, 2) - 0.5
+    torch.testing.assert_close(rsslcli.adapt(model, "bn", prior=math.inf)(images), model(images))
+    rsslcli.adapt(nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3))), method)
+
+
 def test_refuses(network: WideResNet) -> None:
     def refused(match: str, function: Callable[..., object], *arguments: Any, **keywords: Any) -> None:
         with pytest.raises(UserError, match=match):
@@ -272,6 +290,7 @@ def test_refuses(network: WideResNet) -> None:
     averaged = dataclasses.replace(averaged, config=dataclasses.replace(averaged.config, ema=0.9))
     refused("`ema` averages the network alone", trained_tasks, averaged)
     refused("λ of ir, rgb is 0", trained_tasks, run_of(network, ("ir", "rgb"), (0.0, 0.0)))
+    refused("tent moves weights by steps that half precision", rsslcli.adapt, network.bfloat16(), "tent")
     refused("unknown adaptation 'tents': did you mean 'tent'", Adaptation, "tents")
     refused("unknown stream 'sort'", Adaptation, "bn", stream="sort")
     refused("`prior`: expected a number from 0, got -1", Adaptation, "bn", prior=-1)

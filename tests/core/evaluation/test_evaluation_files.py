@@ -51,6 +51,17 @@ def test_a_whole_evaluation_of_newer_weights_or_data_replaces_the_older(
     assert contents(tmp_path) == {"eval-c.json": pytest.approx(0.7)}
 
 
+def test_a_calibrated_evaluation_outlives_a_plain_one_on_its_images(tmp_path: Path) -> None:
+    path = tmp_path / "eval-c.json"
+    calibrated = {"calibrated": {"temperature": 2.0}}
+    save_whole(evaluation(0.5, (3,), **calibrated), path)
+    for accuracy, excluded in ((0.6, ()), (0.7, (3,)), (0.8, ())):
+        save_whole(evaluation(accuracy, excluded), path)
+    kept = {file.name for file in tmp_path.iterdir() if "calibrated" in json.loads(file.read_text())}
+    assert kept == {"eval-c-9-images.json"}
+    assert {0.5, 0.7, 0.8} <= {round(mean, 3) for mean in contents(tmp_path).values()}
+
+
 @pytest.mark.parametrize("old", [True, False])
 def test_a_less_precise_evaluation_goes_beside_the_more_precise(tmp_path: Path, old: bool) -> None:
     path = tmp_path / "eval-c.json"

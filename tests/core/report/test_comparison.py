@@ -299,6 +299,16 @@ def test_what_differs_between_compared_rows_is_in_their_names(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+def test_a_number_is_one_number_however_it_is_written(tmp_path: Path) -> None:
+    for seed, sigma in enumerate((2, 2.0)):
+        make_run(tmp_path / f"b{seed}", seed=seed, tasks=("bir",), task_options={"bir": {"sigma": sigma}})
+        make_run(tmp_path / f"a{seed}", seed=seed)
+    make_run(tmp_path / "c", tasks=("ir",), task_options={"ir": {"hidden": True}})
+    (study,) = studies(tmp_path)
+    assert [row.label for row in study.rows] == ["Baseline", "IR", "BIR"]
+    assert [len(row.runs) for row in study.rows] == [2, 1, 2]
+
+
 def test_a_fifth_task_is_compared_with_the_four(tmp_path: Path) -> None:
     """What it adds to them is the question of whoever adds it."""
     make_run(tmp_path / "a")

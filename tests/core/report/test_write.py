@@ -256,3 +256,16 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a folder, but it is a file"):
         write_report([tmp_path], tmp_path / "file")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"], "nothing is left behind"
+
+
+def test_a_new_report_leaves_the_user_s_own_pictures(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a")
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    report = tmp_path / "report" / "report.md"
+    for name in ("camera.jpg", "study-2-accuracy.png"):
+        report.with_name(name).write_bytes(b"a picture")
+        report.write_text(f"{report.read_text()}\n![shown]({name})\n")
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    assert report.with_name("camera.jpg").read_bytes() == b"a picture"
+    assert not report.with_name("study-2-accuracy.png").exists(), "of an earlier report"
+    assert report.with_name("accuracy.png").exists()

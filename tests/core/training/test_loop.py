@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +188,31 @@ def test_resume_after_a_crash_drops_what_came_after_the_checkpoint(
     train(CONFIG, directory, dataset, corrupted, resume=True)
     assert_same_state(whole[0], directory)
     assert timeless(whole[0]) == timeless(directory)
+
+
+def test_a_damaged_line_in_the_metrics_loses_no_other(
+    whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(whole[0], directory)
+    first, *rest = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text("".join([first, "\n", "{\n", *rest]))
+    train(CONFIG, directory, dataset, corrupted, resume=True)
+    assert (directory / "metrics.jsonl").read_text() == "".join([first, *rest])
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_new_weights_never_get_an_old_evaluation(
+    whole: tuple[Path, list[Event]], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path, resume: bool
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(whole[0], directory)
+    (directory / "checkpoint.pt").unlink()
+    (directory / "eval-c.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(UserError, match=r"eval-c\.json is of a run whose checkpoint is gone: move it away"):
+        train(replace(CONFIG, seed=9), directory, dataset, corrupted, resume=resume)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
 def test_finished_run_resumes_to_its_result(

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from rsslcli.core.errors import TaskError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.automl import MAIN
 from rsslcli.core.training.multitask import MultiTaskNetwork
@@ -48,6 +50,29 @@ def assert_equal(
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+class Eraser(Task):
+    """A task that breaks its contract: it changes its images in place."""
+
+    def head(self, features: int) -> nn.Module:
+        return nn.Linear(features, 2)
+
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        erased = random.integers(images, 2)
+        images.mul_(1 - erased.reshape(-1, 1, 1, 1))
+        return images, erased
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_task_may_not_change_the_images_of_the_main_task(device: str) -> None:
+    model = MultiTaskNetwork(WideResNet(10, 1), {"eraser": Eraser()}).to(device)
+    random = BatchRandom(torch.Generator().manual_seed(0))
+    with pytest.raises(TaskError, match="changes the images that it is given, which the main task sees too"):
+        [*model.losses(torch.rand(4, 3, 32, 32, device=device), torch.arange(4, device=device), random)]
 
 
 @pytest.mark.parametrize("mode", MODES)
