@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
@@ -79,6 +80,8 @@ for panel, commands in COMMANDS.items():
 
 #: The exit code after Ctrl-C.
 _INTERRUPTED = 130
+#: How long the other ranks let the first one say what is wrong, in seconds; torchrun ends them when it has.
+_FIRST_SAYS = 10
 #: The commands that then start over; the others go on where they were.
 _STARTING_OVER = ("export", "list", "predict", "report", "visualize-corruptions", "visualize-tasks")
 
@@ -132,8 +135,11 @@ def main() -> None:
         sys.exit(code)
     except RsslError as error:
         told = isinstance(error, InterruptedTrainingError | LostRankError) and not IS_MAIN_RANK
-        if told or (isinstance(error, UserError) and not IS_FIRST_HERE):
-            sys.exit(error.exit_code)  # the first rank says the same
+        if told:
+            sys.exit(error.exit_code)
+        if isinstance(error, UserError) and not IS_FIRST_HERE:
+            time.sleep(_FIRST_SAYS)  # which says the same, unless the end of this rank ends it before
+            sys.exit(error.exit_code)
         message = spell_options(str(error))
         about_option = isinstance(error, UserError) and message.startswith("--")
         _fail(f"{message} (see rssl {arguments[0]} --help)" if about_option else message, error.exit_code)

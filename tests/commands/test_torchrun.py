@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, succeed
 
+from rsslcli import app
 from rsslcli.core.weights.checkpoint import load_checkpoint
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "rsslcli"]
@@ -86,6 +87,20 @@ def test_a_mistake_is_told_once(ranks_home: Path) -> None:
     _, stderr = finish(process := start("train-automl --tasks nonsense", ranks_home))
     assert process.returncode != 0
     assert stderr.count("rssl: error: unknown task 'nonsense'") == 1
+
+
+def test_other_ranks_let_the_first_one_speak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When one ends, torchrun ends the others: the first one may still be starting."""
+    waited: list[float] = []
+    monkeypatch.setattr(app, "IS_FIRST_HERE", False)
+    monkeypatch.setattr(app.time, "sleep", waited.append)
+    monkeypatch.setattr(sys, "argv", ["rssl", "train-automl", "--tasks", "nonsense"])
+    with pytest.raises(SystemExit, match="2"):
+        app.main()
+    assert waited == [10]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks' processes in /proc")
