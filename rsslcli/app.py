@@ -134,12 +134,8 @@ def main() -> None:
             _fail(f"cannot write to stdout: {failure.strerror or failure}; all files are saved", 1)
         sys.exit(code)
     except RsslError as error:
-        told = isinstance(error, InterruptedTrainingError | LostRankError) and not IS_MAIN_RANK
-        if told:
-            sys.exit(error.exit_code)
-        if isinstance(error, UserError) and not IS_FIRST_HERE:
-            time.sleep(_FIRST_SAYS)  # which says the same, unless the end of this rank ends it before
-            sys.exit(error.exit_code)
+        if isinstance(error, InterruptedTrainingError | LostRankError) and not IS_MAIN_RANK:
+            sys.exit(error.exit_code)  # the first rank tells
         message = spell_options(str(error))
         about_option = isinstance(error, UserError) and message.startswith("--")
         _fail(f"{message} (see rssl {arguments[0]} --help)" if about_option else message, error.exit_code)
@@ -182,6 +178,9 @@ def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    if code == UserError.exit_code and not IS_FIRST_HERE:
+        time.sleep(_FIRST_SAYS)  # which says the same, unless the end of this rank ends it before
+        sys.exit(code)
     # One line, and no control characters that a file name may hold reach the terminal.
     line = "".join(c if c.isprintable() else " " for c in message).strip()
     begin = "rssl: error:"

@@ -58,7 +58,9 @@ def visualize_tasks(
     ] = None,
     task_file: options.TaskFile = None,
     images: Annotated[int, typer.Option(help="Number of rows.")] = 5,
-    seed: Annotated[int, typer.Option(help="Which images, and the tasks' random choices.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Which images, and the tasks' random choices.", min=0, metavar="<int>")
+    ] = 0,
     output: Annotated[
         Path | None,
         typer.Option(help="The PNG to write.  [default: figure1.png, or predictions.png of a checkpoint]"),

@@ -89,14 +89,15 @@ def test_a_mistake_is_told_once(ranks_home: Path) -> None:
     assert stderr.count("rssl: error: unknown task 'nonsense'") == 1
 
 
+@pytest.mark.parametrize("mistake", ["--tasks nonsense", "--nonsense"])
 def test_other_ranks_let_the_first_one_speak(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """When one ends, torchrun ends the others: the first one may still be starting."""
     waited: list[float] = []
     monkeypatch.setattr(app, "IS_FIRST_HERE", False)
     monkeypatch.setattr(app.time, "sleep", waited.append)
-    monkeypatch.setattr(sys, "argv", ["rssl", "train-automl", "--tasks", "nonsense"])
+    monkeypatch.setattr(sys, "argv", ["rssl", "train-automl", *mistake.split()])
     with pytest.raises(SystemExit, match="2"):
         app.main()
     assert waited == [10]
