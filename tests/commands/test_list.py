@@ -31,7 +31,8 @@ def place(home: Path, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (run / "log.txt").write_text(
             f"2026-03-0{number + 1}T10:00:00+00:00 rssl\n- epoch 2: clean accuracy 0.7\n- finished\n"
         )
-    evaluation = {"clean_accuracy": 0.71, "mean_accuracy": 0.5, "images": 9, "excluded": []}
+    cells = {"clean_accuracy": 0.71, "mean_accuracy": 0.5, "accuracy": {"fog": [0.5] * 5}}
+    evaluation = {**cells, "images": 9, "excluded": []}
     (tmp_path / "runs" / "first" / "eval-c.json").write_text(json.dumps(evaluation))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsslcli.core.config import PRECISIONS
+from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.evaluation.outcome import METRICS, Outcome
 from rsslcli.core.files import replacing
 from rsslcli.core.run_folder import CHECKPOINT, EVALUATION
@@ -153,14 +154,50 @@ def _outcome(images: int, fraction: object, *numbers: object) -> Outcome | None:
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """The JSON object of an evaluation; None if there is none, or it is damaged."""
+    """The entries of an evaluation's file, see `load_evaluation`; None if it is missing or damaged."""
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_BYTES))
-        usable = type(content["images"]) is int and 0 < content["images"] < 1 << 40
-        return content if usable and isinstance(content["excluded"], list) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return load_evaluation(path)
+    except (OSError, ValueError):
         return None
+
+
+def load_evaluation(path: Path) -> dict[str, Any]:
+    """The entries of an evaluation's JSON file, see `Evaluation.to_json`; those of every version are checked.
+
+    Older versions record no "precision", which was float32, and no "clean_images", which were "images".
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an evaluation, or it is damaged.
+    """
+    with path.open("rb") as file:
+        text = file.read(_MAX_BYTES)
+    try:
+        content = json.loads(text)
+        found: dict[str, Any] = {"precision": "float32", "clean_images": content["images"], **content}
+        accuracy = found["accuracy"]
+        cells = [value for row in accuracy.values() for value in row if value is not None]
+        usable = (
+            {*accuracy} <= {*CORRUPTIONS}
+            and bool(accuracy)
+            and all(len(row) == len(SEVERITIES) for row in accuracy.values())
+            and all(_is_fraction(value) for value in (found["clean_accuracy"], *cells))
+            and all(_is_number(index) for index in found["excluded"])
+            and all(_is_number(found[name]) and found[name] for name in ("images", "clean_images"))
+        )
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        usable = False
+    if not usable:
+        raise ValueError(f"{path} is not an evaluation, or it is damaged")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 40
+
+
+def _is_fraction(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
 
 
 def _same_subject(earlier: Mapping[str, Any], about: Mapping[str, Any]) -> bool:

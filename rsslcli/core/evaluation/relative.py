@@ -123,21 +123,11 @@ def read_reference(path: Path) -> Reference:
         advice = f": evaluate it with `{rssl_command('eval-c', str(path))}`" if path.is_dir() else ""
         raise UserError(f"no evaluation to compare with at {file}{advice}")
     content = read_evaluation(file)
-    try:
-        if content is None:
-            raise ValueError
-        cells = {name: row for name, row in content["accuracy"].items() if None not in row}
-        clean = content["clean_accuracy"]
-        numbers = [clean, *(cell for row in cells.values() for cell in row)]
-        if any(len(row) != len(SEVERITIES) for row in cells.values()):
-            raise ValueError
-        if not all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers):
-            raise ValueError
-        defaults = {"precision": "float32", "clean_images": content["images"]}
-        conditions = {key: content.get(key, defaults.get(key)) for key in _CONDITIONS}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is not an evaluation, or it is damaged") from None
-    return Reference(sanitize(path), float(clean), cells, conditions)
+    if content is None:
+        raise UserError(f"{file} is not an evaluation, or it is damaged")
+    cells = {name: row for name, row in content["accuracy"].items() if None not in row}
+    conditions = {key: content.get(key) for key in _CONDITIONS}
+    return Reference(sanitize(path), float(content["clean_accuracy"]), cells, conditions)
 
 
 def _percent(errors: float, rival: float) -> float | None:

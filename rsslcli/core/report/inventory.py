@@ -69,7 +69,7 @@ def _describe(run: RunFolder) -> RunEntry:
         state = "failed"
     elif evaluation and (reached == "done" or not run.checkpoint.exists()):  # kept without its weights
         state = "evaluated"
-        clean = _fraction(evaluation.get("clean_accuracy"))
+        clean = evaluation["clean_accuracy"]
     elif run.is_trained():
         state = "trained"
     is_evaluated = state == "evaluated"

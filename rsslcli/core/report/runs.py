@@ -21,7 +21,7 @@ from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.evaluation.diagnostics import Diagnostics
-from rsslcli.core.evaluation.files import mistakes_path, other_evaluations, read_evaluation
+from rsslcli.core.evaluation.files import load_evaluation, mistakes_path, other_evaluations, read_evaluation
 from rsslcli.core.files import other_runs
 from rsslcli.core.report.conditions import ORIGINS
 from rsslcli.core.run_folder import CONFIG, EVALUATION, METRICS, RunFolder
@@ -34,7 +34,7 @@ _DEPTH = 3
 _PARSED_BYTES = 4 << 20
 _MAX_LINE_BYTES = 1 << 16
 _MAX_LOG_LINE = 1 << 10
-_MAX_EVALUATION_BYTES = 16 << 20
+_MAX_PICTURE_BYTES = 16 << 20
 #: Numbers this large are damage, not measurements.
 _LIMIT = 1e12
 #: How far a stated mean may be from that of its cells.
@@ -167,23 +167,13 @@ def read_run(directory: Path) -> Run:
             else f"not evaluated: it has no {EVALUATION}"
         )
     try:
-        with folder.evaluation.open("rb") as file:
-            content = json.loads(file.read(_MAX_EVALUATION_BYTES))
-        accuracy = {name: _fractions(content["accuracy"][name]) for name in content["accuracy"]}
-        (clean,) = _fractions([content["clean_accuracy"]])
-        images = content["images"]
-        excluded = frozenset(content["excluded"])
-        clean_images = content.get("clean_images", images)
+        content = load_evaluation(folder.evaluation)
         test_data = content["test_data"]
         corrupted_data = content["corrupted_data"]
-        if not accuracy.keys() <= {*CORRUPTIONS} or any(len(cells) > 5 for cells in accuracy.values()):
-            raise ValueError
-        if not all(type(number) is int and number >= 0 for number in (images, clean_images, *excluded)):
-            raise ValueError
-        if not (images and clean_images):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError):
         raise UserError(f"its {EVALUATION} is damaged") from None
+    # null, which means not evaluated, becomes NaN
+    accuracy = {name: np.array(content["accuracy"][name], np.float64) for name in content["accuracy"]}
     if reason := _incomplete(accuracy):
         raise UserError(reason)
     stated = content.get("mean_accuracy")
@@ -197,15 +187,15 @@ def read_run(directory: Path) -> Run:
         config=config,
         history=history,
         accuracy={name: accuracy[name] for name in CORRUPTIONS if name in accuracy},
-        clean_accuracy=float(clean),
-        images=images,
-        clean_images=clean_images,
-        excluded=excluded,
+        clean_accuracy=float(content["clean_accuracy"]),
+        images=content["images"],
+        clean_images=content["clean_images"],
+        excluded=frozenset(content["excluded"]),
         test_data=sanitize(test_data),
         corrupted_data=sanitize(corrupted_data),
         origin=next((origin for origin in ORIGINS if origin == content.get("corrupted_origin")), None),
         dataset=str(content.get("dataset", config.dataset)),
-        precision=sanitize(content.get("precision", "float32")),
+        precision=sanitize(content["precision"]),
         train_data=sanitize(content.get("train_data", "")),
         trained_with=_trained_with(folder.log),
         diagnostics=_diagnostics(content, folder.evaluation),
@@ -225,7 +215,7 @@ def _diagnostics(content: Mapping[str, Any], evaluation: Path) -> Diagnostics | 
         return None
     try:
         with mistakes_path(evaluation).open("rb") as file:
-            sheet = file.read(_MAX_EVALUATION_BYTES)
+            sheet = file.read(_MAX_PICTURE_BYTES)
     except OSError:
         return found
     is_its = hashlib.sha256(sheet).hexdigest().startswith(found.sheet_digest or "-")
@@ -250,22 +240,13 @@ def _trained_with(log: Path) -> str:
 
 def _incomplete(accuracy: Mapping[str, Floats]) -> str:
     """Why an incomplete evaluation is left out; empty if each corruption has all 5 severities."""
-    if not accuracy:
-        return "not evaluated on any corruption"
     lacking = []
     for name, values in accuracy.items():
-        known = {s for s, value in zip(SEVERITIES, values, strict=False) if not math.isnan(value)}
+        known = {s for s, value in zip(SEVERITIES, values, strict=True) if not math.isnan(value)}
         if missing := ", ".join(str(s) for s in SEVERITIES if s not in known):
             lacking.append(f"{name} lacks {missing}")
     more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
     return f"not evaluated at every severity: {'; '.join(lacking[:3])}{more}" if lacking else ""
-
-
-def _fractions(values: Sequence[Any]) -> Floats:
-    """Fractions of 1 from JSON; null, which means not evaluated, becomes NaN."""
-    if not all(value is None or (not isinstance(value, bool) and 0 <= value <= 1) for value in values):
-        raise ValueError
-    return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def _read_history(path: Path, config: Config) -> History:

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import sanitize
 from rsslcli.core.evaluation.accuracy import fingerprint_weights
 from rsslcli.core.evaluation.calibration import read_temperature
@@ -78,24 +77,20 @@ def evaluation_of(path: Path, weights: str, step: int | None) -> Evaluation | No
     content = read_evaluation(path)
     if content is None or content.get("weights", weights) != weights or content.get("step") != step:
         return None
-    try:
-        accuracy = {name: list(cells) for name, cells in content["accuracy"].items()}
-        clean = content["clean_accuracy"]
-        fractions = [clean, *(value for cells in accuracy.values() for value in cells if value is not None)]
-        if not accuracy.keys() <= {*CORRUPTIONS} or {*map(len, accuracy.values())} != {len(SEVERITIES)}:
-            return None
-        if not all(isinstance(value, float) and 0 <= value <= 1 for value in fractions):
-            return None
-        keys = ("dataset", "precision", "test_data", "corrupted_data", "corrupted_origin")
-        about: dict[str, Any] = {key: sanitize(content[key]) for key in keys if key in content}
-        means = {name: content.get(f"mean_{name}") for name in METRICS}
-        about |= {f"mean_{name}": mean for name, mean in means.items() if isinstance(mean, float)}
-        clean_images = int(content.get("clean_images", content["images"]))
-        notes = tuple(sanitize(note, 400) for note in content.get("notes", ()))
-        excluded = tuple(content["excluded"])
-        return Evaluation(clean, clean_images, accuracy, content["images"], excluded, about, notes)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
+    keys = ("dataset", "precision", "test_data", "corrupted_data", "corrupted_origin")
+    about: dict[str, Any] = {key: sanitize(content[key]) for key in keys if key in content}
+    means = {name: content.get(f"mean_{name}") for name in METRICS}
+    about |= {f"mean_{name}": mean for name, mean in means.items() if isinstance(mean, float)}
+    notes = content.get("notes")
+    return Evaluation(
+        content["clean_accuracy"],
+        content["clean_images"],
+        content["accuracy"],
+        content["images"],
+        tuple(content["excluded"]),
+        about,
+        tuple(sanitize(note, 400) for note in notes) if isinstance(notes, list) else (),
+    )
 
 
 def card_path(path: Path) -> Path:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from rsslcli.core.corruptions.names import CORRUPTIONS
-from rsslcli.core.evaluation.files import evaluation_path, other_evaluations, outcomes_in, save_whole
+from rsslcli.core.evaluation.files import (
+    evaluation_path,
+    load_evaluation,
+    other_evaluations,
+    outcomes_in,
+    read_evaluation,
+    save_whole,
+)
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.result import Evaluation
 
@@ -116,6 +123,36 @@ def test_a_damaged_evaluation_is_replaced(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     assert save_whole(evaluation(0.5), path) == (path, [])
     assert contents(tmp_path) == {"eval-c.json": pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": None}, {"accuracy": {}}, {"accuracy": {"rain": [0.5] * 5}},
+        {"accuracy": {"fog": [0.5] * 4}}, {"accuracy": {"fog": [0.5] * 6}},
+        {"accuracy": {"fog": [0.5] * 4 + [1.2]}}, {"accuracy": {"fog": [True] * 5}},
+        {"accuracy": {"fog": [float("nan")] * 5}}, {"accuracy": {"fog": "01010"}}, {"clean_accuracy": None},
+        {"clean_accuracy": -0.1}, {"images": 0}, {"images": True}, {"images": 1 << 40}, {"images": 9.0},
+        {"clean_images": 0}, {"excluded": None}, {"excluded": [-1]}, {"excluded": [[1]]},
+        {"excluded": [1.5]}, {"excluded": "12"},
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "eval-c.json"
+    evaluation(0.5).save(path)
+    content = json.loads(path.read_text())
+    assert load_evaluation(path) == content
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match="is not an evaluation, or it is damaged"):
+        load_evaluation(path)
+    assert read_evaluation(path) is None
+
+
+def test_what_older_versions_did_not_record_is_filled_in(tmp_path: Path) -> None:
+    path = tmp_path / "eval-c.json"
+    old = {"accuracy": {"fog": [0.5, None, 0, 1, None]}, "clean_accuracy": 1, "images": 7, "excluded": [2]}
+    path.write_text(json.dumps(old))
+    assert load_evaluation(path) == old | {"precision": "float32", "clean_images": 7}
 
 
 def test_cells_of_files_without_metrics_are_read_too(tmp_path: Path) -> None:

@@ -149,9 +149,9 @@ DAMAGE = {
     "eval-c.json is d": lambda run: spoil(run, "eval-c.json", accuracy={"<b>": [0.5] * 5}),
     "eval-c.json is da": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [0.5] * 4 + [1.2]}),
     "not evaluated at every severity: fog lacks 2, 4, 5": lambda run: spoil(
-        run, "eval-c.json", accuracy={"fog": [0.5, None, 0.5, None], "snow": [0.5] * 5}
+        run, "eval-c.json", accuracy={"fog": [0.5, None, 0.5, None, None], "snow": [0.5] * 5}
     ),
-    "not evaluated on any corruption": lambda run: spoil(run, "eval-c.json", accuracy={}),
+    "its eval-c.json is dam": lambda run: spoil(run, "eval-c.json", accuracy={}),
     "its eval-c.json is damage": lambda run: spoil(run, "eval-c.json", images=-5),
     "its eval-c.json is dama": lambda run: spoil(run, "eval-c.json", accuracy={"fog": [True] * 5}),
     "its mean is not that of its cells": lambda run: spoil(run, "eval-c.json", mean_accuracy=0.9),
