@@ -306,13 +306,13 @@ def test_heads_are_those_of_the_supplement(name: str) -> None:
         assert 0 < float(outputs.min()) < float(outputs.max()) < 1
 
 
-@pytest.mark.parametrize("name", ["ir", "bir", "inpaint"])
+@pytest.mark.parametrize("name", ["rotation", "rgb", "jigsaw", "ir", "bir", "inpaint"])
 def test_head_options(name: str) -> None:
     """The precursor's hidden layer comes first; without its sigmoid a decoder is the paper's own."""
     head = build_tasks([name], {name: {"hidden": True}})[name].head(128)
     assert describe(head) == ["linear 128-128", "relu", *HEADS[name]]
     assert head(torch.randn(2, 128)).shape == (2, *OUTPUTS[name])
-    if name != "inpaint":
+    if name in ("ir", "bir"):
         head = build_tasks([name], {name: {"sigmoid": False}})[name].head(128)
         assert describe(head) == HEADS[name][:-1]
 

@@ -43,8 +43,10 @@ def test_extreme_scores_in_half_precision_stay_finite(dtype: torch.dtype) -> Non
     loss = jensen_shannon(scores)
     (gradient,) = torch.autograd.grad(loss, scores)
     assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert gradient.isfinite().all()
+    precise = scores.detach().double().requires_grad_()
+    expected = jensen_shannon(precise)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, precise)[0].to(dtype))
 
 
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
@@ -79,44 +81,57 @@ def test_one_view_takes_the_place_of_the_images_for_the_main_task_alone(
     torch.testing.assert_close(second, {"ir": 30 * F.mse_loss(decoded, images)})
 
 
+@pytest.mark.parametrize(
+    ("tasks", "beta", "shift"), [((), 50.0, 0), (("ir",), 50.0, 0), ((), 5e5, 2), (("ir",), 5e5, 2)]
+)
 def test_tuning_its_weight_equals_double_backward(
-    images: Tensor, labels: Tensor, random: BatchRandom
+    tasks: tuple[str, ...],
+    beta: float,
+    shift: int,
+    images: Tensor,
+    labels: Tensor,
+    random: BatchRandom,
 ) -> None:
-    """Algorithm 1 written out with a second derivative, for the weight of the consistency loss alone."""
+    """Algorithm 1 written out with a second derivative, for that weight alone and beside a task's.
+
+    With the large β, it falls below 0 and is clipped.
+    """
     alpha = 0.07
-    beta = 50.0
     views = [images.flip(3), 0.5 * images]
-    val = (images.roll(3, 3), labels.flip(0))
-    model = make_model()
-    psi = dict(model.named_parameters())
+    val = (images.roll(3, 3), (labels.flip(0) + shift) % 10)
+    model = make_model(*tasks)
+    everything = dict(model.named_parameters())
+    psi = dict(model.psi())
 
-    def scores_of(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        scores: Tensor = torch.func.functional_call(model, parameters, (x,))
-        return scores
+    def total(weights: Tensor) -> Tensor:
+        features = model.network.features(torch.cat([images, *views]))
+        scores = model.network.fc(features)
+        loss = F.cross_entropy(scores[: len(images)], labels) + weights[-1] * jensen_shannon(scores)
+        if tasks:
+            loss = loss + weights[0] * 30 * F.mse_loss(model.heads["ir"](features[: len(images)]), images)
+        return loss
 
-    def total(weight: Tensor) -> Tensor:
-        scores = scores_of(psi, torch.cat([images, *views]))
-        return F.cross_entropy(scores[: len(images)], labels) + weight * jensen_shannon(scores)
-
-    weight = torch.tensor(12.0, dtype=torch.float64, requires_grad=True)
-    gradients = torch.autograd.grad(total(weight), list(psi.values()), create_graph=True)
+    weights = torch.tensor([0.5, 12.0][-1 - len(tasks) :], dtype=torch.float64, requires_grad=True)
+    gradients = torch.autograd.grad(total(weights), list(psi.values()), create_graph=True)
     ahead = {name: p - alpha * g for (name, p), g in zip(psi.items(), gradients, strict=True)}
-    (slope,) = torch.autograd.grad(F.cross_entropy(scores_of(ahead, val[0]), val[1]), weight)
-    updated = weight.detach() - beta * slope
-    expected = torch.autograd.grad(total(updated), list(psi.values()))
-    assert abs(float(updated) - 12) > 1e-3
+    scores = torch.func.functional_call(model, everything | ahead, (val[0],))
+    (slope,) = torch.autograd.grad(F.cross_entropy(scores, val[1]), weights)
+    updated = (weights.detach() - beta * slope).clamp(min=0)
+    expected = torch.autograd.grad(total(updated), list(everything.values()))
+    assert float((updated - weights.detach()).abs().min()) > 1e-3
 
-    lambdas = torch.tensor([12.0], dtype=torch.float64)
+    lambdas = weights.detach().clone()
     automl_gradients(
         model.losses(images, labels, random, views),
-        model.psi(),
-        {JSD: []},
+        psi,
+        {**model.head_parameters(), JSD: []},
         lambdas,
         model.validation_loss(*val),
         alpha=alpha,
         beta=beta,
     )
-    assert float(lambdas) == pytest.approx(float(updated), rel=1e-12)
-    for (name, p), gradient in zip(psi.items(), expected, strict=True):
+    torch.testing.assert_close(lambdas, updated, rtol=1e-12, atol=0)
+    assert (float(lambdas[-1]) == 0) == (beta > 1000)
+    for (name, p), gradient in zip(everything.items(), expected, strict=True):
         assert p.grad is not None
         torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12, msg=name)

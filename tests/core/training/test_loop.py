@@ -312,6 +312,23 @@ def test_resume_is_exact_with_a_moving_average_and_augmix(
     assert not torch.equal(saved.average["fc.weight"], saved.classifier["fc.weight"])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weighting": "uncertainty", "augment": "augmix"},
+        {"weighting": "random", "augment": "augmix", "jsd_weight": 0},
+        {"weighting": "upgrad"},
+        {"automl_variants": ("sgd-lookahead", "relative", "constant-sum")},
+    ],
+    ids=str,
+)
+def test_resume_is_exact_with_other_weights(
+    options: dict[str, object], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, tasks=("rotation", "ir"), epochs=2, depth=10, **options)  # type: ignore[arg-type]
+    assert_resume_is_exact(config, dataset, corrupted, tmp_path)
+
+
 def test_resume_is_exact_with_another_network_and_optimizer(
     dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
 ) -> None:
