@@ -7,21 +7,24 @@ With a study's folder, first copy the small files of its finished cells into res
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.report import figures
 from rsslcli.core.report.answer import answer, interval, other_rows
-from rsslcli.core.report.comparison import Comparison, Row, Study, make_studies
+from rsslcli.core.report.comparison import Row, Study, make_studies
 from rsslcli.core.report.page import Answer, Block, Table, Text, to_markdown
 from rsslcli.core.report.provenance import cost
 from rsslcli.core.report.runs import Run, read_runs
-from rsslcli.core.report.write import other_comparisons, table_1
+from rsslcli.core.report.tables import adapted, adapted_studies, other_comparisons, table_1
 from rsslcli.core.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +60,7 @@ def section(study: Study) -> str:
     text: list[Block] = [Answer(answer(study))]
     if rest := other_rows(study):
         text.append(Text(rest))
-    tables: list[Block] = [*other_comparisons(study), discussed(study), *adapted(study), *cost(study)]
+    tables: list[Block] = [*other_comparisons(study), *adapted(study), discussed(study), *cost(study)]
     picture = (
         f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n"
         "*Rows with two seeds or more. Not all have the same seeds: only the tables pair them.*\n\n"
@@ -67,52 +70,33 @@ def section(study: Study) -> str:
 
 def discussed(study: Study) -> Table:
     """The comparisons of `DISCUSSED`."""
-    rows = {run.directory.name.rpartition("-s")[0]: row for row in study.rows for run in row.runs.values()}
+    (after,) = adapted_studies(study).values()
+    before, with_it = (
+        {run.directory.name.rpartition("-s")[0]: row for row in each.rows for run in row.runs.values()}
+        for each in (study, after)
+    )
     lines = []
     for one, other, seeds in DISCUSSED:
-        found = replace(rows[one], runs=of_seeds(rows[one], seeds)).minus(rows[other])
-        paired = sorted(of_seeds(rows[one], seeds).keys() & rows[other].runs.keys())
-        difference = f"{rows[one].label} − {rows[other].label}"
-        both = [_adapted_means(row) for row in (rows[one], rows[other])]
-        adapted = Comparison(tuple(both[0][seed] - both[1][seed] for seed in paired))
-        numbers = [interval(found), found.verdict, interval(adapted)]
-        lines.append([difference, ", ".join(map(str, paired)), *numbers])
-    columns = ["difference", "seeds", "points [95 % interval]", "exceeds the noise?", "both adapted"]
-    return Table("Comparisons that the text below discusses, each by itself: not corrected", columns, lines)
+        found, found_after = (
+            replace(by_name[one], runs=of_seeds(by_name[one], seeds)).minus(by_name[other])
+            for by_name in (before, with_it)
+        )
+        paired = sorted(of_seeds(before[one], seeds).keys() & before[other].runs.keys())
+        difference = f"{before[one].label} − {before[other].label}"
+        lines.append(
+            [difference, ", ".join(map(str, paired)), interval(found), found.verdict, interval(found_after)]
+        )
+    columns = ["difference", "seeds", "points [95 % interval]", "exceeds the noise by itself?"]
+    return Table(
+        "Comparisons that the text discusses, each by itself: not corrected",
+        [*columns, "the same, both with --adapt bn"],
+        lines,
+    )
 
 
 def of_seeds(row: Row, seeds: range) -> dict[int, Run]:
     """The runs of a row that have one of these seeds."""
     return {seed: run for seed, run in row.runs.items() if seed in seeds}
-
-
-def adapted(study: Study) -> list[Block]:
-    """What adaptation at test time does to each row, over the seeds for which it was measured."""
-    found = {row.label: _adapted_means(row) for row in study.rows}
-    baseline = found[study.rows[0].label]
-    lines = []
-    for row in study.rows:
-        after = found[row.label]
-        if after:
-            seeds = sorted(after)
-            gain = [after[seed] - row.runs[seed].mean() for seed in seeds]
-            beyond = [after[seed] - baseline[seed] for seed in seeds if seed in baseline]
-            means = [100 * float(np.mean(values)) for values in (list(after.values()), gain)]
-            difference = "–" if row is study.rows[0] else interval(Comparison(tuple(beyond)))
-            lines.append([row.label, str(len(seeds)), f"{means[0]:.2f}", f"{means[1]:+.2f}", difference])
-    columns = ["trained with", "seeds", "adapted", "gain", "− baseline, adapted too [95 % interval]"]
-    caption = "Adapted by eval-c --adapt bn: accuracy in %, mean over the 19 corruptions at 5 severities"
-    return [Table(caption, columns, lines)] if lines else []
-
-
-def _adapted_means(row: Row) -> dict[int, float]:
-    """The mean accuracy with `--adapt bn`, by seed."""
-    files = {seed: run.directory / "eval-c-adapted-bn.json" for seed, run in row.runs.items()}
-    return {
-        seed: float(json.loads(file.read_text())["adapted"]["mean_accuracy"])
-        for seed, file in files.items()
-        if file.is_file()
-    }
 
 
 def shown() -> str:
@@ -169,7 +153,16 @@ def main() -> None:
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{section(study)}\n{END}\n{after}", encoding="utf-8")
     figures._PLOTS = {"accuracy": figures._PLOTS["accuracy"]}
     repeated = replace(study, rows=tuple(row for row in study.rows if len(row.runs) > 1))
-    PICTURE.write_bytes(figures.draw(repeated)["accuracy"].png)
+    about = PngInfo()
+    about.add_text("numbers", digest(study))
+    with Image.open(io.BytesIO(figures.draw(repeated)["accuracy"].png)) as picture:
+        picture.save(PICTURE, pnginfo=about, optimize=True)
+
+
+def digest(study: Study) -> str:
+    """What the picture must be drawn again for, if it changes."""
+    numbers = {row.label: row.means.round(6).tolist() for row in study.rows if len(row.runs) > 1}
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

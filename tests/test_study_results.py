@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import study_section
+from PIL import Image
 from synthetic import make_run
 
+from rsslcli.core.report import figures
 from rsslcli.core.report.comparison import make_studies
-from rsslcli.core.report.page import Table
+from rsslcli.core.report.page import to_markdown
 from rsslcli.core.report.runs import read_run, read_runs
+from rsslcli.core.report.write import write_report
 
 SMALL = Path(__file__).parents[1] / "results" / "small"
 
@@ -59,21 +62,17 @@ def test_cells_are_kept_with_what_a_report_needs(tmp_path: Path, monkeypatch: py
     assert size < 20_000
 
 
-def test_adaptation_is_compared_by_seed(tmp_path: Path) -> None:
-    for seed, (plain, tuned) in enumerate(((0.50, 0.52), (0.51, 0.55))):
-        for name, tasks, accuracy in (("baseline", (), plain), ("rotation", ("rotation",), tuned)):
-            run = make_run(tmp_path / f"{name}-s{seed}", tasks=tasks, seed=seed)
-            adapted = {"adapted": {"mean_accuracy": accuracy}}
-            (run / "eval-c-adapted-bn.json").write_text(json.dumps(adapted))
-    (study,), _ = make_studies(read_runs([tmp_path])[0])
-    (table,) = study_section.adapted(study)
-    assert isinstance(table, Table)
-    gains = [
-        f"{50.5 - 100 * study.rows[0].means.mean():+.2f}",
-        f"{53.5 - 100 * study.rows[1].means.mean():+.2f}",
-    ]
-    # Two differences of 2 and 4 points: Student's quantile with one degree of freedom is 12.706.
-    assert table.rows == [
-        ["Baseline", "2", "50.50", gains[0], "–"],
-        ["Rotation", "2", "53.50", gains[1], "+3.00 [−9.71, +15.71]"],
-    ]
+def test_the_report_has_the_tables_of_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the comparisons that the text discusses."""
+    monkeypatch.setattr(figures, "_PLOTS", {"training": figures._PLOTS["training"]})
+    report = write_report([SMALL], tmp_path).markdown.read_text(encoding="utf-8")
+    discussed = to_markdown([study_section.discussed(study_section.read_study())])
+    shown = study_section.shown().replace(discussed.strip(), "")
+    lines = [line for line in shown.splitlines() if line.startswith(("|", "**"))]
+    assert len(lines) > 70
+    assert [line for line in lines if line not in report.splitlines()] == []
+
+
+def test_the_picture_is_of_these_cells() -> None:
+    with Image.open(study_section.PICTURE) as picture:
+        assert picture.text["numbers"] == study_section.digest(study_section.read_study())  # type: ignore[attr-defined]

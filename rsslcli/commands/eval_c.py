@@ -344,7 +344,7 @@ def _suggest(saved: Path | None, part: str | None, trained: Trained | None, data
     if part and part.startswith("calibrated"):
         note(f"reports read {EVALUATION}, an evaluation of all images")
     elif part and part.startswith("adapted"):
-        note(f"adapted accuracies stay out of reports, which read {EVALUATION}")
+        note(f"reports show adapted accuracies beside those of {EVALUATION}")
     elif part:
         note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
     elif saved.name == EVALUATION:

@@ -91,7 +91,7 @@ def _signed(gain: float | None) -> str:
 
 
 def _adapted_summary(adapted: Evaluation) -> str:
-    from rsslcli.core.evaluation.result import describe_adaptation
+    from rsslcli.core.evaluation.adaptation_settings import describe_adaptation
 
     means = adapted.means().items()
     intervals = _intervals(adapted)

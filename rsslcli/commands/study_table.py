@@ -28,7 +28,7 @@ _ANY_WIDTH = 10_000
 def print_study(study: Study) -> None:
     """The warnings, the answer, and Table 1, with as many of its columns as fit the terminal."""
     from rsslcli.core.report.answer import answer
-    from rsslcli.core.report.write import table_1
+    from rsslcli.core.report.tables import table_1
 
     for warning in study.warnings:
         note(warning)

@@ -368,7 +368,7 @@ def test_adapted_accuracies_stand_beside_the_unadapted_ones(home: Path, here: He
     assert adapted == first["adapted"]["accuracy"]["fog"][1]
     code, out, err = here("eval-c adapted --adapt tent --corruptions fog")
     assert "written to adapted/eval-c-adapted-tent-partial.json\n" in out
-    assert "note: adapted accuracies stay out of reports, which read eval-c.json\n" in err
+    assert "note: reports show adapted accuracies beside those of eval-c.json\n" in err
 
 
 def test_a_run_adapts_by_its_own_tasks(home: Path, here: Here) -> None:

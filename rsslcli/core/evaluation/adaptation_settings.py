@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -100,3 +101,17 @@ class Adaptation:
             for name in ("steps", "learning_rate", "episodic"):
                 del values[name]
         return values
+
+
+def describe_adaptation(settings: Mapping[str, Any]) -> str:
+    """The settings of an adaptation, as `Adaptation.to_dict` gives them, in a few words."""
+    order = {"sorted": "sorted by class", "mixed": f"all corruptions mixed by seed {settings['seed']}"}
+    parts = [
+        f"{settings['method']}: prior {float(settings['prior']):g}",
+        f"batches of at most {settings['batch_size']} images",
+        order.get(settings["stream"], f"shuffled by seed {settings['seed']}"),
+    ]
+    if "steps" in settings:
+        steps = "1 step" if settings["steps"] == 1 else f"{settings['steps']} steps"
+        parts.append(f"{steps} at a learning rate of {settings['learning_rate']:g}")
+    return ", ".join(parts)

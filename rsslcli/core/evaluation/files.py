@@ -175,13 +175,8 @@ def load_evaluation(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
         found: dict[str, Any] = {"precision": "float32", "clean_images": content["images"], **content}
-        accuracy = found["accuracy"]
-        cells = [value for row in accuracy.values() for value in row if value is not None]
         usable = (
-            {*accuracy} <= {*CORRUPTIONS}
-            and bool(accuracy)
-            and all(len(row) == len(SEVERITIES) for row in accuracy.values())
-            and all(_is_fraction(value) for value in (found["clean_accuracy"], *cells))
+            all(map(_has_accuracies, [found, *([found["adapted"]] if "adapted" in found else [])]))
             and all(_is_number(index) for index in found["excluded"])
             and all(_is_number(found[name]) and found[name] for name in ("images", "clean_images"))
         )
@@ -190,6 +185,18 @@ def load_evaluation(path: Path) -> dict[str, Any]:
     if not usable:
         raise ValueError(f"{path} is not an evaluation, or it is damaged")
     return found
+
+
+def _has_accuracies(content: Mapping[str, Any]) -> bool:
+    """Whether an object holds the accuracies of an evaluation, by corruption and on clean images."""
+    accuracy = content["accuracy"]
+    cells = [value for row in accuracy.values() for value in row if value is not None]
+    return (
+        bool(accuracy)
+        and {*accuracy} <= {*CORRUPTIONS}
+        and all(len(row) == len(SEVERITIES) for row in accuracy.values())
+        and all(_is_fraction(value) for value in (content["clean_accuracy"], *cells))
+    )
 
 
 def _is_number(value: object) -> bool:

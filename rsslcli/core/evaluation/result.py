@@ -15,6 +15,7 @@ import numpy as np
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, coverage
 from rsslcli.core.data.store import Split
 from rsslcli.core.errors import UserError
+from rsslcli.core.evaluation.adaptation_settings import describe_adaptation
 from rsslcli.core.evaluation.bootstrap import Interval
 from rsslcli.core.evaluation.confidence import Confidence
 from rsslcli.core.evaluation.diagnostics import Diagnostics
@@ -276,20 +277,6 @@ def note_on_chance(result: Evaluation, test: Split) -> str | None:
         "the classes, and the architecture, since some variants have the names and shapes of this WideResNet "
         "but compute something else (FixMatch's PyTorch code: LeakyReLU, shortcuts without activation)"
     )
-
-
-def describe_adaptation(settings: Mapping[str, Any]) -> str:
-    """The settings of an adaptation, as `Adaptation.to_dict` gives them, in a few words."""
-    order = {"sorted": "sorted by class", "mixed": f"all corruptions mixed by seed {settings['seed']}"}
-    parts = [
-        f"{settings['method']}: prior {float(settings['prior']):g}",
-        f"batches of at most {settings['batch_size']} images",
-        order.get(settings["stream"], f"shuffled by seed {settings['seed']}"),
-    ]
-    if "steps" in settings:
-        steps = "1 step" if settings["steps"] == 1 else f"{settings['steps']} steps"
-        parts.append(f"{steps} at a learning rate of {settings['learning_rate']:g}")
-    return ", ".join(parts)
 
 
 def _markdown_table(head: str, rows: Sequence[_Row]) -> list[str]:

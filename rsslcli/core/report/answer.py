@@ -16,7 +16,7 @@ from rsslcli.core.run_folder import RunFolder, folder_of
 #: How many neighboring runs are considered.
 _BESIDE = 50
 #: How many rows a sentence lists.
-_LISTED = 4
+_LISTED = 12
 
 
 #: Rows with their differences to the baseline.
@@ -40,7 +40,7 @@ def answer(study: Study) -> str:
     judged = _judged(study)
     if not judged:
         return _cannot_be_judged(study, found)
-    best, difference = _best(judged)
+    best, difference = _best(study, judged)
     if difference.verdict != "yes, better":
         which = "the best one" if len(judged) == len(found) else "the best one with two seeds or more"
         alone = ", which counts only if it is compared alone" * (difference.verdict == "not after correction")
@@ -51,7 +51,7 @@ def answer(study: Study) -> str:
     return " ".join(
         [
             f"{best.label} is better than the baseline by {_by(study, difference)}.",
-            *_beyond_augmix(study, best),
+            *_beside_augmix(study, best),
         ]
     )
 
@@ -59,7 +59,7 @@ def answer(study: Study) -> str:
 def other_rows(study: Study) -> str:
     """What the answer leaves out: the verdicts on the other rows; empty if there are none."""
     judged = _judged(study)
-    best = _best(judged)[0] if judged else None
+    best = _best(study, judged)[0] if judged else None
     sentences = []
     for verdict, words in _VERDICTS.items():
         rows = [pair for pair in judged if pair[1].verdict == verdict and pair[0] is not best]
@@ -87,13 +87,20 @@ def _judged(study: Study) -> list[tuple[Row, Comparison]]:
     return sorted(judged, key=lambda pair: (pair[1].verdict != "yes, better", -pair[1].mean))
 
 
-def _best(judged: _Found) -> tuple[Row, Comparison]:
-    """The first of the judged rows, unless one with more seeds is ahead of it in the common ones."""
+def _best(study: Study, judged: _Found) -> tuple[Row, Comparison]:
+    """The first of the judged rows, unless one with more seeds is ahead of it in the common ones.
+
+    AugMix alone comes before itself with tasks that add nothing beyond the noise.
+    """
     best = judged[0]
     for row, found in judged[1:]:
         more = found.verdict == best[1].verdict and len(found.differences) > len(best[1].differences)
         if more and row.minus(best[0]).mean >= 0:
             best = row, found
+    for row, augmix, added in _beyond_augmix(study):
+        if row is best[0] and added.verdict != "yes, better":
+            alone = next((pair for pair in judged if pair[0] is augmix), best)
+            return alone if alone[1].verdict == best[1].verdict else best
     return best
 
 
@@ -158,14 +165,25 @@ def _cannot_be_judged(study: Study, found: _Found) -> str:
     )
 
 
-def _beyond_augmix(study: Study, best: Row) -> list[str]:
-    """What the tasks of a row add to AugMix, if it has both."""
-    for row, other, found in study.what_is_added:
-        if row is best and row.config.tasks and other.config.uses_augmix and not other.config.tasks:
-            verdict = _VERDICTS.get(found.verdict, "not judged")
-            if found.verdict.startswith("yes"):
-                verdict = "beyond the noise"
-            return [f"Its difference to AugMix alone is {interval(found)}: {verdict}."]
+def _beyond_augmix(study: Study) -> list[tuple[Row, Row, Comparison]]:
+    """The rows with AugMix and tasks, each with AugMix alone and its difference to that; the best first."""
+    found = [
+        (row, other, added)
+        for row, other, added in study.what_is_added
+        if row.config.tasks and other.config.uses_augmix and not other.config.tasks
+    ]
+    return sorted(found, key=lambda each: (not each[2].is_judged, -each[2].mean))
+
+
+def _beside_augmix(study: Study, best: Row) -> list[str]:
+    """What tasks add to AugMix, in a sentence, if the best row has it."""
+    for row, augmix, added in _beyond_augmix(study):
+        verdict = _VERDICTS.get(added.verdict, "not judged")
+        verdict = "beyond the noise" if added.verdict.startswith("yes") else verdict
+        if row is best:
+            return [f"Its difference to AugMix alone is {interval(added)}: {verdict}."]
+        if augmix is best:
+            return [f"{row.label} differs from it by {interval(added)}: {verdict}."]
     return []
 
 

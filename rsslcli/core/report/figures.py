@@ -74,14 +74,16 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
                 png = _saved(canvas, "png")
                 alt = f"{caption} {words}"
                 if len(rows) < len(study.rows):
-                    caption += f" Of {len(study.rows)} rows, the {len(rows)} with the most seeds."
+                    most = f"the {len(rows)} with the most seeds, and of those with equally many the best"
+                    caption += f" Of {len(study.rows)} rows, {most}; the tables have all."
                 figures[name] = Figure(f"{prefix}{name}.png", caption, alt, svg, narrow_svg, png)
     return figures
 
 
 def _most_seeds(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most `limit` rows in their order: the first one and those with the most seeds."""
-    others = sorted(range(1, len(rows)), key=lambda index: -len(rows[index].runs))
+    """At most `limit` rows in their order: the first one and those with the most seeds, the best of them."""
+    ranks = [(-len(row.runs), -row.means.mean()) for row in rows]
+    others = sorted(range(1, len(rows)), key=lambda index: ranks[index])
     return [rows[index] for index in sorted([0, *others[: limit - 1]])]
 
 

@@ -132,7 +132,9 @@ def method_label(config: Config) -> str:
     known = {frozenset[str](): "Baseline", FOUR: "Four tasks", frozenset(TABLE_1): "Seven tasks"}
     label = known.get(frozenset(config.tasks), " + ".join(titles))
     if config.uses_augmix:
-        label = f"AugMix + {label[0].lower()}{label[1:]}" if config.tasks else "AugMix"
+        # "rotation", but "IR"
+        label = label if label[:2].isupper() else label[0].lower() + label[1:]
+        label = f"AugMix + {label}" if config.tasks else "AugMix"
     if config.weighting not in ("fixed", "automl") or (config.automl and has_effect(config)):
         what = " of λ and JSD" if config.tasks else " of JSD"
         return f"{label}, {WEIGHTING_TITLES[config.weighting]}{what * config.tune_jsd}"

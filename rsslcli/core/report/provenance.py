@@ -124,15 +124,15 @@ def cost(study: Study) -> Iterator[Block]:
         )
         cells = ["–" if np.isnan(value) else format(value, form) for value, form in values]
         rows.append([row.label, str(len(histories)), *cells])
-    columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
-    caption = "Cost, mean over seeds; times are comparable only if every run had the same machine to itself"
-    yield Table(caption, columns, rows, frozenset({"trained with"}), stacked=True)
     label, spread = max(((row.label, _spread(row)) for row in study.rows), key=lambda item: item[1])
     if spread > _UNEVEN:
         yield Text(
             f"These times say little: the slowest training of the row {label} took {spread:.1f} times as "
             "long as the fastest one, and only the seed differed."
         )
+    columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
+    caption = "Cost, mean over seeds; times are comparable only if every run had the same machine to itself"
+    yield Table(caption, columns, rows, frozenset({"trained with"}), stacked=True)
 
 
 def _spread(row: Row) -> float:

@@ -10,6 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.evaluation.adaptation_settings import describe_adaptation
 from rsslcli.core.evaluation.diagnostics import Diagnostics
 from rsslcli.core.evaluation.files import load_evaluation, mistakes_path, other_evaluations, read_evaluation
 from rsslcli.core.files import other_runs
@@ -172,8 +174,7 @@ def read_run(directory: Path) -> Run:
         corrupted_data = content["corrupted_data"]
     except (ValueError, KeyError):
         raise UserError(f"its {EVALUATION} is damaged") from None
-    # null, which means not evaluated, becomes NaN
-    accuracy = {name: np.array(content["accuracy"][name], np.float64) for name in content["accuracy"]}
+    accuracy = {name: _cells(content, name) for name in content["accuracy"]}
     if reason := _incomplete(accuracy):
         raise UserError(reason)
     stated = content.get("mean_accuracy")
@@ -200,6 +201,35 @@ def read_run(directory: Path) -> Run:
         trained_with=_trained_with(folder.log),
         diagnostics=_diagnostics(content, folder.evaluation),
     )
+
+
+def adapted_runs(run: Run) -> dict[str, Run]:
+    """The run with its accuracies after adaptation at test time, by how it adapted, in words.
+
+    They are those of the evaluations beside its own, of the same weights, images and precision.
+    """
+    found = {}
+    keys = ("test_data", "corrupted_data", "precision", "images", "clean_images")
+    for path in sorted(run.directory.glob(f"{Path(EVALUATION).stem}-adapted-*.json")):
+        content = read_evaluation(path) or {}
+        is_same = all(content.get(key) == getattr(run, key) for key in keys)
+        if not is_same or {*content["excluded"]} != run.excluded or "adapted" not in content:
+            continue
+        adapted = content["adapted"]
+        accuracy = {name: _cells(adapted, name) for name in run.accuracy if name in adapted["accuracy"]}
+        if content.get("step", run.history.steps) != run.history.steps or len(accuracy) < len(run.accuracy):
+            continue
+        if not _incomplete(accuracy):
+            with suppress(KeyError, TypeError, ValueError):  # its settings are damaged
+                words = sanitize(describe_adaptation(adapted), 200)
+                clean = float(adapted["clean_accuracy"])
+                found[words] = dataclasses.replace(run, accuracy=accuracy, clean_accuracy=clean)
+    return found
+
+
+def _cells(content: Mapping[str, Any], corruption: str) -> Floats:
+    """The accuracies at each severity; null, which means not evaluated, becomes NaN."""
+    return np.array(content["accuracy"][corruption], np.float64)
 
 
 def _diagnostics(content: Mapping[str, Any], evaluation: Path) -> Diagnostics | None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rsslcli.core.corruptions.names import SEVERITIES, STANDARD, coverage
-from rsslcli.core.errors import UserError, sanitize, signed
+from rsslcli.core.corruptions.names import SEVERITIES, coverage
+from rsslcli.core.errors import UserError, sanitize
 from rsslcli.core.files import replacing
-from rsslcli.core.report.answer import answer, interval, other_rows
+from rsslcli.core.report.answer import answer, other_rows
 from rsslcli.core.report.comparison import Study, make_studies
 from rsslcli.core.report.diagnosis import diagnosis
 from rsslcli.core.report.page import (
@@ -30,6 +30,7 @@ from rsslcli.core.report.page import (
 )
 from rsslcli.core.report.provenance import cost, departures, provenance
 from rsslcli.core.report.runs import LeftOut, read_runs
+from rsslcli.core.report.tables import WORDS, adapted, other_comparisons, table_1
 from rsslcli.core.version import __version__
 
 
@@ -104,48 +105,6 @@ def _pictures_of(report: Path, names: Iterable[str]) -> set[Path]:
     return {report.with_name(name) for name in re.findall(ours, text)}
 
 
-def table_1(study: Study) -> Table:
-    """Accuracy on the corrupted test set in percent, the paper's beside the study's.
-
-    The caption says which images were used, so the table can stand alone.
-    """
-    base = study.baseline
-    in_paper = any(row.paper for row in study.rows)
-    rows = []
-    differences = [found for _, found in study.against_baseline]
-    differences_of_rows = [None, *differences] if base else [None] * len(study.rows)
-    for row, found in zip(study.rows, differences_of_rows, strict=True):
-        cells = {"trained with": row.label}
-        if in_paper:
-            published = f"{row.paper:.2f}" if row.paper else "–"
-            if row.paper and base and base.paper and row is not base:
-                published += f" ({signed(row.paper - base.paper)})"
-            cells["paper (− baseline)"] = published
-        cells |= {
-            "seeds": str(len(row.runs)),
-            "ours, mean ± sd": _spread(row.means),
-            "− baseline [95 % interval]": interval(found) if found else "–",
-            _VERDICT: found.verdict if found else "–" if base else "no baseline",
-            "the usual 15": _spread([run.mean(STANDARD) for run in row.runs.values()]),
-            "clean": _spread([run.clean_accuracy for run in row.runs.values()]),
-        }
-        rows.append(cells)
-    caption = f"Table 1. Accuracy in %, mean over {study.over} at 5 severities."
-    caption += f" Our runs were evaluated on {study.conditions}."
-    return Table(caption, [*rows[0]], [[*row.values()] for row in rows], _WORDS, stacked=True)
-
-
-_VERDICT = "exceeds the noise?"
-#: The columns that hold words, not numbers.
-_WORDS = frozenset({_VERDICT, "trained with", "why", "rows"})
-
-
-def _spread(values: Sequence[float] | np.typing.NDArray[np.float64]) -> str:
-    """Mean ± standard deviation over seeds, in percent."""
-    deviation = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return "–" if np.isnan(values).any() else f"{100 * np.mean(values):.2f}{deviation}"
-
-
 def _study(study: Study, figures: Mapping[str, Figure], title: str, prefix: str) -> Iterator[Block]:
     """The blocks of a study; `title` and the `prefix` of its files are empty if it is the only one."""
     yield Heading(f"{title}{study.title}")
@@ -165,6 +124,7 @@ def _study(study: Study, figures: Mapping[str, Figure], title: str, prefix: str)
     yield table_1(study)
     yield from (figures[name] for name in ("accuracy", "difference") if name in figures)
     yield from other_comparisons(study)
+    yield from adapted(study)
     for name, heading in (("figure-2a", "Test error"), ("figure-2b", "The weights λ")):
         if name in figures:
             yield from (Heading(heading, 3), figures[name])
@@ -184,7 +144,7 @@ def _study(study: Study, figures: Mapping[str, Figure], title: str, prefix: str)
     yield from (Heading("Where the numbers come from", 3), provenance(study))
     if rows := departures(study):
         caption = "Settings that differ from the preset paper's or between rows"
-        yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, _WORDS, stacked=True)
+        yield Table(caption, ["setting", "here", "preset paper", "rows"], rows, WORDS, stacked=True)
     else:
         yield Text("All settings are those of the preset paper.")
     yield from (Heading("What it costs", 3), *cost(study))
@@ -202,18 +162,6 @@ def _against_the_paper(study: Study) -> str:
         "CIFAR-10-C: with other settings or images, compare the differences to the baseline rather than the "
         "accuracies."
     )
-
-
-def other_comparisons(study: Study) -> Iterator[Table]:
-    """What AutoML or another setting adds to the same tasks, tasks to AugMix, and several to rotation."""
-    rows = [
-        [f"{row.label} − {other.label}", str(len(found.differences)), interval(found), found.verdict]
-        for row, other, found in study.what_is_added
-    ]
-    if rows:
-        columns = ["difference", "common seeds", "points [95 % interval]", _VERDICT]
-        caption = f"Other comparisons, in percentage points of accuracy, mean over {study.over}"
-        yield Table(caption, columns, rows, _WORDS, stacked=True)
 
 
 _METHOD = """\
@@ -254,7 +202,7 @@ def _runs(studies: Sequence[Study], left_out: Sequence[LeftOut]) -> Iterator[Blo
         for row in study.rows
         for seed, run in row.runs.items()
     ]
-    yield Table("Compared", columns, rows, _WORDS)
+    yield Table("Compared", columns, rows, WORDS)
     if left_out:
         rows = [[sanitize(entry.directory), entry.reason] for entry in left_out]
-        yield Table("Left out", ["folder", "why"], rows, _WORDS)
+        yield Table("Left out", ["folder", "why"], rows, WORDS)

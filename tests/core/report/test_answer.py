@@ -65,6 +65,19 @@ def test_the_best_method_that_exceeds_the_noise(tmp_path: Path) -> None:
     )
 
 
+def test_tasks_that_add_nothing_to_augmix_do_not_lead(tmp_path: Path) -> None:
+    for seed, gain in enumerate((-0.4, 0.3, 0.4)):
+        mean = (MEANS["augmix"][seed] + gain) / 100
+        make_run(tmp_path / f"more-s{seed}", seed=seed, augment="augmix", tasks=("ir",), mean=mean)
+    study = make(tmp_path, "baseline", "augmix")
+    assert answer(study) == (
+        "AugMix is better than the baseline by +9.00 [+8.75, +9.25] points in mean accuracy over the 19 "
+        "corruptions (3 seeds, 95 % interval). AugMix + IR differs from it by +0.10 [−0.98, +1.18]: within "
+        "the noise."
+    )
+    assert other_rows(study) == "Also better than the baseline: AugMix + IR (+9.10)."
+
+
 def test_nothing_that_exceeds_the_noise(tmp_path: Path) -> None:
     study = make(tmp_path, "baseline", "bir", "ir")
     assert answer(study) == (
@@ -207,7 +220,7 @@ def test_times_that_say_little_are_called_so(tmp_path: Path) -> None:
         line["images_per_second"] /= 3
     path.write_text("\n".join(map(json.dumps, lines)))
     (study,), _ = make_studies(read_runs([tmp_path])[0])
-    _, text = cost(study)
+    text, _ = cost(study)
     assert getattr(text, "text", "") == (
         "These times say little: the slowest training of the row Rotation took 3.0 times as long as the "
         "fastest one, and only the seed differed."
