@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, sanitize
+
+#: Where Linux names the processors.
+_PROCESSORS = Path("/proc/cpuinfo")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -32,7 +37,17 @@ def describe_device(device: torch.device) -> str:
     """Describe the device in one line, for logs and tables."""
     if device.type == "cuda":
         return f"CUDA, {torch.cuda.get_device_name(device)}"
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"CPU ({_processor()}), {count} thread{'s' * (count != 1)}"
+
+
+def _processor() -> str:
+    """The name of the processor without trademarks and clock speed; if it is unknown, its architecture."""
+    name = platform.processor()
+    with suppress(OSError), _PROCESSORS.open(encoding="utf-8", errors="replace") as file:
+        name = next((line.partition(":")[2] for line in file if line.startswith("model name")), name)
+    words = re.sub(r"\((?:R|TM)\)|@.*|:|\b(?:CPU|Processor)\b", " ", name)
+    return sanitize(words, 60) or platform.machine()
 
 
 def set_precision(precision: str, device: torch.device, note: Callable[[str], object]) -> None:

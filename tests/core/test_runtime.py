@@ -6,12 +6,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rsslcli.core import runtime
 from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import (
     autocast,
@@ -41,9 +43,31 @@ def test_devices(present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("processor: 0\nmodel name\t: Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz\n", "Intel Xeon Gold 6230"),
+        ("model name\t: AMD EPYC 9R14\nmodel name\t: other\n", "AMD EPYC 9R14"),
+        ("model name\t: \x1b[31m:" + 99 * "x", r"\x1b[31m " + 50 * "x"),
+        ("BogoMIPS: 50\n", "arm"), (None, "arm"),
+    ],
+)  # fmt: skip
+def test_processors(content: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a log's first line, which a report reads back up to a colon."""
+    if content is not None:
+        (tmp_path / "cpuinfo").write_text(content)
+    monkeypatch.setattr(runtime, "_PROCESSORS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    with using_threads(1):
+        found = describe_device(CPU)
+    assert found.startswith(f"CPU ({name}")
+    assert found.endswith("), 1 thread")
+    assert ":" not in found
+
+
 def test_descriptions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert describe_device(CPU).startswith("CPU (")
-    assert f"{torch.get_num_threads()} threads" in describe_device(CPU)
+    with using_threads(2):
+        assert describe_device(CPU).endswith("), 2 threads")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     assert describe_device(torch.device("cuda")) == "CUDA, NVIDIA H100"
 
