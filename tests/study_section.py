@@ -1,4 +1,4 @@
-"""Refresh the section on the study `small` in docs/results.md, and its picture, from results/small.
+"""Refresh the section on the study `small` in docs/results.md, and its pictures, from results/small.
 
     python tests/study_section.py [STUDY]
 
@@ -30,7 +30,11 @@ from rsslcli.core.run_folder import RunFolder
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "results" / "small"
 DOCUMENT = ROOT / "docs" / "results.md"
-PICTURE = ROOT / "docs" / "images" / "study-accuracy.png"
+#: The pictures of the report that documents show, by their names there.
+PICTURES = {
+    name: ROOT / "docs" / "images" / f"study-{ours}.png"
+    for name, ours in (("accuracy", "accuracy"), ("figure-2b", "lambda"))
+}
 #: The comparisons that docs/results.md discusses, by the names of the rows' folders, and their seeds.
 #: Seeds 5 to 9 were run to confirm what earlier ones had shown.
 DISCUSSED = (
@@ -39,6 +43,8 @@ DISCUSSED = (
     ("automl-share25", "fixed-share25", range(5)),
     ("automl-relative", "automl-share25", range(5)),
     ("automl-relative", "rotation-views1", range(10)),
+    ("automl-relative", "rotation-views1-all", range(10)),
+    ("augmix-automl-relative", "augmix-rotation", range(5)),
     ("automl-relative", "fixed-lambda005", range(5)),
     ("fixed-lambda005", "fixed-share25", range(5)),
     ("rotation-views1-all", "baseline", range(5, 10)),
@@ -62,7 +68,7 @@ def section(study: Study) -> str:
         text.append(Text(rest))
     tables: list[Block] = [*other_comparisons(study), *adapted(study), discussed(study), *cost(study)]
     picture = (
-        f"![Accuracy under corruption by method](images/{PICTURE.name})\n\n"
+        f"![Accuracy under corruption by method](images/{PICTURES['accuracy'].name})\n\n"
         "*Rows with two seeds or more. Not all have the same seeds: only the tables pair them.*\n\n"
     )
     return f"{to_markdown([*text, table_1(study)])}\n{picture}{to_markdown(tables)}"
@@ -151,16 +157,17 @@ def main() -> None:
     if not end:
         sys.exit(f"{DOCUMENT}: the markers {BEGIN} and {END} are not there")
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{section(study)}\n{END}\n{after}", encoding="utf-8")
-    figures._PLOTS = {"accuracy": figures._PLOTS["accuracy"]}
+    figures._PLOTS = {name: figures._PLOTS[name] for name in PICTURES}
     repeated = replace(study, rows=tuple(row for row in study.rows if len(row.runs) > 1))
     about = PngInfo()
     about.add_text("numbers", digest(study))
-    with Image.open(io.BytesIO(figures.draw(repeated)["accuracy"].png)) as picture:
-        picture.save(PICTURE, pnginfo=about, optimize=True)
+    for name, drawn in figures.draw(repeated).items():
+        with Image.open(io.BytesIO(drawn.png)) as picture:
+            picture.convert("RGB").quantize(64).save(PICTURES[name], pnginfo=about, optimize=True)
 
 
 def digest(study: Study) -> str:
-    """What the picture must be drawn again for, if it changes."""
+    """What the pictures must be drawn again for, if it changes."""
     numbers = {row.label: row.means.round(6).tolist() for row in study.rows if len(row.runs) > 1}
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
 
