@@ -110,6 +110,6 @@ def _conclusion(rows: Sequence[Row]) -> str:
         place = "level with"
     return (
         f"On corrupted images {row.name} is {place} the {rows[0].name}.\n"
-        "The interval is over test images, for one seed; docs/results.md shows more. Self-supervision tasks are\n"
-        "not shown: in trainings this short they gained nothing beyond the noise on CIFAR-10."
+        "The interval is over test images, for one seed; docs/results.md shows more.\n"
+        "Tasks are not shown: on CIFAR-10, in trainings this short, they gained nothing."
     )

@@ -29,7 +29,7 @@ def test_one_command_compares_two_classifiers(small: Here, tmp_path: Path) -> No
     code, out, err = small("demo")
     assert code == 0, err
     assert err.splitlines()[-1] == "next: rssl report demo"
-    *table, conclusion, remark = out.splitlines()
+    *table, conclusion, remark, on_tasks = out.splitlines()
     assert all(len(line) <= 80 for line in out.splitlines())
     assert re.fullmatch("accuracy in %: 30 clean test images; 10 under 19 corruptions *", table[0])
     number = r"-?\d+\.\d\d"
@@ -46,6 +46,7 @@ def test_one_command_compares_two_classifiers(small: Here, tmp_path: Path) -> No
         r"On corrupted images augmix is (level with|\d+\.\d points (above|below)) the baseline\.", conclusion
     )
     assert remark.startswith("The interval is over test images")
+    assert on_tasks.startswith("Tasks are not shown: ")
 
     code, again, err = small("demo")
     assert (code, again) == (0, out)
