@@ -20,6 +20,7 @@ from rsslcli.core.report.methods import (
     WITHOUT_EFFECT,
     acting_settings,
     canonical,
+    describe,
 )
 from rsslcli.core.report.page import Block, Table, Text
 
@@ -64,8 +65,8 @@ def _words(value: object) -> str:
     """A setting's value as the report shows it."""
     if value is None:  # of train_size
         return "all"
-    if isinstance(value, Mapping) and not value:
-        return "none"
+    if isinstance(value, Mapping):  # of task_options
+        return describe({"task_options": value}) or "none"
     text = value if isinstance(value, str) else canonical(value).replace('"', "")
     return sanitize(text)
 

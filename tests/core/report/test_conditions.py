@@ -192,7 +192,7 @@ def test_every_setting_that_departs_from_the_preset_or_tells_rows_apart(tmp_path
         ["width", "1", "2", "all"],
         ["batch_norm", "joint", "per-task", second],
         ["initial_lambda", "0.25", "0.5", f"IR (initial_lambda 0.25, ir.scale 3); {first}"],
-        ["task_options", "{ir: {scale: 3.0}}", "none", "IR (initial_lambda 0.25, ir.scale 3)"],
+        ["task_options", "ir.scale 3", "none", "IR (initial_lambda 0.25, ir.scale 3)"],
         ["meta_lr", "1.0", "0.1", "all with AutoML"],
         ["meta_batch_size", "10", "25", "all with AutoML"],
         ["lookahead_scale", "2.0", "1.0", "all with AutoML"],
