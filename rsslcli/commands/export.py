@@ -40,6 +40,8 @@ def export(
     if normalization is not None:
         parse_normalization(normalization)
     check_checkpoints(checkpoint)
+    if output.exists() and output.samefile(checkpoint_path(checkpoint)):
+        raise UserError(f"--output {output} is the file that is read: choose another name")
 
     with waiting():
         from rsslcli.core.version import __version__

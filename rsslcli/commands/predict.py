@@ -173,7 +173,8 @@ def _temperature(checkpoint: Path, network: Network, note: Callable[[str], None]
     from rsslcli.core.evaluation.accuracy import fingerprint_weights
     from rsslcli.core.evaluation.calibration import read_temperature
 
-    found = read_temperature(checkpoint_path(checkpoint), fingerprint_weights(network))
+    weights = fingerprint_weights(network)
+    found = read_temperature(checkpoint_path(checkpoint), weights, network.temperature)
     if found is None:
         return 1.0
     note(f"the probabilities are calibrated: the scores are divided by {found:.4g}")

@@ -171,3 +171,15 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_mistakes(tmp_path: Path, arguments: str, match: str) -> None:
     refuse(f"export {arguments}", cwd=tmp_path, match=match)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_file_that_is_read_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    torch.save(WideResNet(10, 1).state_dict(), path)
+    before = path.read_bytes()
+    refuse(
+        "export model.pt2 --output model.pt2",
+        cwd=tmp_path,
+        match="is the file that is read: choose another name",
+    )
+    assert path.read_bytes() == before

@@ -70,13 +70,14 @@ def calibration_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{Path(CALIBRATION).stem}-{checkpoint.stem}.json")
 
 
-def read_temperature(checkpoint: Path, weights: str) -> float | None:
-    """The temperature beside a checkpoint; None if there is none, or it is of other weights or damaged."""
+def read_temperature(checkpoint: Path, weights: str, carried: object = None) -> float | None:
+    """The temperature beside a checkpoint; None if there is none, or it is of other weights or damaged.
+
+    Without one beside it, the answer is that which the file itself carries, if it is usable.
+    """
     found = read_json(calibration_path(checkpoint))
-    temperature = found.get("temperature")
-    if found.get("weights") != weights or not isinstance(temperature, float):
-        return None
-    return temperature if _is_fitted(temperature) else None
+    temperature = found.get("temperature") if found.get("weights") == weights else carried
+    return temperature if isinstance(temperature, float) and _is_fitted(temperature) else None
 
 
 def _is_fitted(temperature: float) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,15 @@ from rsslcli.core.networks.normalization import NORMALIZATIONS
 #: Images of at most this side get a stem without stride and pooling; torchvision's are made for 224.
 SMALL_IMAGE = 64
 #: Beginnings of the names of torchvision's classifiers that cannot be trained here: the first do not end in
-#: one linear layer, and RegNets cannot be built without taking memory, as reading a checkpoint requires.
-_UNFIT = ("googlenet", "inception", "squeezenet", "regnet")
+#: one linear layer, RegNets cannot be built without taking memory, as reading a checkpoint requires, and
+#: MNASNets refuse tensors without the metadata that a checkpoint does not hold.
+_UNFIT = ("googlenet", "inception", "squeezenet", "regnet", "mnasnet")
+#: Names in torchvision's older files of DenseNets and ViTs, and what its code renames them to.
+_RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"), r"\1"),
+    (re.compile(r"(mlp\.)linear_1(?=\.)"), r"\g<1>0"),
+    (re.compile(r"(mlp\.)linear_2(?=\.)"), r"\g<1>3"),
+)
 
 
 class Backbone(Network):
@@ -32,6 +40,7 @@ class Backbone(Network):
 
     Attributes:
         classifier_name: the name of the layer that `fc` replaces, in the state dict of the original.
+        has_bias: whether that layer has a bias; `fc` always has one.
         new_stem: the name of the convolution that replaces the original's first one; None if it stays.
 
     Args:
@@ -49,6 +58,7 @@ class Backbone(Network):
         if not linear or linear[-1][1] is trunk:
             raise UserError("its classifier is missing: expected an nn.Linear as the last layer")
         self.classifier_name, last = linear[-1]
+        self.has_bias = last.bias is not None
         self.feature_width = last.in_features
         _replace(trunk, self.classifier_name, nn.Identity())
         self.new_stem = _shrink_stem(trunk) if small_stem else None
@@ -68,12 +78,25 @@ class Backbone(Network):
         return [name.removeprefix("trunk.") for name in self.state_dict() if name.startswith("trunk.")]
 
     def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the original, with the names of this network."""
+        """A state dict of the original, with the names of this network; a bias that it lacks is 0."""
         head = f"{self.classifier_name}."
-        return {
-            f"fc.{name.removeprefix(head)}" if name.startswith(head) else f"trunk.{name}": value
-            for name, value in state.items()
-        }
+        found = {}
+        for name, value in state.items():
+            if name.startswith(head):
+                found[f"fc.{name.removeprefix(head)}"] = value
+            else:
+                found[f"trunk.{_present_name(name, self.original_names)}"] = value
+        if not self.has_bias and "fc.weight" in found:
+            found.setdefault("fc.bias", found["fc.weight"].new_zeros(len(found["fc.weight"])))
+        return found
+
+
+def _present_name(name: str, known: Collection[str]) -> str:
+    """What torchvision calls a tensor today, if `name` is not known."""
+    if name not in known:
+        for pattern, present in _RENAMED:
+            name = pattern.sub(present, name)
+    return name
 
 
 def build_backbone(name: str, classes: int, image_size: int) -> Backbone:

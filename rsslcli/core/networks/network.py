@@ -21,6 +21,8 @@ class Network(nn.Module):
             attribute, so that wrappers and copies of the network keep it.
         excluded: indices of the source images that tuned λ; no evaluation may use them.
         image_size: height and width of the images on which it trained, in pixels; None if unknown.
+        temperature: what calibrates its probabilities, as an exported file says; None if unknown. It may be
+            any value: see `read_temperature`.
         built_for: the height and width of the images for which it is built; it may take others.
     """
 
@@ -34,6 +36,7 @@ class Network(nn.Module):
         self.classes: tuple[str, ...] = ()
         self.excluded: tuple[int, ...] = ()
         self.image_size: int | None = None
+        self.temperature: object = None
         self.built_for = 32
         self.register_buffer("mu", None)
         self.register_buffer("sigma", None)

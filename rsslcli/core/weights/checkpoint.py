@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,9 @@ from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.files import checkpoint_path, replacing
 from rsslcli.core.networks.batch_norm import STATISTICS
 from rsslcli.core.networks.build import restore_network
-from rsslcli.core.networks.names import WRN
+from rsslcli.core.networks.names import WRN, is_custom
 from rsslcli.core.networks.network import Network
-from rsslcli.core.networks.normalization import HALF, parse_normalization
+from rsslcli.core.networks.normalization import HALF, Normalization, parse_normalization
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.public import WIDE_RESNET, FoundWeights, find_weights, layout_of, note_on_variant
 from rsslcli.core.weights.tensor_files import copied, read_description, read_tensors
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
+#: The floats that torch computes with everywhere; others, such as float8, it only stores.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: The largest image side that the metadata of a file may claim, in pixels.
+_MAX_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -128,16 +131,19 @@ def load_classifier(
     path = checkpoint_path(path)
     content = read_tensors(path)
     if _is_ours(content):
-        if wanted not in (None, HALF):
+        checkpoint, trained = _checkpoint(path, content)
+        if wanted is not None and not _normalizes_by(trained, wanted):
             raise UserError(
                 f"{path} is a checkpoint of rssl, whose normalization is known: omit `normalization`"
             )
-        checkpoint, trained = _checkpoint(path, content)
         if network not in (None, checkpoint.config.network):
             raise UserError(f"{path} is a run of `network` {checkpoint.config.network}, not of {network}")
         return checkpoint.describe(trained), checkpoint
     loaded, found = _foreign(path, content, network or WRN)
     _describe(loaded, read_description(path))
+    if is_custom(network or WRN) and loaded.image_size is None:
+        size = loaded.built_for
+        note(f"{path} does not say for images of which size it was trained: {size}×{size} is assumed")
     stored = found.normalization if found else None
     if wanted and stored and not torch.allclose(torch.tensor(wanted), torch.tensor(stored), atol=1e-3):
         raise UserError(f"{path} contains another normalization of its input: omit `normalization`")
@@ -178,12 +184,13 @@ def _foreign(path: Path, content: Mapping[str, Any], name: str) -> tuple[Network
         return _network(path, state, Config()), found
     state = template.renamed(state)
     config = Config(network=name)
-    try:
-        return _network(path, state, config, 224), found  # as torchvision's are
-    except UserError:
-        with suppress(UserError):
-            return _network(path, state, config, DEFAULT_SIZE), found  # with a stem for small images
-        raise
+    failures = []
+    for size in (224, 32, 64):  # torchvision's are made for 224; with a stem for small images, for less
+        try:
+            return _network(path, state, config, size), found
+        except UserError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _template(name: str) -> Backbone:
@@ -193,13 +200,23 @@ def _template(name: str) -> Backbone:
 
 
 def _describe(network: Network, described: Mapping[str, Any]) -> None:
-    """Attach the class names and the image size in the metadata of a file, as far as they are usable."""
+    """Attach class names, temperature and image size in the metadata of a file, as far as they are usable."""
     names: Any = described.get("classes")
     if _is_list(names, _is_word) and len({*names}) == len(names) == network.fc.out_features:
         network.classes = tuple(names)
+    network.temperature = described.get("temperature")
     preprocessing = described.get("preprocessing")
-    sizes = preprocessing.get("size") if isinstance(preprocessing, dict) else None
-    network.image_size = next((size for size in SIZES if sizes == [size, size]), network.image_size)
+    sizes: Any = preprocessing.get("size") if isinstance(preprocessing, dict) else None
+    if _is_list(sizes, _is_size) and len(sizes) == 2 and sizes[0] == sizes[1]:
+        network.image_size = sizes[0]
+
+
+def _normalizes_by(network: Network, wanted: Normalization) -> bool:
+    """Whether the input of a network is normalized by these means and standard deviations."""
+    if network.mu is None or network.sigma is None:
+        return wanted == HALF
+    known = torch.stack([network.mu.flatten(), network.sigma.flatten()])
+    return torch.allclose(known, torch.tensor(wanted, dtype=known.dtype), atol=1e-3)
 
 
 def _is_ours(content: Mapping[str, Any]) -> bool:
@@ -252,6 +269,9 @@ def _network(
     path: Path, state: Mapping[str, Tensor], config: Config, image_size: int = DEFAULT_SIZE
 ) -> Network:
     """The network of `config` with weights from `path`; a WideResNet has the size that they say."""
+    last = state.get("fc.weight")
+    if last is not None and last.shape[:1] == (0,):
+        raise UserError(f"{path}: its classifier has no outputs")
     try:
         if config.network == WRN:
             _check_size(state)
@@ -355,11 +375,13 @@ def _is_setting(value: object) -> bool:
 
 def _are_tensors(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(name, str)
-        and isinstance(tensor, Tensor)
-        and (tensor.is_floating_point() or tensor.dtype == torch.int64)
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.dtype in (*_FLOATS, torch.int64)
         for name, tensor in value.items()
     )
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value <= _MAX_SIZE
 
 
 def _is_count(value: object) -> bool:
@@ -382,7 +404,7 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "classifier": _are_tensors,
     "heads": _are_tensors,
     "optimizer": lambda value: isinstance(value, Mapping),
-    "lambdas": lambda value: isinstance(value, Tensor) and value.dim() == 1 and value.is_floating_point(),
+    "lambdas": lambda value: isinstance(value, Tensor) and value.dim() == 1 and value.dtype in _FLOATS,
     "excluded": lambda value: _is_list(value, _is_count),
     "train_data": _is_word,
     "validation_data": _is_word,

@@ -234,7 +234,7 @@ def _difference(network: nn.Module, size: int, run: Run) -> float:
         for count in (1, 2, 7):  # the exporter has seen only batches of 2
             expected = network(_images(count, size))
             found = run(_images(count, size))
-            if found.shape != expected.shape:
+            if found.shape != expected.shape or not (found - expected).isfinite().all():
                 return float("inf")
             worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)))
     return worst

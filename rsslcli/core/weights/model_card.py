@@ -50,7 +50,7 @@ def describe_model(
         "license": read_json(card_path(path)).get("license"),
         "classes": list(network.classes) or None,
         "preprocessing": preprocessing(path, size_for(network)),
-        "temperature": read_temperature(checkpoint, weights),
+        "temperature": read_temperature(checkpoint, weights, network.temperature),
         "training": None if trained is None else _training(trained),
         "evaluation": None if result is None else json.loads(result.to_json()),
     }

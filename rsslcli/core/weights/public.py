@@ -77,14 +77,16 @@ def find_weights(content: Mapping[Any, Any], layout: Layout = WIDE_RESNET) -> Fo
             f"it holds several networks, at {places}: the one at {chosen.place} is used; to use another, "
             "save it in a separate file"
         )
-    pair = next((pair for pair in map(_pair, part) if pair and _are_three(part, pair)), ())
+    # A network of the user's own may normalize its input itself: then the pair is a part of it.
+    others = [name for name in part if not _is_part(name, prefix, layout)]
+    pair = next((pair for pair in map(_pair, others) if pair and _are_three(part, pair)), ())
     normalization = None
     if pair:
         mean, std = (tuple(map(float, part[name].flatten().tolist())) for name in pair)
         normalization = check_normalization(mean, std, " and ".join(map(short_repr, pair)))
     state = {name[len(prefix) :]: part[name] for name in part if _is_part(name, prefix, layout)}
-    other = [_head(name, prefix) for name in part if not _is_part(name, prefix, layout) and name not in pair]
-    unused = list(dict.fromkeys(map(short_repr, [*other, *chosen.beside])))
+    heads = [_head(name, prefix) for name in others if name not in pair]
+    unused = list(dict.fromkeys(map(short_repr, [*heads, *chosen.beside])))
     if unused:
         more = f" and {len(unused) - _MAX_NAMED} more" if len(unused) > _MAX_NAMED else ""
         notes.append(f"not part of the {layout.title}, so not used: {', '.join(unused[:_MAX_NAMED])}{more}")

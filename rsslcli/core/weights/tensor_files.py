@@ -56,7 +56,8 @@ def read_tensors(path: Path) -> dict[Any, Any]:
 def read_description(path: Path) -> dict[str, Any]:
     """The JSON values in the metadata of a safetensors file, by name; empty for any other file.
 
-    The export of a classifier writes "classes" and "preprocessing". The values may be anything: check them.
+    The export of a classifier writes "classes", "preprocessing" and, if it is calibrated, "temperature". The
+    values may be anything: check them.
     """
     with path.open("rb") as file:
         if not _is_safetensors(file, path.stat().st_size):
@@ -66,7 +67,7 @@ def read_description(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as opened:
         texts = opened.metadata() or {}
     found = {}
-    for name in texts.keys() & {"classes", "preprocessing"}:
+    for name in texts.keys() & {"classes", "preprocessing", "temperature"}:
         with suppress(ValueError, RecursionError):
             found[name] = json.loads(texts[name])
     return found

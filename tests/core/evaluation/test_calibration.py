@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,12 @@ def test_only_the_calibration_of_the_same_weights_is_used(tmp_path: Path) -> Non
         assert read_temperature(run, "w") is None
     path.write_bytes(b"{")
     assert read_temperature(run, "w") is None
+    # What the file of weights itself carries stands in for what is not beside it.
+    assert [read_temperature(run, "w", carried) for carried in (2.5, 0.0, "2", math.nan)] == [2.5] + 3 * [
+        None
+    ]
+    Calibration(1.5, 8, "drawn", "w").save(run)
+    assert [read_temperature(run, weights, 2.5) for weights in "wv"] == [1.5, 2.5]
 
 
 def test_a_classifier_without_mistakes_is_not_calibrated(test_split: Split, tmp_path: Path) -> None:

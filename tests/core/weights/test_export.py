@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import runpy
 import warnings
 from pathlib import Path
@@ -206,3 +207,13 @@ def test_a_network_of_another_precision_is_exported_as_a_copy(
     assert done.difference is not None
     assert done.difference < 1e-5
     assert next(other.parameters()).dtype == dtype
+
+
+def test_scores_that_are_not_numbers_are_not_exported(tmp_path: Path) -> None:
+    class Broken(WideResNet):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * math.nan
+
+    with pytest.raises(RsslError, match="is not written: its scores are off by inf"):
+        export_classifier(Broken(10, 1), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
