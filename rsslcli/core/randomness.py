@@ -32,16 +32,14 @@ class BatchRandom:
         ]
 
     def uniform(self, images: Tensor, *shape: int) -> Tensor:
-        """(N, *shape) of the images' dtype, uniform in [0, 1)."""
-        return torch.rand(
-            self._all(images, shape), generator=self.generator, device=images.device, dtype=images.dtype
-        )[self.part]
+        """(N, *shape) of the images' dtype, uniform in [0, 1]; the same numbers for every dtype."""
+        drawn = torch.rand(self._all(images, shape), generator=self.generator, device=images.device)
+        return drawn[self.part].to(images.dtype)
 
     def normal(self, images: Tensor, *shape: int) -> Tensor:
-        """(N, *shape) of the images' dtype, standard normal."""
-        return torch.randn(
-            self._all(images, shape), generator=self.generator, device=images.device, dtype=images.dtype
-        )[self.part]
+        """(N, *shape) of the images' dtype, standard normal; the same numbers for every dtype."""
+        drawn = torch.randn(self._all(images, shape), generator=self.generator, device=images.device)
+        return drawn[self.part].to(images.dtype)
 
     def _all(self, images: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (len(images) if self.batch is None else self.batch, *shape)

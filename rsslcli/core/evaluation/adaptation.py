@@ -110,7 +110,11 @@ class AdaptiveClassifier(nn.Module):
     def __init__(self, classifier: nn.Module, settings: Adaptation) -> None:
         super().__init__()
         self.settings = settings
-        self.model = copy.deepcopy(classifier).eval().requires_grad_(False)
+        self.model = copy.deepcopy(classifier).eval()
+        #: What its maker froze; if that is everything, it was frozen to be used, not to be kept.
+        frozen = {parameter for parameter in self.model.parameters() if not parameter.requires_grad}
+        self._frozen = frozen if len(frozen) < len([*self.model.parameters()]) else set()
+        self.model.requires_grad_(False)
         assert settings.prior is not None
         self.layers = _mix_statistics(self, settings.prior)
         if not self.layers and settings.method != "tasks":  # which adapts the trunk
@@ -134,7 +138,10 @@ class _Descent(AdaptiveClassifier):
     def _move(
         self, parameters: Sequence[nn.Parameter], optimizer: Callable[[Sequence[nn.Parameter]], Optimizer]
     ) -> None:
-        """Choose the parameters that the steps move, and what makes their optimizer."""
+        """Choose the parameters that the steps move, but for frozen ones, and what makes their optimizer."""
+        parameters = [parameter for parameter in parameters if parameter not in self._frozen]
+        if not parameters:
+            raise UserError(f"{self.settings.method} has nothing to move: those parameters are frozen")
         if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters):
             raise UserError(
                 f"{self.settings.method} moves weights by steps that half precision rounds away: adapt the "
@@ -159,7 +166,8 @@ class _Descent(AdaptiveClassifier):
         self._optimizer = self._new_optimizer(self._moved)
 
     def _step(self, loss: Tensor) -> None:
-        gradients = torch.autograd.grad(loss, self._moved)
+        # A parameter that the pass does not use has the gradient 0, as in training.
+        gradients = torch.autograd.grad(loss, self._moved, materialize_grads=True)
         for parameter, gradient in zip(self._moved, gradients, strict=True):
             parameter.grad = gradient
         self._optimizer.step()

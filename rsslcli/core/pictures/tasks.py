@@ -86,6 +86,7 @@ def draw_tasks(
         source = BatchRandom(seeded_generator(torch.device("cpu"), seed, "figure augmix"))
         columns.append(_Column("AugMix", augmix(originals, source)))
     if checkpoint is not None and network is not None:
+        classifier = checkpoint.network()  # what an evaluation uses
         known = checkpoint.classes
         count = len(known)
         score_of = match_classes(
@@ -94,7 +95,7 @@ def draw_tasks(
         labels = torch.tensor(score_of)[torch.from_numpy(split.labels[chosen])]
         for column in columns:
             with torch.inference_mode():
-                scores = network(column.images)
+                scores = classifier(column.images)
             column.answer(scores, labels, split.classes if classes_by_position else known)
     for name, task in built.items():
         inputs, targets = _examples(name, task, originals, random)
@@ -125,8 +126,11 @@ class _Column:
     names: Sequence[str] = ()  #: the names of the answers
 
     def answer(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
-        """Store the outputs if they are scores of classes; ignore others."""
-        if outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point():
+        """Store the outputs if they are scores of classes, and the targets their indices; ignore others."""
+        classes = outputs.shape[1] if outputs.dim() == 2 else 0
+        if classes < 2 or targets.dim() != 1 or targets.is_floating_point():
+            return
+        if int(targets.min()) >= 0 and int(targets.max()) < classes:
             self.likely = outputs.softmax(1)
             self.right = targets
             self.names = names if len(names) == outputs.shape[1] else list(map(str, range(outputs.shape[1])))

@@ -32,6 +32,9 @@ class Task(ABC):
     #: True if the inputs are the unchanged images, so that the task shares the main task's forward pass.
     clean_input: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:  # noqa: B027
+        """Check the options; the default accepts them."""
+
     @classmethod
     def options(cls) -> dict[str, float | bool]:
         """The task's options and their defaults."""

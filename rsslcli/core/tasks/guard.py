@@ -41,10 +41,10 @@ def transformed(name: str, task: Task, images: Tensor, random: BatchRandom) -> t
         TaskError: a custom task fails or breaks the contract.
     """
     with blaming(name, task, "transform"):
-        version = images._version
+        before = _version(images)
         result = task.transform(images, random)
         expect(
-            images._version == version, "changes the images that it is given, which the main task sees too"
+            _version(images) == before, "changes the images that it is given, which the main task sees too"
         )
         expect(
             isinstance(result, tuple) and len(result) == 2 and all(isinstance(x, Tensor) for x in result),
@@ -77,7 +77,12 @@ def outputs_of(name: str, task: Task, head: nn.Module, features: Tensor) -> Tens
         TaskError: the head of a custom task fails or breaks the contract.
     """
     with blaming(name, task, "head"):
+        before = _version(features)
         outputs = head(features)
+        expect(
+            not task.clean_input or _version(features) == before,
+            "changes the features in place, which the main task uses too",
+        )
         expect(
             isinstance(outputs, Tensor) and outputs.dim() > 0 and len(outputs) == len(features),
             f"must give a tensor with one row per row of features, {len(features)}",
@@ -93,7 +98,9 @@ def loss_of(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
         TaskError: a custom task fails or breaks the contract.
     """
     with blaming(name, task, "loss"):
+        before = _version(targets)
         loss = task.loss(outputs, targets)
+        expect(_version(targets) == before, "changes the targets in place, which may be the images")
         expect(
             isinstance(loss, Tensor) and loss.shape == () and loss.dtype == outputs.dtype,
             f"must give a scalar tensor with the dtype of the outputs, {outputs.dtype}",
@@ -110,11 +117,14 @@ def picture_of(name: str, task: Task, inputs: Tensor, outputs: Tensor) -> Tensor
     """
     with blaming(name, task, "picture"):
         shown = task.picture(inputs, outputs)
-        expect(
-            shown is None or (isinstance(shown, Tensor) and shown.shape == inputs.shape),
-            "must give one image per input, of its shape, or None",
-        )
+        is_image = isinstance(shown, Tensor) and shown.shape == inputs.shape and shown.is_floating_point()
+        expect(shown is None or is_image, "must give one float image per input, of its shape, or None")
     return shown
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _kind(tensor: Tensor) -> str:

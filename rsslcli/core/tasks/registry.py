@@ -135,6 +135,13 @@ def _build(name: str, options: Mapping[str, Any]) -> Task:
         return kind(**options)
     except ValueError as error:  # of a class that checks its options
         raise UserError(f"task_options of '{name}': {sanitize(error)}") from None
+    except TypeError as error:
+        if name in TASKS:
+            raise
+        raise UserError(
+            f"task '{name}' cannot be made: {sanitize(error)}: declare its options as fields of a dataclass, "
+            "without an __init__ of its own"
+        ) from None
 
 
 def _unknown(name: object) -> UserError:
@@ -286,6 +293,10 @@ def _check_class(kind: object, origin: str) -> None:
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if missing:
         raise UserError(f"{origin} has no method {' and no method '.join(missing)}, which every task needs")
+    if not isinstance(kind.title, str):
+        raise UserError(f"{origin}: title: expected text, got {short_repr(kind.title)}")
+    if not isinstance(kind.answers, list | tuple) or not all(isinstance(each, str) for each in kind.answers):
+        raise UserError(f"{origin}: answers: expected texts, got {short_repr(kind.answers)}")
     fields = {option.name: option.default for option in dataclasses.fields(kind)}
     for name, default in fields.items():
         if not isinstance(default, bool | int | float):

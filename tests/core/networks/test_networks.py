@@ -16,7 +16,7 @@ from rsslcli.core.errors import UserError
 from rsslcli.core.networks.batch_norm import keep_running_statistics
 from rsslcli.core.networks.network import initialize
 from rsslcli.core.networks.wide_resnet import WideResNet
-from rsslcli.core.tasks.registry import TASKS, build_tasks
+from rsslcli.core.tasks.registry import build_tasks
 
 
 def expected_shapes(depth: int, width: int, classes: int) -> dict[str, tuple[int, ...]]:
@@ -296,7 +296,7 @@ def describe(module: nn.Module) -> list[str]:
     return [type(module).__name__.lower()]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", HEADS)
 def test_heads_are_those_of_the_supplement(name: str) -> None:
     head = build_tasks([name])[name].head(128)
     assert describe(head) == HEADS[name]
@@ -324,5 +324,5 @@ def test_a_transposed_convolution_has_a_bias_only_where_no_normalization_follows
 
 
 def test_heads_follow_other_feature_widths() -> None:
-    for name, task in build_tasks(TASKS).items():
+    for name, task in build_tasks(HEADS).items():
         assert task.head(64)(torch.randn(2, 64)).shape == (2, *OUTPUTS[name])

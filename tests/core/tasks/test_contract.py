@@ -175,13 +175,54 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "infinite": (loss(lambda s, o, t: s.scale * F.cross_entropy(o, t) / 0), "loss is inf"),
     "one output": (loss(lambda s, o, t: s.scale * o[:8].square().mean()), "is not a mean over the batch"),
     "no gradient": (loss(lambda s, o, t: s.scale * (o * 0).sum()), "has no gradient that reaches the trunk"),
-    "picture": ({"picture": lambda s, i, o: i[:, :1]}, "picture must give one image per input"),
+    "picture": ({"picture": lambda s, i, o: i[:, :1]}, "picture must give one float image per input"),
+    "bytes": ({"picture": lambda s, i, o: (i * 255).byte()}, "picture must give one float image per input"),
+    "changed targets": (
+        loss(lambda s, o, t: s.scale * F.cross_entropy(o, t.mul_(1))),
+        "changes the targets in place, which may be the images",
+    ),
     "answers": ({"answers": ("a", "b", "c")}, "cannot name 3 answers where there are 2 scores"),
 }
 
 
+class Noisy(Good):
+    """Draws floats of both kinds, which are the same in float64."""
+
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        noise = random.normal(images, 3, 1, 1) * random.uniform(images, 1, 1, 1)
+        inputs, targets = super().transform((images + 0.1 * noise).clamp(0, 1), random)
+        return inputs, targets
+
+
+class InPlace(Good):
+    """A head that begins in place, on features that the main task has too."""
+
+    clean_input = True
+    answers = ()
+
+    def head(self, features: int) -> nn.Module:
+        return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(features, 2))
+
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        return images, images.flatten(1)[:, :2]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * F.mse_loss(outputs, targets)
+
+
+def test_a_head_may_not_change_what_it_shares(images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(TaskError, match="head changes the features in place, which the main task uses too"):
+        losses(InPlace(), images, labels)
+    InPlace.clean_input = False
+    try:
+        assert losses(InPlace(), images, labels)["mine"].isfinite()
+    finally:
+        InPlace.clean_input = True
+
+
 def test_a_good_task_passes() -> None:
     check_task(Good())
+    check_task(Noisy())
     check_task(Good(scale=4.0), size=16, features=8)
     check_task(Pixels())
 

@@ -15,7 +15,7 @@ from rsslcli.core.presets import make_config
 from rsslcli.core.tasks import registry
 from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.check import check_task
-from rsslcli.core.tasks.registry import TASKS, build_tasks, check_task_names
+from rsslcli.core.tasks.registry import build_tasks, check_task_names
 
 FLIP = Path(__file__).parents[3] / "docs" / "examples" / "flip.py"
 HEAD = "from dataclasses import dataclass, field\nfrom rsslcli.core.tasks.base import Task\n"
@@ -53,7 +53,6 @@ def test_a_file_makes_its_tasks_known_in_this_process() -> None:
     config = make_config(overrides={"tasks": ["rotation", "flip"], "task_options": {"flip": {"scale": 2}}})
     flip = build_tasks(config.tasks, config.task_options)["flip"]
     assert (flip.title, flip.scale) == ("Upside down", 2)
-    assert "flip" not in TASKS
     with pytest.raises(UserError, match="did you mean 'flip'"):
         check_task_names(["flipp"])
     check_task(flip)
@@ -255,3 +254,45 @@ def test_options_of_tasks_that_are_not_trained_must_fit_too() -> None:
 def test_no_task_may_have_the_name_of_a_rule_for_the_weights() -> None:
     """Since λ, folders and rows of a study go by these names."""
     assert {*WEIGHTINGS, JSD, "main"} <= {*registry._RESERVED}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ("    title = 5\n", "title: expected text, got 5"),
+        ("    answers = (0, 1)\n", "answers: expected texts, got a tuple"),
+        ("    answers = 'ab'\n", "answers: expected texts, got 'ab'"),
+    ],
+)
+def test_texts_are_texts(change: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong_texts.py"
+    name = change.split(maxsplit=1)[0]
+    path.write_text(re.sub(rf"    {name} = .*\n", change, FLIP.read_text()).replace("Flip", "WrongTexts"))
+    assert change in path.read_text()
+    with pytest.raises(UserError, match=match):
+        registry.load_task_file(path)
+
+
+OPTIONS = """
+
+class StrictFlip(BaseFlip):
+    def __post_init__(self):
+        if self.scale > 10:
+            raise ValueError("scale is at most 10")
+
+
+class OwnFlip(BaseFlip):
+    def __init__(self, n):
+        pass
+"""
+
+
+def test_options_are_checked_without_the_decorator_too(tmp_path: Path) -> None:
+    path = tmp_path / "strict_tasks.py"
+    path.write_text(FLIP.read_text().replace("Flip", "BaseFlip") + OPTIONS)
+    assert {*registry.load_task_file(path)} >= {"strictflip", "ownflip"}
+    build_tasks(["strictflip"], {"strictflip": {"scale": 9}})
+    with pytest.raises(UserError, match="task_options of 'strictflip': scale is at most 10"):
+        build_tasks(["strictflip"], {"strictflip": {"scale": 100}})
+    with pytest.raises(UserError, match=r"task 'ownflip' cannot be made: .*options as fields of a dataclass"):
+        build_tasks(["ownflip"])

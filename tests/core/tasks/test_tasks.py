@@ -29,6 +29,9 @@ from rsslcli.core.tasks.color import lab_to_rgb, rgb_to_lab
 from rsslcli.core.tasks.reconstruction import blurred
 from rsslcli.core.tasks.registry import TASKS, build_tasks, check_task_names
 
+#: The paper's tasks, beside which others may be registered.
+PAPER = ("rotation", "color", "ir", "bir", "inpaint", "rgb", "jigsaw")
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -369,7 +372,8 @@ def test_a_generator_decides_everything(name: str) -> None:
     )
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
-    assert torch.equal(first[1], other[1]) == (name not in ("rgb", "jigsaw"))
+    if name in PAPER:
+        assert torch.equal(first[1], other[1]) == (name not in ("rgb", "jigsaw"))
     assert torch.equal(torch.get_rng_state(), state), "the global random state must stay"
 
 
@@ -430,7 +434,7 @@ def test_tasks_are_built_in_order_with_their_options() -> None:
     assert vars(built["bir"]) == {"scale": 3, "sigmoid": True, "hidden": False, "sigma": 2.0}
     assert built["rotation"].scale == 1.0
     assert build_tasks([]) == {}
-    assert [t.title for t in build_tasks(TASKS).values()] == [
+    assert [t.title for t in build_tasks(PAPER).values()] == [
         "Rotation",
         "Coloring",
         "Image reconstruction",
