@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -77,29 +77,43 @@ def waiting(text: str = "loading PyTorch") -> Iterator[None]:
         yield
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by an exception, so that what runs is cleaned up."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def stop_on_signal(bar: Bar | None = None) -> Iterator[list[int]]:
-    """Within this context, the first SIGINT or SIGTERM goes into the list; a second one acts at once.
+def stop_on_signal(
+    bar: Bar | None = None, *, second: Callable[[int, FrameType | None], object] | None = None
+) -> Iterator[list[int]]:
+    """Within this context, the first SIGINT, SIGTERM or SIGHUP goes into the list; a second one acts at once.
+
+    A SIGHUP that the user ignores, as under nohup, stays ignored.
 
     Args:
         bar: the bar that the first one removes from the terminal.
+        second: what handles the second one; by default the process ends.
     """
     received: list[int] = []
     threads: list[Thread] = []
 
     def tell() -> None:
-        if bar is not None:
-            bar.stop()
-        err.print("stopping after this step; once more to stop at once")
+        with suppress(OSError):  # the terminal may be gone
+            if bar is not None:
+                bar.stop()
+            err.print("stopping after this step; once more to stop at once")
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for each in previous:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, second or signal.SIG_DFL)
         threads.append(Thread(target=tell))  # this thread may hold a lock that the bar waits for
         threads[-1].start()
 
-    previous = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
+    previous = {each: signal.signal(each, note) for each in caught}
     try:
         yield received
     finally:

@@ -10,6 +10,7 @@ from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError
 from rsslcli.core.networks.names import is_custom
 from rsslcli.core.run_folder import CHECKPOINT, CONFIG, RunFolder, folder_of
+from rsslcli.core.study.grid import PLAN
 from rsslcli.core.tasks.registry import is_known
 
 #: Fewer training images than this call for a small network, small batches and many epochs.
@@ -84,8 +85,9 @@ def suggest_evaluation(run: Path, config: Config, data_dir: Path) -> None:
     if not config.automl:
         tuned = _tuned_beside(run, config.dataset)
         drawn = (config.seed, config.validation_images)
-        if drawn in tuned.values() or (not tuned and config.dataset in (EMBEDDED, *OFFICIAL)):
-            fair = ["--leave-out-validation"]  # on the data sets of studies, where AutoML runs may follow
+        of_study = config.dataset in (EMBEDDED, *OFFICIAL) or (folder_of(run) / PLAN).is_file()
+        if drawn in tuned.values() or (not tuned and of_study):
+            fair = ["--leave-out-validation"]  # in studies, where AutoML runs may follow
         elif tuned:
             fair = ["--same-images-as", next(iter(tuned))]
     if is_custom(config.network):

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,9 +23,10 @@ from rich.progress import (
 from rich.table import Table
 
 from rsslcli.commands import completion, options
-from rsslcli.commands.console import err, note, out, split_names, stop_on_signal, waiting
+from rsslcli.commands.console import err, interrupt, note, out, split_names, stop_on_signal, waiting
 from rsslcli.commands.prepare_data import Corruptions, bring_in_place
 from rsslcli.commands.study_table import print_study
+from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.errors import (
     InterruptedTrainingError,
     RsslError,
@@ -140,7 +142,7 @@ def reproduce(
     check_fit(chosen, images)
     save_plan(cells)
     view = _View()
-    with view._bar, stop_on_signal() as received:
+    with view._bar, stop_on_signal(second=interrupt) as received:
         runner = Runner(jobs, gpus, images, common, view, lambda: bool(received))
         counts = runner.run(chosen, retry=retry)
     out.print(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
@@ -158,11 +160,16 @@ def _named(only: str) -> list[str]:
 def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> int:
     """Prepare the data set and its corrupted versions if missing; return the number of training images."""
     from rsslcli.core.data.loading import load_corrupted
+    from rsslcli.core.data.published import corrupted_origin
     from rsslcli.core.data.store import load_dataset
 
     try:
         data = load_dataset(data_dir, dataset)
-        load_corrupted(data)
+        corrupted = load_corrupted(data)
+        if corrupted_origin(corrupted) == "generated" and {*corrupted.names} != {*CORRUPTIONS}:
+            # Its generation was stopped, or is still running: a study needs all of them.
+            limit = corrupted.images_per_cell
+            bring_in_place(dataset, None, data_dir, corruptions=Corruptions.generate, limit=limit)
     except StaleCorruptionsError:
         raise  # what is there may be larger than the study's, and finished cells were evaluated on it
     except UserError:
@@ -194,7 +201,7 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
         out.print(f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}")
     again = rssl_command(*sys.argv[1:])
     if received:
-        stopped = InterruptedTrainingError(f"stopped, all saved; to continue: {again}")
+        stopped = InterruptedTrainingError(f"stopped; to continue: {again}")
         stopped.exit_code = 128 + received[0]
         raise stopped
     if counts["failed"]:
@@ -271,12 +278,12 @@ def _list_cells(cells: list[Cell], common: list[str], jobs: int, sizes: Sizes) -
     for cell in missing:
         commands = " && ".join(rssl_command(*command) for command in cell.commands(common))
         out.print(f"{cell.number}: {commands}")
-    low = sum(estimates[cell.name].low for cell in missing)
-    high = sum(estimates[cell.name].high for cell in missing)
+    low = _time_of_all([estimates[cell.name].low for cell in missing], jobs)
+    high = _time_of_all([estimates[cell.name].high for cell in missing], jobs)
     gigabytes = sum(estimates[cell.name].bytes for cell in missing) / 1e9
     at_once = f", {jobs} at once" if jobs > 1 else ""
     out.print(
-        f"{len(missing)} of {len(cells)} cells are left: about {_duration(low / jobs, high / jobs)} on this "
+        f"{len(missing)} of {len(cells)} cells are left: about {_duration(low, high)} on this "
         f"machine{at_once}, {gigabytes:.2f} GB (an estimate: operations counted, their speed measured)",
     )
     cores = os.cpu_count() or 1
@@ -286,6 +293,11 @@ def _list_cells(cells: list[Cell], common: list[str], jobs: int, sizes: Sizes) -
             f"this machine is busy (load {load:.0f}, {cores} cores): the shorter times are for an idle "
             "machine, the longer ones for one that stays as busy as it is now"
         )
+
+
+def _time_of_all(times: Sequence[float], jobs: int) -> float:
+    """How long cells take, `jobs` at a time: no less than the longest one."""
+    return max([sum(times) / jobs, *times])
 
 
 def _sizes(preset: str, cell: Cell, source: str | None, data_dir: Path) -> Sizes:

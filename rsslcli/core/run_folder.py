@@ -82,10 +82,10 @@ class RunFolder:
 
     def state(self) -> State:
         """How far the run is; an evaluation of an earlier step, or a damaged one, does not count."""
-        if self.failure.exists():
-            return "failed"
         if self._is_finished() and self._is_evaluated():  # also if the checkpoint was deleted since
             return "done"
+        if self.failure.exists():
+            return "failed"
         return "begun" if self.checkpoint.is_file() else "to do"
 
     def _is_evaluated(self) -> bool:

@@ -16,8 +16,9 @@ from rich.console import Console
 from synthetic import make_run
 
 from rsslcli.app import app, main
-from rsslcli.commands.reproduce import _duration, _sizes, _View
+from rsslcli.commands.reproduce import _duration, _prepare, _sizes, _time_of_all, _View
 from rsslcli.commands.study_table import print_study
+from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.report.write import Report, write_report
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.study.grid import STUDY_SIZES, plan
@@ -231,3 +232,20 @@ def test_mistakes(
         main()
     assert ended.value.code == 2
     assert re.search(match, capsys.readouterr().err)
+
+
+def test_a_set_whose_generation_was_stopped_is_completed_first(home: Path, here: Here) -> None:
+    """Else AutoML would be tuned, and every cell tested, on a part of the corruptions."""
+    make = "prepare-data --dataset half --source images --corruptions generate --only fog,snow"
+    here.succeed(f"{make} --data-dir half")
+    folder = home / "half" / "half" / "corrupted"
+    images = open_corrupted(folder, "half").images_per_cell
+    assert _prepare("quick", "half", None, home / "half") > 0
+    whole = open_corrupted(folder, "half")
+    assert (len(whole.names), whole.images_per_cell) == (19, images)
+
+
+def test_the_time_of_a_study_is_no_less_than_that_of_its_longest_cell() -> None:
+    assert _time_of_all([60.0, 20.0, 20.0], 2) == 60
+    assert _time_of_all([60.0, 50.0, 40.0], 2) == 75
+    assert _time_of_all([], 2) == 0

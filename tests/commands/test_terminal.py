@@ -259,6 +259,29 @@ def test_a_second_ctrl_c_leaves_the_cursor_on_the_terminal() -> None:
     assert shown.endswith("stopping after this step; once more to stop at once\r\n")
 
 
+#: What the first signal does, and the second one.
+CLOSED = """
+import os, signal, sys
+from rsslcli.commands.console import interrupt, stop_on_signal
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with stop_on_signal(second=interrupt) as received:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(len(received))
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        print("goes on")
+    except KeyboardInterrupt:
+        print("cleans up")
+"""
+
+
+@pytest.mark.parametrize(("how", "printed"), [("closed", "1 cleans up"), ("nohup", "0 goes on")])
+def test_a_closed_terminal_stops_a_study_unless_the_user_said_nohup(how: str, printed: str) -> None:
+    shown = subprocess.run([sys.executable, "-c", CLOSED, how], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == printed.split()
+
+
 @pytest.mark.parametrize(
     "error",
     [

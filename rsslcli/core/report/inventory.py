@@ -50,7 +50,12 @@ class RunEntry:
 
 def list_runs(folder: Path) -> list[RunEntry]:
     """The runs in and below a folder, at most three levels down, by the time when they began."""
-    entries = [_describe(RunFolder(directory)) for directory in run_directories(folder)]
+    errors: list[OSError] = []
+    entries = [_describe(RunFolder(directory)) for directory in run_directories(folder, errors.append)]
+    for error in errors:
+        run = RunFolder(Path(error.filename))
+        problem = f"{sanitize(run.path)} cannot be read: {error.strerror}"
+        entries.append(RunEntry(run.path, "damaged", _begun(run), problem=problem))
     return sorted(entries, key=lambda entry: (entry.begun, entry.directory))
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,18 +111,23 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     """
     runs = []
     left_out = []
-    for directory in _find(folders):
+    unreadable: list[LeftOut] = []
+    for directory in _find(folders, unreadable):
         try:
             runs.append(read_run(directory))
         except UserError as error:
             left_out.append(LeftOut(directory, sanitize(error)))
         except OSError as error:
             left_out.append(LeftOut(directory, sanitize(f"cannot be read: {error.strerror or error}")))
-    return runs, left_out
+    return runs, left_out + unreadable
 
 
-def _find(folders: Sequence[Path]) -> list[Path]:
+def _find(folders: Sequence[Path], unreadable: list[LeftOut]) -> list[Path]:
     """The run directories in and below `folders`, each once; a folder without runs stands for itself."""
+
+    def tell(error: OSError) -> None:
+        unreadable.append(LeftOut(Path(error.filename), f"cannot be read: {error.strerror}"))
+
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -130,15 +135,23 @@ def _find(folders: Sequence[Path]) -> list[Path]:
             raise UserError(
                 f"{folder}: expected a run directory or a folder of them" + (f": {hint}" if hint else "")
             )
-        for directory in list(run_directories(folder)) or [folder]:
+        for directory in list(run_directories(folder, tell)) or [folder]:
             found.setdefault(directory.resolve(), directory)
     return list(found.values())
 
 
-def run_directories(folder: Path) -> Iterator[Path]:
-    """The run directories in a folder, at most `_DEPTH` levels down; a run contains no other runs."""
+def run_directories(folder: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[Path]:
+    """The run directories in a folder, at most `_DEPTH` levels down; a run contains no other runs.
+
+    `on_error` is called with the error of each folder that cannot be read.
+    """
+
+    def tell(error: OSError) -> None:
+        if on_error is not None and not isinstance(error, FileNotFoundError):
+            on_error(error)
+
     # Links are followed; the depth limit ends loops.
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=tell, followlinks=True):
         is_run = not {CONFIG, METRICS, EVALUATION}.isdisjoint(files)
         if is_run:
             yield Path(place)

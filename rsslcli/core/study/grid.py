@@ -204,7 +204,9 @@ def save_plan(cells: Sequence[Cell]) -> None:
     seeds = 1 + max(cell.config.seed for cell in cells)
     beyond = {cell.method: cell.config.tasks[len(BEST_TASKS) :] for cell in cells if cell.config.automl}
     added = [tasks for name, tasks in beyond.items() if tasks and name == "-".join(("automl", *tasks))]
-    if (seeds, added) != _read_plan(output):
+    seeds_there, added_there = _read_plan(output)  # since `plan`, another process may have added some
+    seeds, added = max(seeds, seeds_there), list(dict.fromkeys([*added_there, *added]))
+    if (seeds, added) != (seeds_there, added_there):
         with replacing(output / PLAN) as file:
             file.write(json.dumps({"seeds": seeds, "added_tasks": added}).encode() + b"\n")
 

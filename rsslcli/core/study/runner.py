@@ -27,8 +27,12 @@ PROGRAM = (sys.executable, "-m", "rsslcli")
 
 
 def threads_each(jobs: int) -> int:
-    """CPU threads per cell when `jobs` cells run at once."""
-    return max((os.cpu_count() or 1) // jobs, 1)
+    """CPU threads per cell when `jobs` cells run at once: OMP_NUM_THREADS, or else a share of the cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if given.isdecimal() and int(given):
+        return int(given)
+    affinity = getattr(os, "sched_getaffinity", None)  # fewer than all in a container or under taskset
+    return max(len(affinity(0) if affinity else range(os.cpu_count() or 1)) // jobs, 1)
 
 
 @dataclass(frozen=True)
@@ -113,27 +117,37 @@ class Runner:
             lock.close()
             self._ended(cell, "busy", "another process is running it")
             return None
+        except RsslError as error:  # its folder cannot be written: others may go on
+            lock.close()
+            self._ended(cell, "failed", str(error))
+            return None
         job = _Job(cell, min(set(range(self.jobs)) - taken), cell.commands(self.options), lock=lock)
         self.on_event(CellEvent(cell, "started", text=rssl_command(*job.remaining[0])))
-        self._next_command(job)
-        return job
+        if self._next_command(job):
+            return job
+        lock.close()
+        return None
 
     def _is_skipped(self, cell: Cell, retry: bool) -> bool:
         """Whether the cell is done or failed before; then reports it."""
         status = cell.status()
-        skipped = status == "done" or (status == "failed" and not retry)
-        if skipped:
-            done = status == "done"
-            text = "done before" if done else f"failed before: {last_line(cell.folder.failure)}"
-            self._ended(cell, "skipped", text)
-        return skipped
+        if status == "done":
+            self._ended(cell, "skipped", "done before")
+        elif status == "failed" and not retry:
+            self._ended(cell, "failed", f"before: {last_line(cell.folder.failure)}")
+        else:
+            return False
+        return True
 
-    def _next_command(self, job: _Job) -> None:
-        """Start the next command of the job; its output is appended to the cell's log file."""
+    def _next_command(self, job: _Job) -> bool:
+        """Start the next command of the job; its output is appended to the cell's log file.
+
+        Where it cannot be started, reports that and returns false.
+        """
         environment = os.environ | {"NO_COLOR": "1"}
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.gpus)))).split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = visible[job.slot % len(visible)]
+            environment["CUDA_VISIBLE_DEVICES"] = visible[job.slot % min(self.gpus, len(visible))]
         else:
             environment.setdefault("OMP_NUM_THREADS", str(threads_each(self.jobs)))
         log = log_file(job.cell)
@@ -153,7 +167,9 @@ class Runner:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise RsslError(f"cannot run a cell that logs to {log}: {error.strerror}") from None
+            self._ended(job.cell, "failed", f"cannot run what logs to {log}: {error.strerror}")
+            return False
+        return True
 
     def _goes_on(self, job: _Job, stop: bool) -> bool:
         """Whether the job continues; starts its next command, or reports how it ended."""
@@ -170,12 +186,12 @@ class Runner:
                 self.on_event(CellEvent(job.cell, "running", evaluated, "evaluating"))
             return True
         if code == 0 and job.remaining and not job.stopping:
-            self._next_command(job)
-            return True
+            return self._next_command(job)
         if code == 0 and not job.remaining:
             self._ended(job.cell, "done", "")
         elif job.stopping:
-            self._ended(job.cell, "stopped", "saved: run the same command to resume")
+            how = "saved" if code in (0, 128 + signal.SIGTERM) else "ended at once, without saving"
+            self._ended(job.cell, "stopped", f"{how}: run the same command to resume")
         else:
             self._fail(job.cell, code)
         return False
@@ -184,8 +200,11 @@ class Runner:
         """Record why a cell failed in its folder, and report it."""
         message = f"ended by signal {-code}" if code < 0 else last_line(log_file(cell))
         text = f"{message} (exit code {code}; see {log_file(cell)})"
-        with replacing(cell.folder.failure) as file:
-            file.write(f"{text}\n".encode())
+        try:
+            with replacing(cell.folder.failure) as file:
+                file.write(f"{text}\n".encode())
+        except RsslError as error:  # a full disk: the others go on
+            text += f"; {error}"
         self._ended(cell, "failed", text)
 
     def _ended(self, cell: Cell, kind: str, text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rsslcli.core.config import Config
 from rsslcli.core.locks import is_locked, locked
 from rsslcli.core.report.inventory import list_runs
+from rsslcli.core.report.runs import read_runs
 
 STARTED = "2026-03-01T10:00:00+02:00 rssl 0.1.0, torch 2.6.0: rotation on cifar10\n"
 
@@ -98,3 +99,22 @@ def test_a_damaged_evaluation_gives_no_number(
     (entry,) = list_runs(tmp_path)
     assert (entry.clean_accuracy, entry.mean_accuracy) == accuracies
     assert entry.evaluated_on is None or entry.evaluated_on.isprintable()
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a shared disk: a test that runs as root has to pretend."""
+    evaluate(make(tmp_path / "seen", *DONE))
+    (tmp_path / "hidden").mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "hidden":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    hidden = next(entry for entry in list_runs(tmp_path) if entry.state == "damaged")
+    assert (hidden.directory, len(list_runs(tmp_path))) == (tmp_path / "hidden", 2)
+    assert hidden.problem.endswith("hidden cannot be read: Permission denied")
+    _, left_out = read_runs([tmp_path])
+    assert ("hidden", "cannot be read: Permission denied") in [(x.directory.name, x.reason) for x in left_out]

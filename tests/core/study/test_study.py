@@ -399,8 +399,9 @@ def test_a_failure_leaves_the_others_alone_and_is_retried_when_asked(folder: Pat
     (folder / "baseline-s0.eval").unlink()
     before = len(calls(folder))
     events.clear()
-    assert Runner(on_event=events.append).run(cells)["skipped"] == 2
-    assert "failed before: rssl: error: no luck" in events[0].text
+    counts = Runner(on_event=events.append).run(cells)
+    assert (counts["skipped"], counts["failed"]) == (1, 1), "it is not passed over for a success"
+    assert events[0].text.startswith("before: rssl: error: no luck")
     assert Runner().run(cells, retry=True) == {"done": 1, "failed": 0, "skipped": 1, "busy": 0, "stopped": 0}
     assert [call[0] for call in calls(folder)[before:]] == ["eval-c"], "its training was done"
 
@@ -469,3 +470,48 @@ def test_a_cell_belongs_to_one_process_until_it_ends(folder: Path) -> None:
     assert not cell.folder.failure.exists()
     assert len(calls(folder)) == 2
     assert Runner().run([cell])["skipped"] == 1
+
+
+def test_a_finished_cell_is_done_whatever_failed_before(folder: Path) -> None:
+    cell = cell_in(folder)
+    assert Runner().run([cell])["done"] == 1
+    cell.folder.failure.write_text("an evaluation that was repeated by hand\n")
+    assert Runner().run([cell])["skipped"] == 1
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_others_alone(folder: Path) -> None:
+    cells = plan("quick", folder)[:3]
+    cells[1].directory.touch()  # a file where the folder should be
+    (folder / "logs").mkdir()
+    (folder / "logs" / f"{cells[2].name}.txt").mkdir()
+    events: list[CellEvent] = []
+    counts = Runner(jobs=2, on_event=events.append).run(cells)
+    assert (counts["done"], counts["failed"]) == (1, 2)
+    failed = [event.text for event in events if event.kind == "failed"]
+    assert any("cannot write into" in text for text in failed)
+    assert any("cannot run what logs to" in text for text in failed)
+
+
+def test_a_plan_loses_nothing_that_another_process_added(tmp_path: Path) -> None:
+    few = plan("quick", tmp_path)
+    save_plan(plan("quick", tmp_path, seeds=5))
+    save_plan(few)
+    assert json.loads((tmp_path / "plan.json").read_text())["seeds"] == 5
+
+
+def test_threads_are_those_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [study.threads_each(jobs) for jobs in (1, 2, 4, 9)] == [6, 3, 1, 1]
+    for given, expected in (("4", 4), ("3,1", 3), ("0", 6), ("many", 6)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert study.threads_each(1) == expected
+
+
+def test_no_more_gpus_than_there_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the names in CUDA_VISIBLE_DEVICES, torch uses those before one that is none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,-1")
+    Runner(jobs=2, gpus=1).run(plan("quick", folder)[:2])
+    logs = "".join(path.read_text() for path in (folder / "logs").iterdir())
+    assert "gpu 0" in logs
+    assert "gpu -1" not in logs
