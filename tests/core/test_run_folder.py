@@ -27,6 +27,8 @@ def test_the_files_tell_how_far_a_run_is(tmp_path: Path) -> None:
     assert folder.state() == "done", "to save space"
     assert not folder.is_trained()
     folder.failure.write_text("no luck\n")
+    assert folder.state() == "done", "whatever failed before"
+    folder.evaluation.unlink()
     assert folder.state() == "failed"
 
 

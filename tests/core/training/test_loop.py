@@ -315,8 +315,8 @@ def test_resume_is_exact_with_a_moving_average_and_augmix(
 @pytest.mark.parametrize(
     "options",
     [
-        {"weighting": "uncertainty", "augment": "augmix"},
-        {"weighting": "random", "augment": "augmix", "jsd_weight": 0},
+        {"weighting": "uncertainty", "augment": "augmix", "tasks": ("ir",)},
+        {"weighting": "random", "augment": "augmix", "jsd_weight": 0, "tasks": ("ir",)},
         {"weighting": "upgrad"},
         {"automl_variants": ("sgd-lookahead", "relative", "constant-sum")},
     ],
@@ -325,7 +325,7 @@ def test_resume_is_exact_with_a_moving_average_and_augmix(
 def test_resume_is_exact_with_other_weights(
     options: dict[str, object], dataset: Dataset, corrupted: CorruptedSet, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, tasks=("rotation", "ir"), epochs=2, depth=10, **options)  # type: ignore[arg-type]
+    config = replace(CONFIG, **{"tasks": ("rotation", "ir"), "epochs": 2, "depth": 10} | options)  # type: ignore[arg-type]
     assert_resume_is_exact(config, dataset, corrupted, tmp_path)
 
 
