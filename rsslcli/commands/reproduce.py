@@ -166,10 +166,6 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
     try:
         data = load_dataset(data_dir, dataset)
         corrupted = load_corrupted(data)
-        if corrupted_origin(corrupted) == "generated" and {*corrupted.names} != {*CORRUPTIONS}:
-            # Its generation was stopped, or is still running: a study needs all of them.
-            limit = corrupted.images_per_cell
-            bring_in_place(dataset, None, data_dir, corruptions=Corruptions.generate, limit=limit)
     except StaleCorruptionsError:
         raise  # what is there may be larger than the study's, and finished cells were evaluated on it
     except UserError:
@@ -186,6 +182,11 @@ def _prepare(preset: str, dataset: str, source: str | None, data_dir: Path) -> i
         if downloads:
             bring_in_place(dataset, None, data_dir, corruptions=Corruptions.download)
         data = load_dataset(data_dir, dataset)
+    else:
+        if corrupted_origin(corrupted) == "generated" and {*corrupted.names} != {*CORRUPTIONS}:
+            # Its generation was stopped, or is still running: a study needs all of them.
+            limit = corrupted.images_per_cell
+            bring_in_place(dataset, None, data_dir, corruptions=Corruptions.generate, limit=limit)
     return len(data.train.labels)
 
 

@@ -80,12 +80,13 @@ class Backbone(Network):
     def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the original, with the names of this network; a bias that it lacks is 0."""
         head = f"{self.classifier_name}."
+        known = {*self.original_names}
         found = {}
         for name, value in state.items():
             if name.startswith(head):
                 found[f"fc.{name.removeprefix(head)}"] = value
             else:
-                found[f"trunk.{_present_name(name, self.original_names)}"] = value
+                found[f"trunk.{_present_name(name, known)}"] = value
         if not self.has_bias and "fc.weight" in found:
             found.setdefault("fc.bias", found["fc.weight"].new_zeros(len(found["fc.weight"])))
         return found

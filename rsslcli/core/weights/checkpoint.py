@@ -143,7 +143,7 @@ def load_classifier(
     _describe(loaded, read_description(path))
     if is_custom(network or WRN) and loaded.image_size is None:
         size = loaded.built_for
-        note(f"{path} does not say for images of which size it was trained: {size}×{size} is assumed")
+        note(f"{path} does not say on which images it was trained: `predict` and `export` take {size}×{size}")
     stored = found.normalization if found else None
     if wanted and stored and not torch.allclose(torch.tensor(wanted), torch.tensor(stored), atol=1e-3):
         raise UserError(f"{path} contains another normalization of its input: omit `normalization`")

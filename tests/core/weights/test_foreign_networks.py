@@ -85,7 +85,7 @@ def test_the_scores_are_those_of_the_original(
         torch.testing.assert_close(network(images), original(images))
     assert network.built_for == (64 if name == "only_64" else 224)
     assert not any("as the file says" in note for note in notes)
-    assert any(f"{network.built_for}×{network.built_for} is assumed" in note for note in notes)
+    assert any(f"take {network.built_for}×{network.built_for}" in note for note in notes)
 
 
 def test_a_classifier_whose_bias_is_lost_is_refused(make: Callable[[str], nn.Module], tmp_path: Path) -> None:
