@@ -40,6 +40,8 @@ PICTURES = {
 DISCUSSED = (
     ("automl-relative", "baseline", range(5, 10)),
     ("automl-relative", "fixed-share25", range(5, 10)),
+    ("automl", "fixed", range(5)),
+    ("automl-share25", "automl", range(5)),
     ("automl-share25", "fixed-share25", range(5)),
     ("automl-relative", "automl-share25", range(5)),
     ("automl-relative", "rotation-views1", range(10)),
