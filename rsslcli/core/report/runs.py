@@ -111,23 +111,23 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     """
     runs = []
     left_out = []
-    unreadable: list[LeftOut] = []
-    for directory in _find(folders, unreadable):
+    errors: list[OSError] = []
+    for directory in _find(folders, errors.append):
         try:
             runs.append(read_run(directory))
         except UserError as error:
             left_out.append(LeftOut(directory, sanitize(error)))
         except OSError as error:
-            left_out.append(LeftOut(directory, sanitize(f"cannot be read: {error.strerror or error}")))
-    return runs, left_out + unreadable
+            left_out.append(_unreadable(directory, error))
+    return runs, [*left_out, *(_unreadable(Path(error.filename), error) for error in errors)]
 
 
-def _find(folders: Sequence[Path], unreadable: list[LeftOut]) -> list[Path]:
+def _unreadable(directory: Path, error: OSError) -> LeftOut:
+    return LeftOut(directory, sanitize(f"cannot be read: {error.strerror or error}"))
+
+
+def _find(folders: Sequence[Path], on_error: Callable[[OSError], object]) -> list[Path]:
     """The run directories in and below `folders`, each once; a folder without runs stands for itself."""
-
-    def tell(error: OSError) -> None:
-        unreadable.append(LeftOut(Path(error.filename), f"cannot be read: {error.strerror}"))
-
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -135,7 +135,7 @@ def _find(folders: Sequence[Path], unreadable: list[LeftOut]) -> list[Path]:
             raise UserError(
                 f"{folder}: expected a run directory or a folder of them" + (f": {hint}" if hint else "")
             )
-        for directory in list(run_directories(folder, tell)) or [folder]:
+        for directory in list(run_directories(folder, on_error)) or [folder]:
             found.setdefault(directory.resolve(), directory)
     return list(found.values())
 

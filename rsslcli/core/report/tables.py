@@ -10,7 +10,7 @@ import numpy as np
 from rsslcli.core.corruptions.names import STANDARD
 from rsslcli.core.errors import signed
 from rsslcli.core.report.answer import interval
-from rsslcli.core.report.comparison import Study
+from rsslcli.core.report.comparison import Row, Study
 from rsslcli.core.report.page import Table
 from rsslcli.core.report.runs import adapted_runs
 
@@ -27,9 +27,7 @@ def table_1(study: Study) -> Table:
     base = study.baseline
     in_paper = any(row.paper for row in study.rows)
     rows = []
-    differences = [found for _, found in study.against_baseline]
-    differences_of_rows = [None, *differences] if base else [None] * len(study.rows)
-    for row, found in zip(study.rows, differences_of_rows, strict=True):
+    for row, difference, verdict in _against_baseline(study):
         cells = {"trained with": row.label}
         if in_paper:
             published = f"{row.paper:.2f}" if row.paper else "–"
@@ -39,8 +37,8 @@ def table_1(study: Study) -> Table:
         cells |= {
             "seeds": str(len(row.runs)),
             "ours, mean ± sd": _spread(row.means),
-            "− baseline [95 % interval]": interval(found) if found else "–",
-            _VERDICT: found.verdict if found else "–" if base else "no baseline",
+            "− baseline [95 % interval]": difference,
+            _VERDICT: verdict,
             "the usual 15": _spread([run.mean(STANDARD) for run in row.runs.values()]),
             "clean": _spread([run.clean_accuracy for run in row.runs.values()]),
         }
@@ -83,24 +81,31 @@ def adapted(study: Study) -> Iterator[Table]:
     """A table for each way in which runs adapted at test time: the accuracy after it, and what it gains."""
     before = {run.directory: run.mean() for run in study.runs}
     for words, after in adapted_studies(study).items():
-        differences = [found for _, found in after.against_baseline]
-        found_of_rows = [None, *differences] if after.baseline else [None] * len(after.rows)
         rows = []
-        for row, found in zip(after.rows, found_of_rows, strict=True):
+        for row, difference, verdict in _against_baseline(after):
             gains = [run.mean() - before[run.directory] for run in row.runs.values()]
             cells = {
                 "trained with": row.label,
                 "seeds": str(len(row.runs)),
                 "adapted, mean ± sd": _spread(row.means),
                 "gain": signed(100 * float(np.mean(gains))),
-                "− baseline, adapted too [95 % interval]": interval(found) if found else "–",
-                _VERDICT: found.verdict if found else "–" if after.baseline else "no baseline",
+                "− baseline, adapted too [95 % interval]": difference,
+                _VERDICT: verdict,
                 "clean": _spread([run.clean_accuracy for run in row.runs.values()]),
             }
             rows.append(cells)
         caption = f"With adaptation at test time: accuracy in %, mean over {study.over} at 5 severities"
         columns = [*rows[0]]
         yield Table(f"{caption} ({words})", columns, [[*row.values()] for row in rows], WORDS, stacked=True)
+
+
+def _against_baseline(study: Study) -> list[tuple[Row, str, str]]:
+    """The rows, each with its difference to the baseline and the verdict on it, as tables show them."""
+    base = study.baseline
+    if base is None:
+        return [(row, "–", "no baseline") for row in study.rows]
+    compared = [(row, interval(found), found.verdict) for row, found in study.against_baseline]
+    return [(base, "–", "–"), *compared]
 
 
 def _spread(values: Sequence[float] | np.typing.NDArray[np.float64]) -> str:
