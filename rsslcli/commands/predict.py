@@ -217,6 +217,8 @@ def _are_labeled(
         raise UserError(f"--evaluation {evaluation}: {text}; name the folder that those folders are in")
     if any(image.folders for image in found.images):
         note(f"no accuracy: {text}")
+    elif any(label(Path(image.name).parent.parts[-1:]) is not None for image in found.images):
+        note("no accuracy: name the folder that the classes' folders are in, and it is measured")
     return False
 
 

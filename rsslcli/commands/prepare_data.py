@@ -53,8 +53,9 @@ def prepare_data(
         str | None,
         typer.Option(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
-            "official CIFAR archive; a folder or archive of CIFAR-10-C; with --corruptions download, the "
-            "file or URL of the published archive.  [default: CIFAR is downloaded]",
+            "official CIFAR archive; a folder or archive of CIFAR-10-C; a folder of ImageNet-C; with "
+            "--corruptions download, the file or URL of the published archive.  "
+            "[default: CIFAR is downloaded]",
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -77,7 +78,8 @@ def prepare_data(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="With --corruptions: keep N source images of the corrupted set; else N images of each split."
+            help="Of a corrupted set (generated, downloaded or imported): keep N source images; else keep N "
+            "images of each split."
         ),
     ] = None,
     corruptions: Annotated[
@@ -152,6 +154,7 @@ def bring_in_place(
         from rsslcli.core.data.cifar import OFFICIAL
         from rsslcli.core.data.corrupted_source import is_corrupted_set
         from rsslcli.core.data.loading import generate_corruptions
+        from rsslcli.core.data.published import check_download, download_corrupted
         from rsslcli.core.data.store import EMBEDDED, check_limit, dataset_folder, is_prepared
         from rsslcli.core.locks import locked
 
@@ -169,6 +172,10 @@ def bring_in_place(
             f"--source {source} is an address: add --corruptions download if it is of corrupted images, "
             "else download it and give the file"
         )
+    if keep_archive and not downloads:
+        raise UserError("--keep-archive keeps what --corruptions download fetches: add that, or leave it out")
+    if source is not None and downloads:
+        check_download(source)
     imports = source is not None and not downloads and is_corrupted_set(Path(source))
     if corruptions is None:
         corruptions = Corruptions.generate if dataset == EMBEDDED and not imports else Corruptions.none
@@ -180,7 +187,7 @@ def bring_in_place(
             f"{source} is a corrupted test set, which takes the place of a generated one: "
             "leave out --corruptions generate, or give the images with --source"
         )
-    with locked(dataset_folder(data_dir, dataset), wait=True):
+    with locked(dataset_folder(data_dir, dataset), wait=True, note=note):
         # --source names the archive of corrupted images if those are to be downloaded, else the data set.
         prepared = _prepare(
             dataset,
@@ -200,8 +207,6 @@ def bring_in_place(
                     severities=severities or SEVERITIES, progress=progress,
                 )  # fmt: skip
         elif downloads:
-            from rsslcli.core.data.published import download_corrupted
-
             with progress_bar() as progress:
                 corrupted = download_corrupted(
                     dataset, data.corrupted_folder, test=data.test, source=source,

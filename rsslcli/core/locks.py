@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rsslcli.core.errors import RsslError, UserError
+from rsslcli.core.progress import Note
 
 try:
     import fcntl
@@ -15,7 +16,9 @@ except ImportError:  # Windows has no flock: nothing is locked there
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False, name: str = ".lock") -> Iterator[None]:
+def locked(
+    folder: Path, *, wait: bool = False, name: str = ".lock", note: Note = lambda text: None
+) -> Iterator[None]:
     """Hold the lock of `folder` within this context; the folder is created if missing.
 
     Args:
@@ -24,6 +27,7 @@ def locked(folder: Path, *, wait: bool = False, name: str = ".lock") -> Iterator
         wait: wait until another process releases the lock, instead of failing. A folder that is not writable
             is then used without a lock: its files can still be read.
         name: of the lock; locks of different names are independent.
+        note: called if it has to wait.
 
     Raises:
         UserError: another process holds the lock, and `wait` is false.
@@ -42,11 +46,13 @@ def locked(folder: Path, *, wait: bool = False, name: str = ".lock") -> Iterator
     with file:
         if fcntl is not None:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"{folder} is in use by another rssl: wait for it, stop it, or choose another `output`"
-                ) from None
+                if not wait:
+                    mend = "wait for it, stop it, or choose another `output`"
+                    raise UserError(f"{folder} is in use by another rssl: {mend}") from None
+                note(f"waiting for another rssl that uses {folder}")
+                fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 pass  # the file system does not support locks
         try:

@@ -74,6 +74,12 @@ def test_a_pipe_gets_csv_and_the_summary_goes_to_stderr(here: Here, run: Path, p
     assert "\nconfusion matrix" in err
 
 
+def test_images_named_one_by_one_have_no_labels_which_is_told(here: Here, run: Path, photos: Path) -> None:
+    code, _, err = here(f"predict named {next(photos.glob('*/*.png'))}")
+    assert code == 0, err
+    assert "note: no accuracy: name the folder that the classes' folders are in, and it is measured" in err
+
+
 def test_the_evaluation_counts_the_lines(here: Here, run: Path, photos: Path, tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     saved = tmp_path / "evaluation.json"

@@ -40,6 +40,9 @@ def test_damaged_images_stop_the_preparation_or_are_left_out(home: Path, here: H
             "new --source https://h/x.zip",
             "--source https://h/x.zip is an address: add --corruptions download",
         ),
+        ("cifar10 --corruptions download --source nofile.tar", "no such source: nofile.tar is not a file"),
+        ("cifar10 --corruptions download --source ftp://h/x", "'ftp://h/x' is not an http or https address"),
+        ("shapes --keep-archive", "--keep-archive keeps what --corruptions download fetches"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_downloaded(

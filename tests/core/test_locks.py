@@ -15,6 +15,21 @@ def test_a_second_one_is_refused_until_the_first_is_out(tmp_path: Path) -> None:
         pass
 
 
+def test_whoever_waits_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    held = locked(tmp_path)
+    held.__enter__()
+
+    def release(text: str) -> None:
+        told.append(text)
+        held.__exit__(None, None, None)
+
+    with locked(tmp_path, wait=True, note=release):
+        assert told == [f"waiting for another rssl that uses {tmp_path}"]
+    with locked(tmp_path, wait=True, note=told.append):
+        assert len(told) == 1
+
+
 def test_a_folder_made_for_the_lock_alone_goes_again(tmp_path: Path) -> None:
     with locked(tmp_path / "empty"):
         pass

@@ -31,12 +31,13 @@ def disk(radius: float, softness: float) -> Tensor:
     """
     reach = max(int(radius), 8)
     offsets = torch.arange(-reach, reach + 1)
-    hard = (offsets[:, None] ** 2 + offsets**2 <= radius**2).float()
+    hard = (offsets[:, None] ** 2 + offsets**2 <= radius**2).double()
     soft = 1 if radius <= 8 else 2
-    weights = torch.exp(-0.5 * (torch.arange(-soft, soft + 1.0) / softness) ** 2)
+    weights = torch.exp(-0.5 * (torch.arange(-soft, soft + 1).double() / softness) ** 2)
     weights = torch.outer(weights, weights)
     padded = F.pad(hard[None, None] / hard.sum(), (soft,) * 4, mode="reflect")
-    kernel = F.conv2d(padded, weights[None, None] / weights.sum())
+    # In float64, or the processor would choose the order of the sums, which their rounding shows.
+    kernel = F.conv2d(padded, weights[None, None] / weights.sum()).float()
     empty = max(reach - int(radius) - soft, 0)  # rows of zeros around the disk
     return kernel[..., empty : kernel.shape[-2] - empty, empty : kernel.shape[-1] - empty]
 

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, NamedTuple
 from rsslcli.core.data.decoding import shown
 from rsslcli.core.errors import RsslError, UserError
 
+_ZIP = b"PK\x03\x04"  # how a zip archive begins
 _UTF_8 = 0x800  # the flag of a zip member whose name says its encoding
 MAX_HEADER_BYTES = 2**20
 MAX_MEMBERS = 2_000_000  # of an archive, folders and other files included
@@ -58,8 +59,22 @@ def split_path(path: str) -> Parts:
 
 
 def is_archive(source: Path) -> bool:
-    """Whether the file `source` is a zip archive or a tar archive, plain or compressed."""
-    return zipfile.is_zipfile(source) or is_tar(source)
+    """Whether the file `source` is a zip archive or a tar archive, plain or compressed.
+
+    Raises:
+        BadZipFile: it begins as a zip archive, but its directory is missing.
+    """
+    if is_tar(source) or is_zip(source):
+        return True
+    with source.open("rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:
+            raise zipfile.BadZipFile("no directory at the end of the zip")
+    return False
+
+
+def is_zip(source: Path) -> bool:
+    """Whether `source` is a zip archive; a tar archive whose last member is one, such as .xlsx, is not."""
+    return zipfile.is_zipfile(source) and not is_tar(source)
 
 
 def is_tar(source: Path) -> bool:
@@ -84,7 +99,7 @@ def archive_members(source: Path) -> Iterator[Member]:
         Exception: one of `READ_ERRORS`, or what zipfile raises for encrypted archives; see `one_line_errors`.
     """
     names = 0
-    for member in (_zip_members if zipfile.is_zipfile(source) else _tar_members)(source):
+    for member in (_zip_members if is_zip(source) else _tar_members)(source):
         names += len(member.name) + len(member.target or "")
         if names > MAX_NAME_BYTES:
             raise UserError(
@@ -105,7 +120,7 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _check_extent(source: Path, count: int, size: int) -> None:
+def check_extent(source: Path, count: int, size: int) -> None:
     """Refuse an archive that unpacks beyond the limits: a small file may expand to a huge one."""
     if count > MAX_MEMBERS or size > MAX_UNPACKED_BYTES:
         limits = f"{MAX_MEMBERS:,} members or {MAX_UNPACKED_BYTES / 2**30:g} GiB"
@@ -120,7 +135,7 @@ def _tar_members(source: Path) -> Iterator[Member]:
             archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps them all
             count += 1
             unpacked += max(member.size, 0)
-            _check_extent(source, count, max(archive.offset, unpacked))
+            check_extent(source, count, max(archive.offset, unpacked))
             if archive.offset <= member.offset:  # a negative size, which would make it loop forever
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
             opener: Any = partial(archive.extractfile, member)
@@ -137,17 +152,23 @@ def _tar_members(source: Path) -> Iterator[Member]:
 
 
 def check_end(archive: tarfile.TarFile) -> None:
-    """Raise ReadError unless a tar that was read ends there: tarfile takes a damaged header for the end."""
+    """Raise ReadError unless a tar that was read ends there, with a block of zeros.
+
+    tarfile also takes a damaged header for the end, and an archive cut between two members for a whole one.
+    """
     file: Any = archive.fileobj
     file.seek(archive.offset)
-    if any(file.read(tarfile.BLOCKSIZE)):
+    block = file.read(tarfile.BLOCKSIZE)
+    if any(block):
         raise tarfile.ReadError(f"damaged header: no header at byte {archive.offset}")
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"cut short: no end of the archive at byte {archive.offset}")
 
 
 def _zip_members(source: Path) -> Iterator[Member]:
     with zipfile.ZipFile(source) as archive:
         members = archive.infolist()
-        _check_extent(source, len(members), sum(member.file_size for member in members))
+        check_extent(source, len(members), sum(member.file_size for member in members))
         slashes = any("/" in member.filename for member in members)
         for member in members:
             name = member.filename

@@ -18,6 +18,8 @@ OFFICIAL = {
     "cifar10": ("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
     "cifar100": ("cifar-100-python", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
 }
+#: The bytes of each archive.
+_BYTES = {"cifar10": 170_498_071, "cifar100": 169_001_437}
 #: How many classes each has.
 CLASSES = {"cifar10": 10, "cifar100": 100}
 _SITE = "https://www.cs.toronto.edu/~kriz/"
@@ -63,7 +65,7 @@ def read_cifar(
         return _load_cifar(name, source)
     if source is None:
         archive = download_folder / archive_name
-        fetch(Archive(_SITE + archive_name, md5=md5), archive, progress)
+        fetch(Archive(_SITE + archive_name, _BYTES[name], md5), archive, progress)
     else:
         archive = source / archive_name if source.is_dir() else source
         try:

@@ -164,6 +164,7 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
         OSError: a file cannot be moved.
         RsslError: a file cannot be written or deleted.
     """
+    write_json(staged.folder / IMPORTED, record)  # first, as the disk may be full
     for stale in ("labels.npy", GENERATED, IMPORTED):
         remove(folder / stale)
     for name in CORRUPTIONS:
@@ -172,8 +173,8 @@ def replace_files(folder: Path, staged: CorruptedSet, record: Mapping[str, Any])
             (staged.folder / f"{name}.npy").replace(folder / f"{name}.npy")
         else:
             remove(folder / f"{name}.npy")
-    write_json(folder / IMPORTED, record)
-    (staged.folder / "labels.npy").replace(folder / "labels.npy")
+    for name in (IMPORTED, "labels.npy"):
+        (staged.folder / name).replace(folder / name)
     return open_corrupted(folder, folder.name)
 
 

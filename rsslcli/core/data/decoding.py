@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from rsslcli.core.data.jpeg import with_end_marker
+from rsslcli.core.data.jpeg import completed
 from rsslcli.core.data.store import DEFAULT_SIZE, Images
 from rsslcli.core.errors import UserError
 from rsslcli.core.files import quietly
@@ -64,16 +65,12 @@ def decode(
     try:
         with quietly():  # warnings about odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            try:
-                image, size = _pixels(data, resize, side)
-            except OSError:
-                completed = with_end_marker(data)
-                if completed is None:
-                    raise
-                image, size = _pixels(completed, resize, side)
+            image, size = _pixels(completed(data), resize, side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         reason = "too many pixels"
         raise ImageError(f"image {name} has {reason}: remove it, or save it smaller", reason) from None
+    except MemoryError:  # which says nothing about the image
+        raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else shown(str(error))
         message = f"cannot decode image {name} ({reason}): replace or remove it"
@@ -96,12 +93,20 @@ def _pixels(data: bytes, resize: bool, side: int) -> tuple[Images | None, tuple[
                 opened.load()
                 if opened.format == "ICO":  # its directory may lie about its images
                     size = opened.size
-                image = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
+                if opened.mode.startswith("I") and _is_inverted(opened):
+                    raise ValueError("16-bit pixels whose 0 is white")
+                turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                image = ImageOps.exif_transpose(opened) if turned else opened
                 if image.size == (side, side):
                     return np.asarray(_to_rgb(image)), size
                 if resize:
                     return np.asarray(_scaled(image, side)), size
     return None, size
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF file, which Pillow heeds for 8 bits per pixel, but not for 16."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _scaled(image: Image.Image, side: int) -> Image.Image:

@@ -4,14 +4,22 @@ Links are followed: on disk wherever they lead, in an archive only if they stay 
 """
 
 import os
-import zipfile
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from rsslcli.core.data.archives import MAX_MEMBERS, Member, Opener, Parts, archive_members, split_path
+from rsslcli.core.data.archives import (
+    MAX_MEMBERS,
+    Member,
+    Opener,
+    Parts,
+    archive_members,
+    check_extent,
+    is_zip,
+    split_path,
+)
 from rsslcli.core.errors import UserError
 
 MAX_DEPTH = 32  # levels of nested folders
@@ -158,8 +166,9 @@ class ArchiveTree(Tree):
 
     def __init__(self, source: Path) -> None:
         super().__init__(source)
-        self.independent = zipfile.is_zipfile(source)
+        self.independent = is_zip(source)
         self._root: _Folder = {}
+        self._folders = 0
         self.top = (self._root,)
         for number, member in enumerate(archive_members(source)):
             self._add(number, member)
@@ -191,12 +200,12 @@ class ArchiveTree(Tree):
             return
         folder = self._root
         for part in parts[: min(len(parts) - 1, MAX_DEPTH + 1)]:
-            folder = _folder_in(folder, part)
+            folder = self._folder_in(folder, part)
         name = parts[-1]
         if len(parts) > MAX_DEPTH + 1:
             return
         if member.kind == "folder":
-            _folder_in(folder, name)
+            self._folder_in(folder, name)
         elif member.kind == "file":
             folder[name] = number
         elif member.kind == "special":
@@ -207,6 +216,15 @@ class ArchiveTree(Tree):
             folder[name] = split_path(member.target)
         else:
             folder[name] = self._linked(split_path(member.target))
+
+    def _folder_in(self, folder: _Folder, name: str) -> _Folder:
+        """The folder `name` in `folder`, created if missing: a member's name may imply many."""
+        found = folder.get(name)
+        if not isinstance(found, dict):
+            found = folder[name] = {}
+            self._folders += 1
+            check_extent(self.source, self._folders, 0)
+        return found
 
     def _linked(self, target: Parts) -> int | Parts:
         """What a hard link to `target` stands for; `target` must be an earlier file or symbolic link."""
@@ -233,11 +251,3 @@ class ArchiveTree(Tree):
             else:
                 return None if ahead else node
         return None
-
-
-def _folder_in(folder: _Folder, name: str) -> _Folder:
-    """The folder `name` in `folder`, created if missing."""
-    found = folder.get(name)
-    if not isinstance(found, dict):
-        found = folder[name] = {}
-    return found

@@ -23,7 +23,7 @@ from rsslcli.core.data.corrupted_tree import CorruptedTree, corruption_folders, 
 from rsslcli.core.data.digests import check_space, file_digest
 from rsslcli.core.data.matching import check_labels, describe_classes, note_on_cells
 from rsslcli.core.data.store import DEFAULT_SIZE, EMBEDDED, Split
-from rsslcli.core.errors import RsslError, UserError, nearest
+from rsslcli.core.errors import RsslError, UserError, counted, nearest
 from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.progress import Note, Progress, silent
 
@@ -72,9 +72,10 @@ def import_corrupted(
 
     Raises:
         UserError: there is no corrupted set, or it is damaged, changes while it is being read, or has labels
-            that disagree with `test`.
+            that disagree with `test`; or `limit` would throw images away that were imported before.
         RsslError: `folder` cannot be written.
     """
+    check_kept(folder, test, limit)
     scratch = folder / UNFINISHED / "unpacked"
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -130,6 +131,20 @@ def import_corrupted(
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):
             scratch.parent.rmdir()  # unless it holds an archive
+
+
+def check_kept(folder: Path, test: Split, limit: int | None) -> None:
+    """Raise UserError if the set in `folder` was imported for these test images, with more than `limit`."""
+    if limit is None or read_json(folder / IMPORTED).get("test") != test.checksum:
+        return
+    there = 0
+    with suppress(UserError):
+        there = open_corrupted(folder, folder.name).images_per_cell
+    if there > limit:
+        raise UserError(
+            f"{folder} holds {counted(there, 'image')} of each cell, which would be replaced: set `limit` to "
+            f"{there} to keep them, or delete the folder"
+        )
 
 
 def _has_identity(folder: Path, identity: str) -> bool:

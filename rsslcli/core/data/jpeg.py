@@ -3,19 +3,39 @@
 import hashlib
 import io
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 
 from PIL import Image
 
 _START = b"\xff\xd8"
 _END = b"\xff\xd9"
+_END_OF_IMAGE = 0xD9
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive
 _SCAN = 0xDA
 #: The next marker: within the data of a scan, FF 00 stands for FF, and D0 to D7 are restart markers.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _FILLERS = 16
+_SECTOR = 512  # bytes of a disk that are written together, and are zeros until then
 _STRIP = 64  # rows that are hashed at a time
+
+
+def completed(data: bytes) -> bytes:
+    """The file itself, but a JPEG file that lacks only its end marker gets one.
+
+    Raises:
+        OSError: it is a JPEG file that lacks more. Pillow does not notice that if other bytes follow, such as
+            the zeros that an interrupted copy leaves.
+    """
+    if not data.startswith(_START) or data.endswith(_END):
+        return data
+    if any(marker == _END_OF_IMAGE for marker, _, _ in _segments(data)):
+        return data  # which something follows
+    whole = with_end_marker(data)
+    if whole is None:
+        raise OSError("truncated JPEG")
+    return whole
 
 
 def with_end_marker(data: bytes) -> bytes | None:
@@ -25,6 +45,9 @@ def with_end_marker(data: bytes) -> bytes | None:
     picture, while a decoder that lacks bits takes them from what follows. So nothing is missing if the
     picture is the same with several different continuations.
     """
+    written = data.rstrip(b"\0")
+    if len(data) - len(written) >= _SECTOR:  # fewer may belong to a scan
+        data = written
     data = data.rstrip(b"\xff")  # half the end marker
     scan = _last_scan(data) if data.startswith(_START) else None
     if scan is None:
@@ -40,13 +63,8 @@ def with_end_marker(data: bytes) -> bytes | None:
 def _last_scan(data: bytes) -> int | None:
     """The start of the last scan's data; None unless it ends the file and all coefficients are present."""
     missing: set[tuple[int, int]] = {(0, 0)}  # components and coefficients whose last bit has not been coded
-    place = len(_START)
     scan = None
-    while found := _MARKER.search(data, place):
-        marker = found[1][0]
-        place = found.end()
-        segment = data[place + 2 : place + int.from_bytes(data[place : place + 2], "big")]
-        place += 2 + len(segment)
+    for marker, segment, place in _segments(data):
         scan = place if marker == _SCAN else None
         if marker in _FRAMES:
             missing = {(component, index) for component in segment[6::3] for index in range(64)}
@@ -54,6 +72,16 @@ def _last_scan(data: bytes) -> int | None:
             covered = range(segment[-3], segment[-2] + 1)
             missing -= {(component, index) for component in segment[1:-3:2] for index in covered}
     return None if missing else scan
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """The markers of a JPEG file, each with its segment and the place after that."""
+    place = len(_START)
+    while found := _MARKER.search(data, place):
+        place = found.end()
+        segment = data[place + 2 : place + int.from_bytes(data[place : place + 2], "big")]
+        place += 2 + len(segment)
+        yield found[1][0], segment, place
 
 
 def _continued(data: bytes, number: int, expected: int) -> bytes:

@@ -127,18 +127,16 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
             if len(parts) > depth + 1 and parts[depth - 1].lower() in SPLIT_NAMES:
                 lone.add(parts[:depth])
                 break
-    # Otherwise the class folders are one or two levels down: two if images lie there, unless at least two
-    # folders one level down hold images. So a picture beside class folders makes no class of their parent.
+    # Otherwise the class folders are one or two levels down: two if images lie there, and one level down only
+    # beside them. So a picture beside class folders makes no class of their parent.
     above, below = ({parts[:-1] for parts in listing.images if len(parts) == depth} for depth in (2, 3))
-    branches = lone or {folder[:-1] for folder in (below if below and len(above) < 2 else above)}
+    parents = {folder[:-1] for folder in below}
+    nested = below and len(above) < 2 and above <= parents
+    branches = lone or (parents if nested else {folder[:-1] for folder in above})
     if not branches:
         raise _no_folders(tree, listing)
     if len(branches) > 1:
-        raise UserError(
-            f"{tree.source} holds several trees of classes, in {_paths(branches)}: if they are the splits, "
-            "rename them to train and test, side by side; if they are the classes, move them into a folder "
-            "train; otherwise prepare only one of them"
-        )
+        raise _several(tree, branches)
     (branch,) = branches
     classes = _classes(branch, listing)
     # Split folders without class folders would be taken for classes.
@@ -157,7 +155,31 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
                 f"{tree.source} has {name}/ but no {lacking}/: {advice}; "
                 f"or move {name}/ out of it, and a fifth of {branch[-1]}/ is the test set"
             )
+    # One folder beside it may hold images without labels; several may be classes, as the lone split may.
+    beside = _beside_branch(listing, branch)
+    alike = {folder for folder in beside if classes.keys() & _classes(folder, listing).keys()}
+    if alike or len(beside) > 1:
+        raise _several(tree, {branch, *(alike or beside)})
     return branch, (lacking,)
+
+
+def _beside_branch(listing: Listing, branch: Parts) -> set[Parts]:
+    """The folders with images that lie beside the folder `branch`, or beside one that it is in."""
+    found: set[Parts] = set()
+    for parts in listing.images:
+        depth = next((i for i, (a, b) in enumerate(zip(parts, branch, strict=False)) if a != b), None)
+        if depth is not None and len(parts) > depth + 1:
+            found.add(parts[: depth + 1])
+    return found
+
+
+def _several(tree: Tree, branches: Collection[Parts]) -> UserError:
+    """The error for several folders of which each may hold the classes."""
+    return UserError(
+        f"{tree.source} holds several trees of classes, in {_paths(branches)}: if they are the splits, "
+        "rename them to train and test, side by side; if they are the classes, move them into a folder "
+        "train; otherwise prepare only one of them"
+    )
 
 
 def _advice(listing: Listing, folder: Parts, classes: Collection[str], lacking: str) -> str:

@@ -14,13 +14,13 @@ from rsslcli.core.data.importing import check_importable, import_corrupted
 from rsslcli.core.data.layout import LAYOUT
 from rsslcli.core.data.listing import MAX_IMAGES
 from rsslcli.core.data.place import prepare_command
+from rsslcli.core.data.published import published_origin
 from rsslcli.core.data.store import (
     DEFAULT_SIZE,
     EMBEDDED,
     SIZES,
     Arrays,
     Dataset,
-    Split,
     check_limit,
     dataset_folder,
     is_prepared,
@@ -42,7 +42,8 @@ _NOTES = {
 }
 _ACCEPTED = (
     f"a folder or archive (.tar.gz, .zip) of {LAYOUT}, "
-    "the official CIFAR archive or its folder, or a folder or archive of CIFAR-10-C's files"
+    "the official CIFAR archive or its folder, a folder or archive of CIFAR-10-C's files, "
+    "or a folder of ImageNet-C's images"
 )
 
 
@@ -148,12 +149,11 @@ def prepare(
     was = present.test.checksum if present else record.get("test")
     if isinstance(was, str) and (folder / "corrupted" / "labels.npy").is_file():
         record_test_images(folder / "corrupted", was)  # imports of before did not say which they are for
-    dataset = Dataset(name, folder, *_save(folder, train, test))
     place = str(source.resolve()) if source else None
-    done: dict[str, Any] = wanted | _checksums(dataset) | {"source": place, "size": size}
+    done: dict[str, Any] = wanted | {"source": place, "size": size}
     for counted, (count, examples) in tallies.items():
         done |= {counted: count, f"{counted}_examples": examples}
-    write_json(folder / _RECORD, done)
+    dataset = _save(name, folder, train, test, done)
     before = record.get("source")
     if present and before not in (None, place) and present.train.checksum != dataset.train.checksum:
         notes.append(f"{name} was prepared from {before} before: runs trained on that do not resume")
@@ -161,14 +161,16 @@ def prepare(
     return Prepared(folder, dataset, origin.kind, True, _mend_stale(dataset), notes=tuple(notes))
 
 
-def _save(folder: Path, train: Arrays, test: Arrays) -> list[Split]:
-    """Write both splits; the files that they replace stay until both are complete."""
-    parts = [folder / ".train.npz.part", folder / ".test.npz.part"]
+def _save(name: str, folder: Path, train: Arrays, test: Arrays, record: Mapping[str, Any]) -> Dataset:
+    """Write both splits and the record; the files that they replace stay until all are complete."""
+    parts = [folder / ".train.npz.part", folder / f".{_RECORD}.part", folder / ".test.npz.part"]
     try:
         splits = [
             save_split(part, arrays.images, arrays.labels, arrays.classes)
-            for part, arrays in zip(parts, (train, test), strict=True)
+            for part, arrays in zip(parts[::2], (train, test), strict=True)
         ]
+        dataset = Dataset(name, folder, *splits)
+        write_json(parts[1], {**record, **_checksums(dataset)})
         remove(folder / "test.npz")  # until it is there again, the data set does not count as prepared
         for part in parts:
             part.replace(folder / part.stem.removeprefix("."))
@@ -177,7 +179,7 @@ def _save(folder: Path, train: Arrays, test: Arrays) -> list[Split]:
     finally:
         for part in parts:
             remove(part)
-    return splits
+    return dataset
 
 
 def _mend_stale(dataset: Dataset) -> str:
@@ -202,7 +204,13 @@ def _prepare_corrupted(
     dataset = load_dataset(data_dir, name)
     notes: list[str] = []
     corrupted, changed = import_corrupted(
-        source, dataset.corrupted_folder, test=dataset.test, limit=limit, progress=progress, note=notes.append
+        source,
+        dataset.corrupted_folder,
+        test=dataset.test,
+        limit=limit,
+        origin=published_origin(name, source, progress),
+        progress=progress,
+        note=notes.append,
     )
     form = "folder" if source.is_dir() else "archive"
     kind = "folder of corrupted images" if corruption_folders(source) else f"CIFAR-10-C {form}"

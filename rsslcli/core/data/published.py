@@ -16,6 +16,7 @@ from rsslcli.core.data.fetching import Archive, fetch
 from rsslcli.core.data.importing import (
     UNFINISHED,
     check_importable,
+    check_kept,
     find_imported,
     image_bytes,
     import_corrupted,
@@ -81,9 +82,10 @@ def download_corrupted(
     if source is not None:
         url = _checked_url(str(source))
         if url is None:
-            origin = archive.md5 if archive and _is_archive(Path(source), archive, progress) else None
+            origin = published_origin(name, Path(source), progress)
             return import_corrupted(Path(source), folder, origin=origin, **options)[0]
         archive = replace(archive, url=url) if archive else Archive(url)
+    check_kept(folder, test, limit)
     if archive is None:
         raise UserError(
             f"no corrupted images of {name!r} are published: use `corruptions` generate, "
@@ -129,10 +131,18 @@ def corrupted_origin(corrupted: CorruptedSet) -> str:
     return "generated" if generated.keys() >= {*corrupted.names} else "imported"
 
 
-def _is_archive(path: Path, published: Archive, progress: Progress) -> bool:
-    """Whether the file is the published archive."""
-    same_size = path.is_file() and path.stat().st_size == published.size
-    return same_size and file_digest(path, "md5", progress) == published.md5
+def published_origin(name: str, source: Path, progress: Progress = silent) -> str | None:
+    """The md5 of the archive that is published for the data set `name`, if `source` is that archive."""
+    archive = PUBLISHED.get(name)
+    if archive is None or not source.is_file() or source.stat().st_size != archive.size:
+        return None
+    return archive.md5 if file_digest(source, "md5", progress) == archive.md5 else None
+
+
+def check_download(source: str) -> None:
+    """Raise UserError unless `source` is an http or https address, or the path of a file or folder."""
+    if _checked_url(source) is None and not Path(source).exists():
+        raise UserError(f"no such source: {source} is not a file or folder, nor an http or https address")
 
 
 def _checked_url(source: str) -> str | None:

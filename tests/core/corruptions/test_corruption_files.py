@@ -1,5 +1,6 @@
 """The generator: errors, parts that do not depend on the rest, files, resuming."""
 
+import hashlib
 import json
 import os
 import platform
@@ -15,13 +16,37 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rsslcli.core.corruptions import generate as module
+from rsslcli.core.corruptions.blur import disk
 from rsslcli.core.corruptions.generate import corrupt, generate_corrupted
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
+from rsslcli.core.corruptions.parameters import ICE, TABLES
 from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.errors import UserError
 
 Images = NDArray[np.uint8]
 PAIR = ("contrast", "gaussian_noise")
+#: Two pixels of `picture` at severity 3, at each size.
+DRAWN = {
+    "gaussian_noise": "123 67 157 119 128 198 | 112 42 135 113 127 94 | 129 56 223 191 92 0",
+    "shot_noise": "124 79 145 81 130 153 | 117 35 86 102 107 112 | 170 42 148 42 106 21",
+    "impulse_noise": "127 63 168 79 127 182 | 127 63 80 83 127 115 | 127 63 152 84 127 22",
+    "defocus_blur": "127 63 168 79 127 182 | 127 63 80 83 127 115 | 127 63 152 83 127 83",
+    "glass_blur": "125 55 160 78 125 180 | 125 58 68 80 126 109 | 123 60 120 80 123 174",
+    "motion_blur": "136 69 181 88 133 195 | 131 66 93 87 130 128 | 132 67 165 89 131 81",
+    "zoom_blur": "123 63 165 78 123 178 | 125 65 80 83 125 113 | 126 67 179 86 126 39",
+    "snow": "141 83 178 128 171 221 | 164 120 132 185 216 208 | 168 123 186 169 199 125",
+    "frost": "201 145 244 164 209 255 | 192 143 161 156 193 188 | 231 189 255 182 215 149",
+    "fog": "125 89 149 99 127 158 | 126 94 102 105 127 121 | 96 78 104 139 152 122",
+    "brightness": "155 77 206 95 153 220 | 203 100 128 132 203 184 | 190 94 228 134 203 35",
+    "contrast": "124 99 144 105 124 150 | 125 112 119 116 125 126 | 126 113 132 117 126 106",
+    "elastic_transform": "123 60 162 68 109 157 | 124 59 70 70 112 68 | 125 61 129 79 121 221",
+    "pixelate": "123 63 165 75 123 176 | 127 63 80 81 127 112 | 127 63 149 84 127 19",
+    "jpeg_compression": "119 60 154 79 130 187 | 132 68 56 79 124 130 | 126 60 132 69 125 34",
+    "speckle_noise": "120 56 114 77 130 174 | 143 57 54 120 136 113 | 91 71 137 103 128 24",
+    "gaussian_blur": "127 63 168 79 127 182 | 127 63 80 83 127 115 | 127 63 151 83 127 74",
+    "spatter": "127 63 168 96 150 205 | 127 63 80 83 127 115 | 127 63 152 84 127 22",
+    "saturate": "106 10 168 27 99 182 | 127 0 33 39 127 103 | 109 0 152 74 127 0",
+}
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
@@ -32,6 +57,13 @@ def labels() -> NDArray[np.int64]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def picture(side: int) -> Images:
+    """One image, uint8 (1, side, side, 3), of two slopes and stripes."""
+    rows, columns = np.mgrid[:side, :side]
+    planes = (columns * 255 // side, rows * 255 // side, (rows + columns) * 7 % 256)
+    return np.stack(planes, -1).astype(np.uint8)[None]
 
 
 def test_names_come_without_torch() -> None:
@@ -64,20 +96,37 @@ class TestCorrupt:
         drawn = corrupt(gray, "gaussian_noise", severity)[[0, -1], 0, 0].astype(int)
         assert np.abs(drawn - expected).max() <= 1, drawn.tolist()
 
+    @pytest.mark.parametrize("name", CORRUPTIONS)
+    def test_what_is_drawn_is_that_of_this_version(self, name: str) -> None:
+        """As above. The numbers are our own: fidelity is tested where the original's output is at hand."""
+        for side, expected in zip((32, 64, 224), DRAWN[name].split(" | "), strict=True):
+            drawn = corrupt(picture(side), name, 3)[0, [side // 4, side // 2], [side // 2, side // 3]]
+            assert np.abs(drawn.ravel().astype(int) - np.fromstring(expected, int, sep=" ")).max() <= 1
+
+    def test_parameters_are_those_of_this_version(self) -> None:
+        """As above, for all severities."""
+        text = repr((TABLES, ICE)).encode()
+        assert hashlib.sha256(text).hexdigest()[:16] == "bc9cb2f92005b750"
+
     def test_pixels_do_not_depend_on_the_order_of_sums(self, images: Images, tmp_path: Path) -> None:
         """MKL sums a product in another order on each kind of processor, or if this variable says so."""
+        disks = TABLES[224]["defocus_blur"]
         names = ("gaussian_blur", "glass_blur", "zoom_blur", "elastic_transform")
         np.save(tmp_path / "clean.npy", images)
         code = (
             "import sys, numpy as np; from rsslcli.core.corruptions import generate as module\n"
             "module.CHUNK[32] = 16; clean = np.load(sys.argv[1])\n"
-            "np.save(sys.argv[2], np.stack([module.corrupt(clean, name, 3) for name in sys.argv[3:]]))"
+            "np.save(sys.argv[2], np.stack([module.corrupt(clean, name, 3) for name in sys.argv[3:]]))\n"
+            f"from {disk.__module__} import disk; kernels = [disk(*pair) for pair in {disks}]\n"
+            "np.savez(sys.argv[2] + '.npz', *kernels)"
         )
         files = [tmp_path / "clean.npy", tmp_path / "there.npy"]
         other = os.environ | {"MKL_CBWR": "COMPATIBLE"}
         subprocess.run([sys.executable, "-c", code, *files, *names], env=other, check=True)
         here = np.stack([corrupt(images, name, 3) for name in names])
         assert np.array_equal(here, np.load(tmp_path / "there.npy"))
+        with np.load(tmp_path / "there.npy.npz") as kernels:
+            assert all(map(np.array_equal, map(disk, *zip(*disks, strict=True)), kernels.values()))
 
     def test_the_seed_changes_the_numbers(self, images: Images) -> None:
         assert np.array_equal(corrupt(images, "fog", 1, seed=3), corrupt(images, "fog", 1, seed=3))

@@ -494,6 +494,35 @@ def test_a_split_that_is_a_lost_link_is_refused_and_not_made_of_the_other(
     assert refusal(packed(root, suffix)) == message
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [*classes(), *classes("train/", names=("steam", "diesel"))],
+        [*classes(), "cow/0.png", *classes("cow/training/", names=("day", "night"))],
+        [*classes("test/"), *classes("training_set/", 20)],
+    ],
+)
+def test_a_split_folder_that_may_be_a_class_or_have_a_partner_is_asked_about(
+    tmp_path: Path, names: list[str]
+) -> None:
+    message = refusal(write(tmp_path / "tree", *names))
+    assert message.startswith("SOURCE holds several trees of classes, in ")
+
+
+def test_images_without_labels_may_lie_beside_one_split(tmp_path: Path) -> None:
+    root = write(tmp_path / "tree", *classes("train/"), "unlabeled/0.png", "unlabeled/day/1.png", "2.png")
+    train, _, notes, _ = read(root)
+    assert train.classes == ("ant", "bee")
+    assert any(note.startswith("not used: images outside the class folders, 3 in all") for note in notes)
+
+
+def test_classes_of_images_and_of_folders_of_images_are_classes_alike(tmp_path: Path) -> None:
+    root = write(tmp_path / "tree", *classes("", 5, ("good",)), *classes("defect/", 5, ("dent", "scratch")))
+    train, test, _, _ = read(root)
+    assert train.classes == ("defect", "good")
+    assert len(train.labels) + len(test.labels) == 15
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     root = write(tmp_path / "tree", *classes("train/"), *classes("training/"), *classes("test/"))
     assert (
@@ -627,6 +656,18 @@ def test_a_truncated_archive_is_no_matter_of_single_images(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(UserError, match="damaged or incomplete"):
         read(path)
+
+
+def test_folders_that_names_imply_count_as_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "tree", *(f"{index}/a/b/c/d/{index}.png" for index in range(10)))
+    path = tmp_path / "tree.zip"
+    with zipfile.ZipFile(path, "w") as archive:  # without members for the folders
+        for file in root.rglob("*.png"):
+            archive.write(file, file.relative_to(root))
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 49)
+    assert "unpacks to more than 49 members" in refusal(path)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 50)
+    open_tree(path)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,8 +175,35 @@ def test_a_set_imported_before_records_had_checksums_is_taken_as_it_is(
 def test_another_set_is_replaced_whole(source: Path, target: Path, test: Split) -> None:
     import_corrupted(source, target, test=test)
     (source / "fog.npy").unlink()
-    import_corrupted(source, target, test=test, limit=30)
-    check_copy(target, source, 30)
+    import_corrupted(source, target, test=test)
+    check_copy(target, source)
+
+
+def test_a_limit_does_not_throw_images_of_these_test_images_away(
+    source: Path, target: Path, test: Split
+) -> None:
+    import_corrupted(source, target, test=test, limit=40)
+    before = content(target)
+    with pytest.raises(UserError, match=r"holds 40 images of each cell.* set `limit` to 40 to keep them"):
+        import_corrupted(source, target, test=test, limit=30)
+    assert content(target) == before
+    import_corrupted(source, target, test=test, limit=50)
+    check_copy(target, source, 50)
+
+
+def test_a_record_there_is_no_space_for_leaves_the_set_that_was_there(
+    source: Path, target: Path, test: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_corrupted(source, target, test=test, limit=40)
+    before = content(target)
+
+    def fail(path: Path, record: object) -> None:
+        raise RsslError("no space")
+
+    monkeypatch.setattr("rsslcli.core.data.corrupted.write_json", fail)
+    with pytest.raises(RsslError, match="no space"):
+        import_corrupted(source, target, test=test)
+    assert content(target) == before
 
 
 def test_a_generated_set_is_replaced_whole(source: Path, target: Path, test: Split) -> None:
@@ -293,7 +320,7 @@ def test_a_set_is_taken_in_every_form(
     original = Path(shutil.copytree(source, tmp_path / "original"))
     given = form(source)
     assert is_corrupted_set(given)
-    for limit in (None, 30):
+    for limit in (30, None):
         for changed in (True, False):
             assert import_corrupted(given, target, test=test, limit=limit)[1] == changed
             check_copy(target, original, limit)

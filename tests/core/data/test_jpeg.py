@@ -70,6 +70,20 @@ def test_a_jpeg_that_lacks_more_is_never_read_as_another_picture(variant: str) -
     assert refused > 500
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_a_jpeg_that_an_interrupted_copy_left_with_zeros_is_refused(variant: str, kept: float) -> None:
+    whole = encoded(next(pictures()).resize((200, 160)), quality=97, **VARIANTS[variant])
+    start = int(kept * len(whole))
+    assert len(whole) - start > 600
+    cut = whole[:start] + bytes(len(whole) - start)
+    with pytest.raises(ImageError, match=r"cannot decode image x \('truncated JPEG'\)"):
+        decode(io.BytesIO(cut), "x", resize=True)
+    found, _ = decode(io.BytesIO(whole[:-2] + bytes(1000)), "x", resize=True)
+    expected, _ = decode(io.BytesIO(whole + b"a second picture, say"), "x", resize=True)
+    assert np.array_equal(found, expected)
+
+
 def test_a_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
     whole = encoded(next(pictures()), progressive=True)
     starts = [index for index in range(len(whole)) if whole[index : index + 2] == b"\xff\xda"]

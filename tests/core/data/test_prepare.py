@@ -144,7 +144,7 @@ def test_damaged_split_is_prepared_again(tree: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-@pytest.mark.parametrize("last", [".test.npz.part", "test.npz"])
+@pytest.mark.parametrize("last", [".test.npz.part", ".prepared.json.part", "prepared.json", "test.npz"])
 def test_failed_writing_leaves_the_old_data_set_or_none(
     tree: Path, data: Path, monkeypatch: pytest.MonkeyPatch, last: str, failure: BaseException
 ) -> None:
@@ -162,7 +162,7 @@ def test_failed_writing_leaves_the_old_data_set_or_none(
         prepare("folder", data, source=tree, limit=3)
     monkeypatch.undo()
     assert not [*(data / "folder").glob(".*")]
-    if last == ".test.npz.part":
+    if last.endswith(".part"):
         assert load_dataset(data, "folder").train.checksum == old.train.checksum
     else:
         assert prepared_datasets(data) == []
@@ -271,7 +271,7 @@ def test_other_images_under_the_same_name_are_told(tree: Path, data: Path, tmp_p
     assert first == f"again was prepared from {copy} before: runs trained on that do not resume"
 
 
-def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:
+def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "CIFAR-10-C"
     source.mkdir()
     labels = np.tile([0, 1, 2], 4)
@@ -281,17 +281,24 @@ def test_corrupted_sets(tree: Path, data: Path, tmp_path: Path) -> None:
         prepare("folder", data, source=source)
 
     prepare("folder", data, source=tree)
+    assert prepare("folder", data, source=source, limit=5).changed
     imported = prepare("folder", data, source=source)
     assert (imported.changed, imported.kind) == (True, "CIFAR-10-C folder")
     corrupted = open_corrupted(data / "folder" / "corrupted", "folder")
     assert aligned(corrupted, imported.dataset.test)
     assert_idempotent(lambda: prepare("folder", data, source=source), data)
-    assert prepare("folder", data, source=source, limit=5).changed
+    with pytest.raises(UserError, match="set `limit` to 12 to keep them"):
+        prepare("folder", data, source=source, limit=5)
 
     other = prepare("folder", data, source=tree, limit=6)
     assert other.changed
     assert "--dataset folder --source PATH" in other.stale_corruptions
     assert (data / "folder" / "corrupted" / "fog.npy").is_file()
+
+    monkeypatch.setattr("rsslcli.core.data.prepare.published_origin", lambda *_: "0" * 32)
+    prepare("folder", data, source=tree)
+    prepare("folder", data, source=source)
+    assert json.loads((data / "folder" / "corrupted" / "downloaded.json").read_text())["origin"] == "0" * 32
 
 
 def test_record_is_small_and_plain(tree: Path, data: Path) -> None:

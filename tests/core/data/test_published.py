@@ -24,7 +24,13 @@ from rsslcli.core.corruptions.names import CORRUPTIONS
 from rsslcli.core.data import fetching as download
 from rsslcli.core.data import published
 from rsslcli.core.data.corrupted import open_corrupted
-from rsslcli.core.data.published import PUBLISHED, Archive, corrupted_origin, download_corrupted
+from rsslcli.core.data.published import (
+    PUBLISHED,
+    Archive,
+    corrupted_origin,
+    download_corrupted,
+    published_origin,
+)
 from rsslcli.core.data.store import Images, Split, make_split
 from rsslcli.core.errors import RsslError, UserError
 
@@ -176,14 +182,18 @@ def test_limit(server: Server, folder: Path, test: Split) -> None:
 
 
 def test_kept_archive_is_used_again_if_intact(server: Server, folder: Path, test: Split, tar: bytes) -> None:
-    download_corrupted("cifar10", folder, test=test, keep_archive=True)
+    download_corrupted("cifar10", folder, test=test, limit=2, keep_archive=True)
     archive = folder / "download" / "CIFAR-10-C.tar"
     assert archive.read_bytes() == tar
     assert [path.name for path in archive.parent.iterdir()] == [archive.name]
-    download_corrupted("cifar10", folder, test=test, limit=2, keep_archive=True)
-    check(folder, limit=2)
+    assert published_origin("cifar10", archive) == hashlib.md5(tar).hexdigest()
+    download_corrupted("cifar10", folder, test=test, limit=3, keep_archive=True)
+    check(folder, limit=3)
+    with fails(UserError, "holds 3 images of each cell"):
+        download_corrupted("cifar10", folder, test=test, limit=2)
     assert len(server.requests) == 1
     archive.write_bytes(tar[:-1] + b"x")
+    assert published_origin("cifar10", archive) is None
     download_corrupted("cifar10", folder, test=test)
     check(folder)
     assert len(server.requests) == 2
@@ -424,11 +434,11 @@ def test_wrong_size_is_seen_at_once(server: Server, folder: Path, test: Split, r
 def test_no_length(server: Server, folder: Path, test: Split, tar: bytes) -> None:
     server.default = replace(server.default, length=False)
     server.script = [replace(server.default, stop=100_000)]
-    download_corrupted("cifar10", folder, test=test)
-    check(folder)
+    download_corrupted("cifar10", folder, test=test, limit=3)
+    check(folder, limit=3)
     server.default = replace(server.default, body=tar + bytes(50_000))
     with fails(RsslError, f"sends more than {len(tar)} bytes"):
-        download_corrupted("cifar10", folder, test=test, limit=1)
+        download_corrupted("cifar10", folder, test=test)
 
 
 def test_redirections(server: Server, folder: Path, test: Split, tmp_path: Path, tar: bytes) -> None:
@@ -611,7 +621,7 @@ def test_a_folder(server: Server, folder: Path, test: Split, tmp_path: Path) -> 
         download_corrupted("cifar10", folder, test=test, source=source)
     for info, content in layout(names=["fog"])[1:]:
         (source / Path(info.name).name).write_bytes(content)
-    download_corrupted("cifar10", folder, test=test)
+    download_corrupted("cifar10", folder, test=test, limit=2)
     corrupted = download_corrupted("cifar10", folder, test=test, source=source, limit=2)
     assert (corrupted.names, corrupted.images_per_cell) == (("fog",), 2)
     assert {path.name for path in folder.iterdir()} == {"fog.npy", "labels.npy", "downloaded.json"}
@@ -986,7 +996,7 @@ def test_a_set_from_the_published_archive_is_the_published_one(
 ) -> None:
     (tmp_path / "archive.tar").write_bytes(tar)
     for place, source in (("a", None), ("b", server.url), ("c", tmp_path / "archive.tar")):
-        for limit in (None, 2):
+        for limit in (2, None):
             found = download_corrupted("cifar10", tmp_path / place, test=test, source=source, limit=limit)
             assert corrupted_origin(found) == "published"
 

@@ -148,6 +148,27 @@ def test_truncated_archives(tmp_path: Path) -> None:
         refused(path, "cannot read .* damaged or incomplete")
 
 
+def test_a_tar_cut_between_two_members_is_not_complete(tmp_path: Path) -> None:
+    path = as_tar(tmp_path / "tree.tar", tree())
+    content = path.read_bytes()
+    for cut in range(512, len(content), 512):
+        if content[cut : cut + 6] == b"train/":
+            path.write_bytes(content[:cut])
+            refused(path, "cut short: no end of the archive .* damaged or incomplete")
+
+
+def test_a_zip_without_its_directory_is_damaged(tmp_path: Path) -> None:
+    path = as_zip(tmp_path / "tree.zip", tree())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"no directory at the end of the zip.*damaged or incomplete"):
+        is_image_tree(path)
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    sheet = as_zip(tmp_path / "notes.xlsx", {"sheet.xml": b""}).read_bytes()
+    assert_is_tree(read(as_tar(tmp_path / "tree.tar", tree() | {"zz/notes.xlsx": sheet})))
+
+
 def test_damaged_header_does_not_end_the_archive(tmp_path: Path) -> None:
     path = as_tar(tmp_path / "tree.tar", tree() | {"train/ant/9.png": encoded(picture(9))})
     content = bytearray(path.read_bytes())
@@ -713,6 +734,7 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         opened.add(folder, folder.name)
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     monkeypatch.setitem(cifar.OFFICIAL, "cifar10", (folder.name, archive.name, md5))
+    monkeypatch.setitem(cifar._BYTES, "cifar10", archive.stat().st_size)
     return archive
 
 
