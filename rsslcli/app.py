@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, NoReturn
 
@@ -27,6 +28,7 @@ from rsslcli.commands.train_automl import train_automl
 from rsslcli.commands.train_single import train_single
 from rsslcli.commands.visualize_corruptions import visualize_corruptions
 from rsslcli.commands.visualize_tasks import visualize_tasks
+from rsslcli.core.config import Config
 from rsslcli.core.errors import (
     InterruptedTrainingError,
     LostRankError,
@@ -88,6 +90,9 @@ _STARTING_OVER = ("export", "list", "predict", "report", "visualize-corruptions"
 # Typer exports this class only by way of its child; a test says when it exports more.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
+#: What a closed pipe means.
+_UNREAD = "the program that read the output has ended"
+
 
 @cache
 def options() -> dict[str, str]:
@@ -131,7 +136,8 @@ def main() -> None:
         if code == _INTERRUPTED:  # typer has caught it
             raise KeyboardInterrupt
         if failure := lost_output() or out.failure:
-            _fail(f"cannot write to stdout: {failure.strerror or failure}; all files are saved", 1)
+            said = f"cannot write to stdout: {failure.strerror or failure}"
+            _fail(f"{_UNREAD if isinstance(failure, BrokenPipeError) else said}; all files are saved", 1)
         sys.exit(code)
     except RsslError as error:
         if isinstance(error, InterruptedTrainingError | LostRankError) and not IS_MAIN_RANK:
@@ -141,17 +147,18 @@ def main() -> None:
         _fail(f"{message} (see rssl {arguments[0]} --help)" if about_option else message, error.exit_code)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "rssl"
+        known = arguments[0] in typer.main.get_command(app).commands  # type: ignore[attr-defined]
+        command = context.command_path if context else f"rssl {arguments[0]}" if known else "rssl"
         message = error.format_message().rstrip(".")
         if hasattr(error, "possibilities"):
-            message = _unknown_option(error.option_name, error.possibilities or ())
+            message = _unknown_option(error.option_name, context, error.possibilities or ())
         _fail(f"{message} (see {command} --help)", 2)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         _fail("out of memory: choose a lower --batch-size, smaller images or a smaller network", 1)
     except BrokenPipeError:
-        _fail("the program that read the output has ended", 1)
+        _fail(_UNREAD, 1)
     except OSError as error:
         stdout = "cannot write to stdout: " if lost_output() else ""
         place = f"{error.filename}: " if error.filename else stdout
@@ -170,7 +177,11 @@ def _is_out_of_memory(error: Exception) -> bool:
     return said or bool(kinds & {"MemoryError", "OutOfMemoryError"})
 
 
-def _unknown_option(name: str, possibilities: Iterable[str]) -> str:
+def _unknown_option(name: str, context: typer.Context | None, possibilities: Iterable[str]) -> str:
+    setting = name.lstrip("-").replace("-", "_")
+    takes_file = context is not None and any(each.name == "config" for each in context.command.params)
+    if takes_file and setting in {field.name for field in fields(Config)} - options().keys():
+        return f"{setting} has no option: set it in a file for --config"
     # Without the dashes, which make any two names look alike.
     names = {option.lstrip("-"): option for option in possibilities}
     near = nearest(name.lstrip("-"), names)

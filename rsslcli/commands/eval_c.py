@@ -145,8 +145,8 @@ def eval_c(
     if world.is_main:
         result = _in_terms_of(protocol, result)
         saved, remarks = _save(result, path, predictions, beside=output is None and is_whole)
-        print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
         remarks += _save_calibration(calibration, checkpoint, trained, name, result)
+        print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
         _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
         _suggest(saved if output is None else None, part, trained, data_dir)
 

@@ -53,9 +53,8 @@ def prepare_data(
         str | None,
         typer.Option(
             help="A folder or archive of train/<class>/* and test/<class>/*, or of <class>/* alone; the "
-            "official CIFAR archive; a folder or archive of CIFAR-10-C; a folder of ImageNet-C; with "
-            "--corruptions download, the file or URL of the published archive.  "
-            "[default: CIFAR is downloaded]",
+            "official CIFAR archive; CIFAR-10-C or ImageNet-C; with --corruptions download, the file or URL "
+            "of the published archive.  [default: CIFAR is downloaded]",
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -78,8 +77,7 @@ def prepare_data(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Of a corrupted set (generated, downloaded or imported): keep N source images; else keep N "
-            "images of each split."
+            help="Keep N source images of a corrupted set that is made or imported; else N of each split."
         ),
     ] = None,
     corruptions: Annotated[

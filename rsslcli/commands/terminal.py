@@ -76,6 +76,10 @@ class TextConsole(Console):
             self.width = 10_000
         self.failure: OSError | None = None
 
+    def on_broken_pipe(self) -> None:
+        """Raise the error again, which `print` notes; rich would end the program."""
+        raise  # noqa: PLE0704
+
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does, but fold no text, and tables only between words."""
         tables = [each for each in objects if isinstance(each, Table)]
@@ -116,8 +120,6 @@ def lost_output() -> OSError | None:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
         # Otherwise Python would try again at exit, and print its own message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -33,7 +33,7 @@ from rsslcli.core.config import Config, check_effective
 from rsslcli.core.errors import InterruptedTrainingError, UserError, command_arguments
 from rsslcli.core.files import other_runs
 from rsslcli.core.networks.names import WRN, is_custom
-from rsslcli.core.presets import Layers, config_layers, explain, merge
+from rsslcli.core.presets import Layers, check_task_options, config_layers, explain, merge
 from rsslcli.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ class Given:
         values = context.params
         names = [option.name for option in fields(Config) if option.name not in ("tasks", "weighting")]
         given = {field.name: values[field.name] for field in fields(cls) if field.name != "settings"}
-        given |= {key: given[key] and Path(given[key]) for key in ("data_dir", "config", "output")}
+        for key in ("data_dir", "config", "output"):
+            if given[key] == "":
+                raise UserError(f"`{key}` is empty: give a path, or leave it out")
+            given[key] = None if given[key] is None else Path(given[key])
         return cls({name: values.get(name) for name in names}, **given)
 
 
@@ -97,6 +100,8 @@ def run_training(
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
     if not given.resume:
         check_effective(config)
+    if given.config is not None:
+        check_task_options(given.config)
     if given.print_config:
         out.print(explain(layers), end="")
         return
@@ -236,10 +241,11 @@ def _new_directory(config: Config) -> Path:
     time = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     name = config.name if len(config.name) <= 60 else f"{config.name.split('-')[0]}-{len(config.tasks)}-tasks"
     directory = Path("runs", f"{time}-{name}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         try:
-            directory.mkdir(parents=True)
+            directory.mkdir()
             return directory
         except FileExistsError:  # of a run that began in the same second
             number += 1

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from rsslcli.core.errors import UserError, short_repr, unknown
 from rsslcli.core.networks.names import WRN, check_network_word, is_custom
-from rsslcli.core.plain_yaml import read_mapping
+from rsslcli.core.plain_yaml import dump_yaml, read_mapping
 from rsslcli.core.tasks.registry import check_task_words
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -216,22 +214,22 @@ class Config:
             return ""
         if self.warmup_epochs >= self.epochs:
             return (
-                f"warmup_epochs: AutoML tunes nothing, since λ is fixed in {self.warmup_epochs} epochs of "
+                f"`warmup_epochs`: AutoML tunes nothing, since λ is fixed in {self.warmup_epochs} epochs of "
                 f"{self.epochs}: expected below {self.epochs}"
             )
         starts_at_0 = not (self.initial_lambda or self.tune_jsd)
         if "constant-sum" in self.automl_variants and (len(self.weighted) < 2 or starts_at_0):
             return (
-                "automl_variants: AutoML tunes nothing, since constant-sum fixes the λ of a single task, and "
-                "λ that start at 0: leave it out"
+                "`automl_variants`: AutoML tunes nothing, since constant-sum fixes the λ of a single task, "
+                "and λ that start at 0: leave it out"
             )
         names = ("meta_lr", "lookahead_scale") + ("trunk_lr_factor",) * (not self.tune_jsd)
         stuck = next((name for name in names if not getattr(self, name)), None)
-        return f"{stuck}: AutoML tunes nothing, since at 0 no λ moves: expected above 0" if stuck else ""
+        return f"`{stuck}`: AutoML tunes nothing, since at 0 no λ moves: expected above 0" if stuck else ""
 
     def to_yaml(self) -> str:
         """The configuration as YAML, which `read_config_file` reads back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return dump_yaml(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data for files; `Config.from_dict` restores it."""
@@ -278,12 +276,12 @@ def check_effective(config: Config) -> None:
     weights = ("fixed", "upgrad", "uncertainty")
     if config.tasks and config.weighting in weights and not config.initial_lambda:
         raise UserError(
-            f"initial_lambda: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
+            f"`initial_lambda`: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
             "above 0, or no tasks for the baseline"
         )
     if config.tasks and not config.trunk_lr_factor:
         raise UserError(
-            "trunk_lr_factor: tasks act on the trunk alone, which is frozen at 0: expected above 0, or no "
+            "`trunk_lr_factor`: tasks act on the trunk alone, which is frozen at 0: expected above 0, or no "
             "tasks"
         )
 
@@ -307,7 +305,7 @@ def _check_limits(option: dataclasses.Field[Any], value: Any) -> None:
     choices = option.metadata.get("choices")
     for word in value if isinstance(value, tuple) else (value,):
         if choices and word not in choices:
-            raise unknown(option.name, word, choices)
+            raise UserError(f"{option.name}: {unknown(option.name, word, choices)}")
     minimum = option.metadata.get("minimum")
     if minimum is None or value is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rsslcli.core.errors import UserError, sanitize, short_repr
 MAX_FILE_BYTES = 1 << 14
 #: Size limit of each mapping in it, after `<<` has merged others into it.
 MAX_MAPPING = 200
+_INT = "tag:yaml.org,2002:int"
+_FLOAT = "tag:yaml.org,2002:float"
 
 
 def read_mapping(file: Path) -> dict[Any, Any]:
@@ -43,8 +46,17 @@ def read_mapping(file: Path) -> dict[Any, Any]:
     return values
 
 
+def dump_yaml(values: Mapping[str, Any], **options: Any) -> str:
+    """Write a mapping as YAML, which `read_mapping` and other readers read back; `options` are PyYAML's."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, **options)
+    return text
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain YAML data, in which 1e-6 is a number and duplicate keys are errors."""
+    """Plain YAML data, in which 1e-6 is a number and duplicate keys are errors.
+
+    Numbers are decimal: in YAML 1.1, 010 is 8 and 1:30 is 90.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping; reject duplicate keys, of which PyYAML silently drops all but the last."""
@@ -69,8 +81,18 @@ class _Loader(yaml.SafeLoader):
             )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that a loader, ours or another, would take for a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_DIGITS = list("-+.0123456789")
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9][\d_]*)$"), _DIGITS)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
+    _FLOAT, re.compile(r"^([-+]?(\d[\d_]*\.\d*|\.\d+)|[-+]?\.inf|\.nan)$", re.IGNORECASE), _DIGITS
 )
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), _DIGITS)

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.errors import UserError, sanitize, unknown
-from rsslcli.core.tasks.registry import check_task_names
+from rsslcli.core.plain_yaml import dump_yaml
+from rsslcli.core.tasks.registry import build_tasks, check_task_names
 
 #: Rotation by one random angle: level with all four angles in the study, and cheaper (docs/results.md).
 _ONE_VIEW = {"rotation": {"views": 1}}
@@ -72,6 +71,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+#: The label of the options on the command line.
+COMMAND_LINE = "command line"
 #: The sources of a configuration, each a label and its values. Later layers win.
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -102,7 +103,7 @@ def config_layers(
     if file is not None:
         layers.append((str(file), read_config_file(file)))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    layers.append(("command line", given))
+    layers.append((COMMAND_LINE, given))
     epochs = {name: value for _, layer in layers for name, value in layer.items()}.get("epochs")
     return [(f"preset {preset}", PRESETS[preset]), *_shorter_warmup(preset, epochs), *layers]
 
@@ -138,13 +139,24 @@ def merge(layers: Layers, *, known_tasks: bool = True) -> Config:
     try:
         config = Config(**values)
     except UserError as error:
-        option = str(error).partition(":")[0]
+        option, _, problem = str(error).partition(":")
         place = next((label for label, layer in reversed(layers) if option in layer), "")
+        if place == COMMAND_LINE:
+            raise UserError(f"`{option}`:{problem}") from None
         raise UserError(f"{place}: {error}") if Path(place).is_file() else error  # noqa: B904
     if known_tasks:
         check_task_names(config.tasks)
         check_task_names(config.task_options)
     return config
+
+
+def check_task_options(file: Path) -> None:
+    """Raise UserError unless the tasks take the `task_options` in a file; with any, this imports torch."""
+    if options := read_config_file(file).get("task_options"):
+        try:
+            build_tasks((), options)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
 
 
 def explain(layers: Layers) -> str:
@@ -153,7 +165,7 @@ def explain(layers: Layers) -> str:
     A comment at each option says where its value comes from: the last layer that sets it, or "default".
     """
     origins = {name: origin for origin, layer in layers for name in layer}
-    text = yaml.safe_dump(merge(layers).to_dict(), sort_keys=False, default_flow_style=None, width=math.inf)
+    text = dump_yaml(merge(layers).to_dict(), default_flow_style=None, width=math.inf)
     lines = []
     for line in text.splitlines():
         origin = sanitize(origins.get(line.partition(":")[0], "default"))

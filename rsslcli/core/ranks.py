@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rsslcli.core.errors import LostRankError, RsslError, UserError
+from rsslcli.core.errors import LostRankError, RsslError, UserError, sanitize
+
+#: What gloo, NCCL and the store say when a connection to another process ended.
+_ENDED = re.compile(
+    r"closed|closure|reset by peer|broken pipe|remote process|tim(ed|e) ?out|recv|socket", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,18 @@ def join_world(device: torch.device) -> Iterator[World]:
 
 @contextmanager
 def _others_may_end() -> Iterator[None]:
-    """Turn a failed exchange into LostRankError: torch's own message is about sockets."""
+    """Turn a failed exchange into LostRankError if a connection ended, else into an error of this rank.
+
+    Torch's own message is about sockets or, from NCCL, of many lines, of which the last one states the cause.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        raise LostRankError(
-            f"another rank of this job ended: see its message ({str(error).splitlines()[0][:100]})"
-        ) from None
+        lines = str(error).splitlines() or [type(error).__name__]
+        if _ENDED.search(str(error)):
+            raise LostRankError(
+                f"another rank of this job ended: see its message ({lines[0][:100]})"
+            ) from None
+        raise RsslError(f"the ranks cannot exchange values: {sanitize(lines[-1])}") from None

@@ -64,9 +64,10 @@ class RunFolder:
     def _is_finished(self) -> bool:
         return tail(self.log).endswith(f" {FINISHED}\n".encode())
 
-    def check_unevaluated(self) -> None:
-        """Raise UserError if there is an evaluation, which would pass for one of the weights to come."""
-        if left := next(self.path.glob("eval-c*.json"), None):
+    def check_unused(self) -> None:
+        """Raise UserError if a run is left without its checkpoint: its evaluation, or all that it logged."""
+        finished = self.log if self._is_finished() else None
+        if left := next(self.path.glob("eval-c*.json"), finished):
             raise UserError(
                 f"{left} is of a run whose checkpoint is gone: move it away, or choose another `output`"
             )
@@ -92,7 +93,8 @@ class RunFolder:
         """Whether the evaluation is of the last step; those of old versions do not say of which they are."""
         try:
             content = json.loads(self.evaluation.read_bytes())
-            return "step" not in content or bool(content["step"] == self.last_step())
+            is_whole = isinstance(content, dict) and "clean_accuracy" in content
+            return is_whole and bool(content.get("step", self.last_step()) == self.last_step())
         except (OSError, ValueError, TypeError, RecursionError):
             return False
 

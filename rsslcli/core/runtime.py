@@ -139,8 +139,9 @@ def keep_freed_memory() -> None:
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
     """Derive a 63-bit seed from the run's seed, a purpose such as "step", and a counter.
 
-    Every random choice of a run draws from such a seed. So no choice depends on how often another one drew,
-    and a run that stops after step t resumes exactly as if it had not stopped.
+    Every random choice of a step draws from such a seed. So no choice depends on how often another one drew,
+    and a run that stops after step t resumes exactly as if it had not stopped. Only the choice of a subset of
+    the images draws from the run's seed itself.
     """
     sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), index])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -220,14 +220,21 @@ EARLY = [
     ("train-automl --preset fast", "unknown preset 'fast': choose from paper"),
     ("train-automl --preset quik", "unknown preset 'quik': did you mean 'quick'?"),
     ("train-automl --epochs many", "--epochs"),
+    ("train-automl --epochs", r"requires an argument \(see rssl train-automl --help\)$"),
+    ("train-automl --lambda -1", r"--lambda: .* 0, got -1.0 \(see rssl train-automl --help\)$"),
+    ("train-automl --weight-decay 1", "weight_decay has no option: set it in a file for --config"),
+    ("eval-c w.pt --weight-decay 1", "unknown option '--weight-decay'"),
+    ("train-automl --output=", "--output is empty: give a path, or leave it out"),
+    ("train-automl --config=", "--config is empty"),
+    ("train-automl --data-dir=", "--data-dir is empty"),
     ("train-automl --epochs 0", "epochs: expected at least 1, got 0"),
     ("train-automl --epochs -1", "epochs: expected at least 1, got -1"),
-    ("train-automl --epochs 5 --warmup-epochs 9", "warmup_epochs: AutoML tunes nothing.* expected below 5"),
-    ("train-automl --epochs 5 --warmup-epochs 9 --print-config", "warmup_epochs: .* expected below 5"),
-    ("train-automl --config untuned.yaml", "warmup_epochs: .* in 5 epochs of 5: expected below 5"),
-    ("train-automl --meta-lr 0", "meta_lr: .* expected above 0"),
-    ("train-automl --fixed --lambda 0", "initial_lambda: .* rotation, bir, color, ir would have no effect"),
-    ("train-single --task ir --lambda 0", "initial_lambda: .* ir would have no effect"),
+    ("train-automl --epochs 5 --warmup-epochs 9", "--warmup-epochs: AutoML tunes nothing.* expected below 5"),
+    ("train-automl --epochs 5 --warmup-epochs 9 --print-config", "--warmup-epochs: .* expected below 5"),
+    ("train-automl --config untuned.yaml", "--warmup-epochs: .* in 5 epochs of 5: expected below 5"),
+    ("train-automl --meta-lr 0", "--meta-lr: .* expected above 0"),
+    ("train-automl --fixed --lambda 0", "--lambda: .* rotation, bir, color, ir would have no effect"),
+    ("train-single --task ir --lambda 0", "--lambda: .* ir would have no effect"),
     ("train-automl --depth 11", "depth"),
     ("train-automl --batch-norm both", "unknown batch_norm 'both': choose from per-task, joint, all"),
     ("train-automl --batch-norm jiont", "unknown batch_norm 'jiont': did you mean 'joint'?"),
@@ -277,6 +284,9 @@ EARLY = [
 ]  # fmt: skip
 #: Mistakes that take a look at data or weights.
 LATE = [
+    ("train-automl --config tasks.yaml", "tasks.yaml: task 'bir' has no option 'sigmas': it takes"),
+    ("train-automl --config tasks.yaml --print-config", "tasks.yaml: task 'bir' has no option 'sigmas'"),
+    ("reproduce --config tasks.yaml --dry-run", "tasks.yaml: task 'bir' has no option 'sigmas'"),
     ("eval-c noise.pt", "noise.pt cannot be read as a checkpoint"),
     ("eval-c other.pt", "other.pt.*neither a checkpoint"),
     ("eval-c w.pt --dataset bare", "no corrupted test set for 'bare'.*--corruptions generate"),
@@ -294,6 +304,7 @@ LATE = [
 def odd_files(home: Path) -> Path:
     """`home`, with files that are not what they are taken for, and a data set that is only half there."""
     (home / "typo.yaml").write_text("epoch: 3\n")
+    (home / "tasks.yaml").write_text("task_options: {bir: {sigmas: 2}}\n")
     (home / "untuned.yaml").write_text("epochs: 5\nwarmup_epochs: 5\n")
     (home / "code.yaml").write_text("epochs: !!python/object/apply:os.system ['touch pwned']\n")
     (home / "noise.pt").write_bytes(bytes(range(256)) * 10)
@@ -470,6 +481,13 @@ def test_runs_that_start_in_the_same_second_do_not_meet(
         re.fullmatch(r"runs/\d{8}-\d{6}-(baseline(-[2-4])?|fixed-26-tasks)", str(path)) for path in made
     )
     assert all(path.is_dir() for path in made)
+
+
+def test_runs_that_cannot_be_written_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("nowhere/runs")
+    with pytest.raises(OSError, match="runs"):
+        _new_directory(Config())
 
 
 def test_the_place_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,26 @@ def test_every_command_saves_all_where_stdout_is_full(home: Path) -> None:
     check_files(home, "full-disk")
 
 
+def test_a_reader_that_ends_loses_nothing_but_text(home: Path) -> None:
+    """As with `| head -1`: the work goes on, all is saved, and one line says so."""
+    lines = [f"train-single --task none {TINY} --output unread", "eval-c unread", "--version"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        _, told = drive(lines, home, writer)
+    finally:
+        os.close(writer)
+    for text in told:
+        *_, error, code = text.splitlines()
+        assert (error, code) == (
+            "rssl: error: the program that read the output has ended; all files are saved",
+            "exit 1",
+        )
+        assert "Exception ignored" not in text
+    assert (home / "unread" / "log.txt").read_text().endswith(" finished\n")
+    assert (home / "unread" / "eval-c.json").is_file()
+
+
 def test_a_hint_to_train_fits_the_data_and_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

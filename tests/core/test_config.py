@@ -85,7 +85,7 @@ def test_overrides_beat_the_file_which_beats_the_preset(folder: Path) -> None:
     assert make_config(file=written(folder, "# nothing yet\n---\n")) == Config()
     wrong = written(folder, "epochs: three")
     assert refusal(lambda: make_config(file=wrong)).startswith(f"{wrong}: epochs: expected a whole number")
-    assert refusal(lambda: make_config(file=wrong, overrides={"epochs": -1})).startswith("epochs: expected")
+    assert refusal(lambda: make_config(file=wrong, overrides={"epochs": -1})).startswith("`epochs`: expected")
     before = {name: dict(values) for name, values in PRESETS.items()}
     make_config("precursor", written(folder, "task_options: {bir: {sigma: 2}}"))
     assert before == PRESETS
@@ -138,19 +138,22 @@ def test_the_explanation_says_where_a_shorter_warm_up_comes_from() -> None:
     )
     assert "warmup_epochs: 2" in explain(config_layers("quick", overrides={"epochs": 7}))
     for wrong in ("many", True, 0, -3, 1.5, [3]):
-        assert refusal(lambda e=wrong: make_config(overrides={"epochs": e})).startswith("epochs: ")  # type: ignore[misc]
+        assert refusal(lambda e=wrong: make_config(overrides={"epochs": e})).startswith("`epochs`: ")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 5, "warmup_epochs": 9}, "warmup_epochs: .* in 9 epochs of 5: expected below 5"),
-        ({"epochs": 5}, "warmup_epochs: .* in 5 epochs of 5: expected below 5"),
-        ({"meta_lr": 0}, "meta_lr: .* at 0 no λ moves: expected above 0"),
-        ({"lookahead_scale": 0}, "lookahead_scale: .* at 0 no λ moves: expected above 0"),
-        ({"weighting": "fixed", "initial_lambda": 0}, "initial_lambda: .* at 0, ir would have no effect"),
-        ({"weighting": "uncertainty", "initial_lambda": 0}, "initial_lambda: .* ir would have no effect"),
-        ({"automl_variants": ("constant-sum",)}, "automl_variants: AutoML tunes nothing, since constant-sum"),
+        ({"epochs": 5, "warmup_epochs": 9}, "`warmup_epochs`: .* in 9 epochs of 5: expected below 5"),
+        ({"epochs": 5}, "`warmup_epochs`: .* in 5 epochs of 5: expected below 5"),
+        ({"meta_lr": 0}, "`meta_lr`: .* at 0 no λ moves: expected above 0"),
+        ({"lookahead_scale": 0}, "`lookahead_scale`: .* at 0 no λ moves: expected above 0"),
+        ({"weighting": "fixed", "initial_lambda": 0}, "`initial_lambda`: .* at 0, ir would have no effect"),
+        ({"weighting": "uncertainty", "initial_lambda": 0}, "`initial_lambda`: .* ir would have no effect"),
+        (
+            {"automl_variants": ("constant-sum",)},
+            "`automl_variants`: AutoML tunes nothing, since constant-sum",
+        ),
     ],
 )
 def test_a_new_run_whose_mechanism_would_not_act_is_refused(options: dict[str, Any], message: str) -> None:
@@ -165,7 +168,7 @@ def test_a_new_run_whose_mechanism_would_not_act_is_refused(options: dict[str, A
 def test_tasks_beside_a_frozen_trunk_are_refused() -> None:
     for weighting in ("fixed", "automl"):
         config = Config(tasks=("ir", "rgb"), weighting=weighting, trunk_lr_factor=0)  # type: ignore[arg-type]
-        assert "trunk_lr_factor: " in refusal(lambda config=config: check_effective(config))
+        assert "`trunk_lr_factor`: " in refusal(lambda config=config: check_effective(config))
     check_effective(Config(trunk_lr_factor=0))
     zero = Config(
         tasks=("ir", "rgb"), weighting="automl", initial_lambda=0, automl_variants=("constant-sum",)
@@ -214,7 +217,7 @@ def test_whole_numbers_of_a_file_are_the_numbers_that_they_are(folder: Path) -> 
 
 
 def test_what_only_looks_like_a_number_is_none(folder: Path) -> None:
-    for text in ("1e", "e5", "1e-6x", "'1e-6'", "1 e-6", "0x", "1.2.3", "--1"):
+    for text in ("010", "1:30", "0x1F", "0b1", "1e", "e5", "1e-6x", "'1e-6'", "1 e-6", "0x", "1.2.3", "--1"):
         assert "weight_decay: expected a number" in refusal(
             lambda text=text: make_config(file=written(folder, f"weight_decay: {text}"))  # type: ignore[misc]
         )
@@ -344,7 +347,8 @@ def test_settings_at_the_border_are_taken() -> None:
         ("5: 3", "unknown option 5"),
         ("null: 3", "unknown option None"),
         ("yes: 3", "unknown option True"),
-        ("? 0x" + "f" * 9999 + "\n: 3", "unknown option a huge number"),
+        ("? !!int 0x" + "f" * 9999 + "\n: 3", "unknown option a huge number"),
+        ("? 0x" + "f" * 9999 + "\n: 3", "unknown option '0xfff"),
         (f"? {'x' * 200}\n: 3", "unknown option"),
         ("? [1, 2]\n: 3", "is not plain YAML"),
         ("- epochs: 3", "got a list"),
@@ -363,7 +367,8 @@ def test_settings_at_the_border_are_taken() -> None:
         ("epochs: !!timestamp soon", "is not plain YAML"),
         ("epochs: 2020-13-45", "is not plain YAML"),
         ("epochs: " + "9" * 5000, "is not plain YAML"),
-        ("epochs: " + ":".join(["59"] * 400) + ".5", "is not plain YAML"),
+        ("epochs: " + ":".join(["59"] * 400) + ".5", "expected a whole number"),
+        ("epochs: !!float " + ":".join(["59"] * 400) + ".5", "is not plain YAML"),
         ("epochs: !!binary '*'", "expected a whole number"),
         ("[" * 5000, "is not plain YAML"),
         ("{a: " * 4000, "is not plain YAML"),
@@ -459,7 +464,7 @@ positive = st.floats(1e-9, 1e9)
 not_negative = st.just(0.0) | positive | st.integers(0, 10**9)
 configs = st.builds(
     Config,
-    dataset=st.text(max_size=20),
+    dataset=st.text(max_size=20) | st.sampled_from(["1e5", "5e-3", "010", "1:30", ".inf", "no", "1_0"]),
     tasks=st.lists(st.sampled_from(list(TASKS)), min_size=1, unique=True),
     weighting=st.sampled_from(WEIGHTINGS),
     epochs=st.integers(1, 10**9),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.gathering import ImageSource
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import LostRankError, RsslError, UserError
 from rsslcli.core.networks.names import allow_network
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World, join_world
@@ -162,6 +162,27 @@ def test_alone_nothing_is_exchanged() -> None:
         assert world.broadcast("x") == "x"
         with world.main_first():
             pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "match"),
+    [
+        (RuntimeError("[pair.cc] Connection closed by peer [::1]"), LostRankError, "another rank .* closed"),
+        (RuntimeError("NCCL error in: x.cpp\nremote process exiting prematurely"), LostRankError, "another"),
+        (RuntimeError("NCCL error\nLast error: no interface"), RsslError, "cannot exchange.*no interface$"),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "memory"),
+    ],
+)
+def test_a_failed_exchange_blames_another_rank_only_if_that_ended(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, kind: type[Exception], match: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(kind, match=match) as caught:
+        World(0, 2).all_reduce(torch.ones(3))
+    assert type(caught.value) is kind
 
 
 def _rank_main(mode: str) -> None:

@@ -21,7 +21,7 @@ def test_the_files_tell_how_far_a_run_is(tmp_path: Path) -> None:
     folder.log.write_text("12:00 rssl 1.0\n12:01 finished\n")
     assert folder.is_trained()
     assert folder.state() == "begun"
-    folder.evaluation.write_text("{}")
+    folder.evaluation.write_text('{"clean_accuracy": 0.5}')
     assert folder.state() == "done"
     folder.checkpoint.unlink()
     assert folder.state() == "done", "to save space"
@@ -34,7 +34,15 @@ def test_the_files_tell_how_far_a_run_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "state"),
-    [('{"step": 31}', "done"), ("{}", "done"), ('{"step": 30}', "begun"), ('{"step": 3', "begun")],
+    [
+        ('{"step": 31, "clean_accuracy": 0.5}', "done"),
+        ('{"clean_accuracy": 0.5}', "done"),
+        ('{"step": 30, "clean_accuracy": 0.5}', "begun"),
+        ('{"step": 31}', "begun"),
+        ('{"step": 3', "begun"),
+        ("[]", "begun"),
+        ('"clean_accuracy"', "begun"),
+    ],
 )
 def test_an_evaluation_of_another_step_does_not_count(tmp_path: Path, content: str, state: str) -> None:
     """The files' times say nothing: a copy may have any."""

@@ -64,7 +64,10 @@ def _describe(run: RunFolder) -> RunEntry:
     try:
         config = Config(**read_config_file(run.config))
     except (UserError, OSError) as error:
-        return RunEntry(run.path, "damaged", begun, problem=sanitize(error))
+        problem = str(error)
+        if str(run.config) not in problem:
+            problem = f"{run.config}: {problem}"
+        return RunEntry(run.path, "damaged", begun, problem=sanitize(problem))
     done = _EPOCH.findall(tail(run.log).decode(errors="replace"))
     epochs, clean = (int(done[-1][0]), float(done[-1][1])) if done else (0, None)
     evaluation = read_evaluation(run.evaluation) or {}

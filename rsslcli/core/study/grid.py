@@ -11,7 +11,7 @@ from typing import Any
 from rsslcli.core.config import Weighting, check_effective
 from rsslcli.core.errors import UserError, command_arguments, unknown
 from rsslcli.core.files import replacing
-from rsslcli.core.presets import config_layers, merge
+from rsslcli.core.presets import check_task_options, config_layers, merge
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.tasks.registry import BEST_TASKS, TASKS, check_task_names, check_task_words
 
@@ -123,6 +123,8 @@ def plan(
     if not 1 <= count <= MAX_SEEDS:
         raise UserError(f"`seeds` {count}: expected at least 1 and at most {MAX_SEEDS}")
     check_task_names(add_tasks)
+    if config is not None:
+        check_task_options(config)
     before, added = _read_plan(output)
     added = list(dict.fromkeys([*added, *([tuple(add_tasks)] if add_tasks else ())]))
     methods = dict(size.methods)

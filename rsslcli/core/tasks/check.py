@@ -18,8 +18,9 @@ def check_task(task: Task, *, size: int = 32, features: int = 128) -> None:
     """Check that a task keeps the contract of `Task`: one line tests a custom task.
 
     The check runs the task on the CPU, in float32 and float64 and in both memory layouts, and on the `meta`
-    device, where tensors of another device and reading values fail. A task that passes trains on a GPU
-    without making it wait, on any number of ranks, and resumes exactly after an interruption.
+    device, where tensors of another device and reading values fail. A task that passes trains on a GPU, on
+    any number of ranks, and resumes exactly after an interruption. It makes CUDA wait only if it copies
+    Python numbers there on every call, as `torch.tensor` does, which is not noticed.
 
     Args:
         task: the task, with any options.

@@ -96,7 +96,7 @@ def automl_gradients(
 def _rescaled(updated: Tensor, lambdas: Tensor) -> Tensor:
     """The new λ with the sum of the old ones, which stay as they are if all the new ones are 0."""
     rescaled = updated * lambdas.sum() / updated.sum().clamp_min(_TINY)
-    return torch.where(updated.sum() > 0, rescaled, lambdas)
+    return torch.where(updated.sum() == 0, lambdas, rescaled)
 
 
 def task_gradients(
@@ -126,7 +126,8 @@ def set_gradients(
 ) -> None:
     """Set every `.grad`: of ψ from the flat g, of each head λᵢ times the gradient of its loss."""
     for p, part in zip(psi.values(), _unflatten(g, psi), strict=True):
-        p.grad = part
+        # In the memory layout of p, which the optimizer's fast path on CUDA requires.
+        p.grad = part if part.stride() == p.stride() else torch.empty_like(p).copy_(part)
     for weight, (task, parameters) in zip(lambdas, heads.items(), strict=True):
         for p, part in zip(parameters, head_gradients[task], strict=True):
             p.grad = weight * part

@@ -75,14 +75,14 @@ def train(
             writes the files and reports events.
 
     Raises:
-        UserError: the directory holds a run and `resume` is false, or an evaluation alone; another process
+        UserError: the directory holds a run and `resume` is false, or what is left of one; another process
             is writing it; the data does not fit; or settings would have no effect (`check_effective`).
         InterruptedTrainingError: `should_stop` returned true on any rank.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is an earlier one.
         RsslError: a file cannot be written.
     """
     if not RunFolder(directory).checkpoint.exists():
-        RunFolder(directory).check_unevaluated()
+        RunFolder(directory).check_unused()
         check_effective(config)
     elif not resume:
         raise UserError(

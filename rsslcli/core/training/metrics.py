@@ -26,7 +26,7 @@ class Metrics:
     def __init__(self, path: Path | None, step: int) -> None:
         """Open `path` for a run that resumes after `step` steps, and drop the records of later steps.
 
-        With None, metrics are checked but not written: only rank 0 writes them.
+        With None, nothing is written or checked: rank 0 does both, and all ranks have the same values.
         """
         self._path = path
         self._pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
@@ -60,6 +60,8 @@ class Metrics:
         Returns:
             The record of the last step if they were written, else None.
         """
+        if self._path is None:
+            return None
         self._pending.append((fixed | {"images": images}, values))
         if time.perf_counter() - self._since < FLUSH_SECONDS:
             return None

@@ -70,22 +70,15 @@ def upgrad_weights(gramian: Tensor) -> Tensor:
     """
     m = len(gramian)
     scale = gramian.diagonal().sum().clamp_min(torch.finfo(gramian.dtype).tiny)
-    identity = torch.eye(m, dtype=gramian.dtype, device=gramian.device)
-    g = gramian / scale + _REGULARIZATION * identity
-    bound = _subsets(m, gramian.device).to(g.dtype)[:, None]  # (2^m, 1, m): 1 where v_j = u_j
-    u = identity  # row i is the bound of the i-th program
-    # Rows of the system: v_j = u_j where bound, (G v)_j = 0 elsewhere.
-    matrix = torch.where(bound[:, 0, :, None].bool(), identity, g)  # (2^m, m, m)
-    right = (bound * u).transpose(1, 2)  # (2^m, m, programs)
-    v = torch.linalg.solve_ex(matrix, right)[0].transpose(1, 2)  # (2^m, programs, m)
+    u = torch.eye(m, dtype=gramian.dtype, device=gramian.device)  # row i is the bound of the i-th program
+    g = gramian / scale + _REGULARIZATION * u
+    subsets = torch.arange(2**m, device=gramian.device)[:, None, None]
+    bound = (subsets >> torch.arange(m, device=gramian.device)[:, None] & 1).bool()  # (2^m, m, 1)
+    # The systems: v_j = u_j where bound, (G v)_j = 0 elsewhere; for all programs, as columns.
+    v = torch.linalg.solve_ex(torch.where(bound, u, g), bound * u)[0].mT  # (2^m, programs, m)
     slack = 1e-6
     feasible = (v >= u - slack).all(2)
     value = ((v @ g) * v).sum(2).where(feasible, torch.inf)
     best = value.argmin(0)
     chosen: Tensor = v.gather(0, best[None, :, None].expand(1, m, m))[0]
     return chosen.mean(0)
-
-
-def _subsets(m: int, device: torch.device) -> Tensor:
-    """All subsets of m things: int64 (2^m, m) of zeros and ones."""
-    return torch.arange(2**m, device=device)[:, None] >> torch.arange(m, device=device) & 1

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rsslcli.core.errors import sanitize
 from rsslcli.core.evaluation.accuracy import fingerprint_weights
 from rsslcli.core.evaluation.calibration import read_temperature
@@ -18,6 +16,7 @@ from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.files import read_json, replacing, write_json
 from rsslcli.core.networks.network import Network
 from rsslcli.core.networks.wide_resnet import WideResNet
+from rsslcli.core.plain_yaml import dump_yaml
 from rsslcli.core.weights.checkpoint import Checkpoint
 from rsslcli.core.weights.export import preprocessing, size_for
 
@@ -158,7 +157,7 @@ def _about_training(training: Mapping[str, Any] | None) -> str:
 - task weights λ at the end: {lambdas or "none, no tasks"}
 
 ```yaml
-{yaml.safe_dump(settings, sort_keys=False).strip()}
+{dump_yaml(settings).strip()}
 ```
 """
 

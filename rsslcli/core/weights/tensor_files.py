@@ -30,6 +30,10 @@ def read_tensors(path: Path) -> dict[Any, Any]:
         UserError: the file is damaged, of another kind, or holds objects other than tensors and plain values.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"cannot read {path}: PyTorch takes only names in UTF-8: rename it") from None
+    try:
         with path.open("rb") as file, quietly():
             if _is_safetensors(file, path.stat().st_size):
                 return _read_safetensors(path)

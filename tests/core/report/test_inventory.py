@@ -61,7 +61,9 @@ def test_the_states_of_runs(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found["d-evaluated"].begun == datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
     assert found["f-failed"].problem == f"{tmp_path}/f-failed failed: no\\x1b memory"
-    assert "epochs" in found["g-damaged"].problem
+    assert found["g-damaged"].problem.endswith(
+        "g-damaged/config.yaml: epochs: expected a whole number, got 'many'"
+    )
 
 
 def test_a_run_is_training_while_its_folder_is_locked(tmp_path: Path) -> None:

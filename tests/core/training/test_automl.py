@@ -448,6 +448,9 @@ def test_the_variant_with_a_constant_sum_rescales(images: Tensor, labels: Tensor
     kept = one_iteration(images, labels, lambdas, keep_sum=True)
     assert float(plain.sum()) != pytest.approx(2.0)
     torch.testing.assert_close(kept, plain * 2.0 / plain.sum())
+    # A value that is no number stays one, or a run that diverged would go on.
+    spoiled = one_iteration(images, labels, lambdas, keep_sum=True, beta=float("nan"))
+    assert spoiled.isnan().all()
     # Where all would be clamped to 0, the sum is kept by keeping them.
     tiny = torch.full((4,), 1e-12, dtype=torch.float64)
     for sign in (1.0, -1.0):

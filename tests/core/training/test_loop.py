@@ -209,10 +209,12 @@ def test_new_weights_never_get_an_old_evaluation(
     shutil.copytree(whole[0], directory)
     (directory / "checkpoint.pt").unlink()
     (directory / "eval-c.json").write_text("{}")
-    before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    with pytest.raises(UserError, match=r"eval-c\.json is of a run whose checkpoint is gone: move it away"):
-        train(replace(CONFIG, seed=9), directory, dataset, corrupted, resume=resume)
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    for left in ("eval-c.json", "log.txt"):
+        before = {path.name: path.read_bytes() for path in directory.iterdir()}
+        with pytest.raises(UserError, match=f"{left} is of a run whose checkpoint is gone: move it away"):
+            train(replace(CONFIG, seed=9), directory, dataset, corrupted, resume=resume)
+        assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+        (directory / left).unlink()
 
 
 def test_finished_run_resumes_to_its_result(

@@ -100,6 +100,8 @@ def test_every_step_is_the_same_program(options: dict[str, Any], monkeypatch: py
     assert tuned[0] == tuned[1] == tuned[2]
     assert tuned[0] != warm_up[0]
     assert not [line for line in tuned[0] if "_local_scalar_dense" in line or "nonzero" in line]
+    layouts = [(p.stride(), p.grad.stride()) for p in trainer.model.parameters() if p.grad is not None]
+    assert all(own == of_gradient for own, of_gradient in layouts), "the optimizer's fast path needs that"
 
 
 @pytest.mark.parametrize("weighting", ["uncertainty", "random", "upgrad"])

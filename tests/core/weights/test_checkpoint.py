@@ -454,6 +454,16 @@ def test_foreign_files(data: bytes, tmp_path: Path) -> None:
     assert str(path) in both_refuse(path)
 
 
+def test_a_name_that_torch_cannot_open(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.pt")
+    try:
+        path.write_bytes(b"")
+    except OSError:
+        pytest.skip("the file system takes only UTF-8")
+    with pytest.raises(UserError, match="PyTorch takes only names in UTF-8: rename it"):
+        load_checkpoint(path)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for path in (tmp_path / "none.pt", tmp_path / "run"):
