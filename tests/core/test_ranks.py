@@ -26,7 +26,7 @@ from rsslcli.core.training.step import Trainer, TrainingData
 
 CPU = torch.device("cpu")
 STEPS = 20
-#: What the ranks train, by a word for the command line.
+#: What the ranks train.
 MODES: dict[str, dict[str, Any]] = {
     "per-task": {"batch_norm": "per-task"},
     "joint": {"batch_norm": "joint"},
@@ -107,11 +107,18 @@ def run_ranks(count: int, *arguments: str, cwd: Path) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_ranks_train_as_one_process(mode: str, tmp_path: Path) -> None:
-    result = run_ranks(2, __file__, mode, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two ranks trained in all modes, one after the other: to start them takes seconds."""
+    folder = tmp_path_factory.mktemp("ranks")
+    result = run_ranks(2, __file__, cwd=folder)
     assert result.returncode == 0, result.stderr
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    return folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ranks_train_as_one_process(mode: str, trained: Path) -> None:
+    first, second = (torch.load(trained / f"{mode}-{rank}.pt") for rank in range(2))
     whole = train_steps(World(), mode)
     if mode == "batch-norm":  # which couples the images of a rank alone: only the statistics come near
         assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -185,7 +192,7 @@ def test_a_failed_exchange_blames_another_rank_only_if_that_ended(
     assert type(caught.value) is kind
 
 
-def _rank_main(mode: str) -> None:
+def _rank_main() -> None:
     with join_world(CPU) as world:
         assert world.size == 2
         assert world.any(world.rank == 1)
@@ -195,11 +202,12 @@ def _rank_main(mode: str) -> None:
         with world.main_first():  # the second rank comes in when the first one is out
             assert order.exists() == (not world.is_main)
             order.write_text("first")
-        torch.save(train_steps(world, mode), f"rank{world.rank}.pt")
+        for mode in MODES:
+            torch.save(train_steps(world, mode), f"{mode}-{world.rank}.pt")
 
 
 if __name__ == "__main__":
-    _rank_main(sys.argv[1])
+    _rank_main()
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
