@@ -31,7 +31,7 @@ from rsslcli.core.progress import Progress, silent
 from rsslcli.core.runtime import using_threads
 
 #: Increased whenever the same call would give other bytes, so that older files are regenerated.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 #: Images per chunk by their side: about as many pixels as the processor's cache holds.
 CHUNK = {32: 250, 64: 16, 224: 1}
 
