@@ -151,6 +151,8 @@ class Odd(nn.Module):
         ("runs/mine", {}, "model: expected an nn.Module such as load_classifier(RUN), got 'runs/mine'"),
         (None, {"severities": 3}, "severities: expected a list, got 3"),
         (None, {"corruptions": "fog"}, "corruptions: expected a list, got 'fog'"),
+        (rsslcli.adapt(WideResNet(10, 1)), {}, "model: it adapts already: pass the classifier itself"),
+        (Odd(lambda x: torch.autograd.grad(x.requires_grad_().sum(), x)[0]), {}, "fails on one image"),
         (None, {"limit": 0}, "limit: expected at least 1"),
         (None, {"excluded": [-1]}, "excluded: expected indices from 0 to 59, got -1"),
         (None, {"excluded": [60]}, "excluded: expected indices from 0 to 59, got 60"),
@@ -178,6 +180,19 @@ def test_evaluate_takes_a_model_in_its_own_dtype(place: Path, dtype: torch.dtype
     found = rsslcli.evaluate(model, "shapes", **options)
     assert found.about["precision"] == str(dtype).removeprefix("torch.")
     assert next(model.parameters()).dtype is dtype
+
+
+def test_evaluate_takes_an_exported_program_and_no_autocast_of_the_caller(place: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 10)).eval()
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(model, (torch.rand(2, 3, 32, 32),), dynamic_shapes=(batch,)).module()
+    options: dict[str, Any] = {"corruptions": ["fog"], "severities": [5], "classes_by_position": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = rsslcli.evaluate(model, "shapes", **options)
+        assert rsslcli.evaluate(exported, "shapes", **options).accuracy == expected.accuracy
+        with torch.autocast("cpu", torch.bfloat16):
+            assert rsslcli.evaluate(model, "shapes", **options).confidence == expected.confidence
 
 
 def test_evaluate_leaves_the_model_in_its_modes(place: Path) -> None:

@@ -145,8 +145,8 @@ def eval_c(
     if world.is_main:
         result = _in_terms_of(protocol, result)
         saved, remarks = _save(result, path, predictions, beside=output is None and is_whole)
-        remarks += _save_calibration(calibration, checkpoint, trained, name, result)
         print_result(result, f"{checkpoint} on corrupted {name}: accuracy in %", saved)
+        remarks += _save_calibration(calibration, checkpoint, trained, name, result)
         _print_notes([*result.notes[len(notes) :], *_cautions(result, corrupted, trained), *remarks])
         _suggest(saved if output is None else None, part, trained, data_dir)
 
@@ -368,6 +368,8 @@ def _check_options(
         raise UserError(f"--limit {limit}: expected at least 1")
     if output is not None and output.suffix not in _WRITERS:
         raise UserError(f"--output {output}: the name must end in {', '.join(_WRITERS)}")
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output}: expected a file, but it is a folder")
     if predictions is not None:
         check_score_file(predictions)
 

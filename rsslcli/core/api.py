@@ -285,6 +285,8 @@ def evaluate(
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model: expected an nn.Module such as load_classifier(RUN), got {short_repr(model)}")
+    if any(isinstance(module, AdaptiveClassifier) for module in model.modules()):
+        raise UserError("model: it adapts already: pass the classifier itself, with `adaptation`")
     for name, given in (("corruptions", corruptions), ("severities", severities)):
         if isinstance(given, str | int):
             raise UserError(f"{name}: expected a list, got {short_repr(given)}")
@@ -317,13 +319,8 @@ def evaluate(
         outputs = evaluation.check_scores(scores, 1).shape[1]
         if classes is None:
             classes = () if classes_by_position else carried_names(model, outputs)
-        score_of = match_classes(
-            classes,
-            outputs,
-            data.test.classes,
-            dataset,
-            by_position=classes_by_position,
-        )
+        names = data.test.classes
+        score_of = match_classes(classes, outputs, names, dataset, by_position=classes_by_position)
         result = evaluation.evaluate(
             model,
             data.test,
@@ -352,7 +349,6 @@ def _folder(data_dir: str | Path | None) -> Path:
     return default_data_dir() if data_dir is None else Path(data_dir)
 
 
-@torch.inference_mode()
 @contextlib.contextmanager
 def _inputs_of(networks: Sequence[Network]) -> Iterator[list[Tensor]]:
     """Within this context, the list takes what these networks are given."""
@@ -378,6 +374,7 @@ def _notes_on_inputs(inputs: Sequence[Tensor]) -> list[str]:
     return []
 
 
+@torch.inference_mode()
 def _scores_of_one(
     model: nn.Module, place: str | torch.device, size: int, precision: str
 ) -> tuple[torch.device, object]:
@@ -406,7 +403,8 @@ def _scores_of_one(
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode within this context, then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    with contextlib.suppress(NotImplementedError):  # an exported program has no modes
+        model.eval()
     try:
         yield
     finally:

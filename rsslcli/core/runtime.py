@@ -98,12 +98,12 @@ def _tf32_settings() -> list[tuple[Any, str]]:
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[None]:
-    """`torch.autocast` in bfloat16 on `device` if `enabled`, else a context without effect.
+    """`torch.autocast` in bfloat16 on `device` if `enabled`, else `without_autocast`.
 
-    It also has no effect on the meta device, for which torch has no autocast.
+    It has no effect on the meta device, for which torch has no autocast.
     """
     if not enabled or device.type == "meta":
-        return nullcontext()
+        return without_autocast(device)
     return torch.autocast(device.type, torch.bfloat16)
 
 

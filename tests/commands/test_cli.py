@@ -267,6 +267,7 @@ EARLY = [
     ("eval-c w.pt --dataset mime", "no prepared data set 'mime' in data: did you mean 'mine'"),
     ("eval-c w.pt --dataset mine --corruptions fgo", "unknown corruption 'fgo': did you mean 'fog'?"),
     ("eval-c w.pt --dataset mine --severity 0,1", "--severity 0,1: expected numbers from 1 to 5"),
+    ("eval-c w.pt --output folder.json", "--output folder.json: expected a file, but it is a folder"),
     ("eval-c w.pt --output table.xls", "must end in .json, .csv, .md"),
     ("prepare-data", "--dataset"),
     ("prepare-data --dataset mine --corruptions generate --only rain", "unknown corruption 'rain'"),
@@ -304,6 +305,7 @@ LATE = [
 def odd_files(home: Path) -> Path:
     """`home`, with files that are not what they are taken for, and a data set that is only half there."""
     (home / "typo.yaml").write_text("epoch: 3\n")
+    (home / "folder.json").mkdir()
     (home / "tasks.yaml").write_text("task_options: {bir: {sigmas: 2}}\n")
     (home / "untuned.yaml").write_text("epochs: 5\nwarmup_epochs: 5\n")
     (home / "code.yaml").write_text("epochs: !!python/object/apply:os.system ['touch pwned']\n")

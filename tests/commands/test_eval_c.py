@@ -339,6 +339,9 @@ def test_the_same_images_as_a_run_that_tuned_nothing(home: Path, here: Here) -> 
     here.succeed(evaluate)
     mine = json.loads((home / "mine" / "eval-c-partial.json").read_text())
     assert mine["excluded"] == rival["excluded"]
+    (home / "rival" / "eval-c.json").write_text(json.dumps(rival | {"corrupted_data": "another set"}))
+    _, _, err = here(evaluate)
+    assert "note: rival/eval-c.json is of another corrupted set than data/mine/corrupted; the images" in err
 
 
 def test_adapted_accuracies_stand_beside_the_unadapted_ones(home: Path, here: Here) -> None:

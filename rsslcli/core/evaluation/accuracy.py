@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial as partial_function
 from itertools import chain
 from pathlib import Path
@@ -314,7 +314,9 @@ def evaluate(
     _check_possible(classifier, test, about or {}, predictions, world)
     images = Selection(test, corrupted, score_of, excluded, limit, corruptions)
     computed_in = _computed_in(classifier, precision, device)
-    classifier = classifier.eval().to(device).to(memory_format=torch.channels_last)
+    with suppress(NotImplementedError):  # an exported program has no modes
+        classifier.eval()
+    classifier = classifier.to(device).to(memory_format=torch.channels_last)
     adaptive = None if adaptation is None else make_adaptive(classifier, adaptation, tasks)
     about = {**(about or {}), **_about_data(test, corrupted), "precision": computed_in}
     groups: list[Group] = [[Cell(CLEAN, 0)]]
@@ -390,9 +392,9 @@ def _about_data(test: Split, corrupted: CorruptedSet) -> dict[str, Any]:
 
 
 def _computed_in(classifier: nn.Module, precision: str, device: torch.device) -> str:
-    """The precision of an evaluation: `precision` for a float32 model, else the model's own dtype.
+    """The precision of an evaluation of a float32 model, or the dtype of another model.
 
-    A caller that leaves PyTorch's settings as they are gets TF32 from convolutions on CUDA.
+    A caller that leaves PyTorch's settings as they are gets TF32 from convolutions on CUDA; a CPU has none.
     """
     dtype = _dtype_name(model_dtype(classifier))
     if dtype != "float32" and precision == "bfloat16":
@@ -402,7 +404,9 @@ def _computed_in(classifier: nn.Module, precision: str, device: torch.device) ->
         )
     if dtype != "float32":
         return dtype
-    return "tf32" if precision == "float32" and multiplies_in_tf32(device) else precision
+    if precision == "bfloat16":
+        return precision
+    return "tf32" if multiplies_in_tf32(device) else "float32"
 
 
 def fingerprint_weights(classifier: nn.Module) -> str:

@@ -57,7 +57,7 @@ def images_to_leave_out(
     if leave_out_validation and trained and not trained.config.automl:
         excluded |= set(validation_source(trained.config, corrupted.images_per_cell))
     if rival and not rival.excluded and of_rival:
-        excluded |= _left_out_of(of_rival)
+        excluded |= _left_out_of(of_rival, corrupted, note)
     return sorted(excluded)
 
 
@@ -79,8 +79,8 @@ def notes_on_data(run: Checkpoint, data: Dataset) -> list[str]:
     ]
 
 
-def _left_out_of(path: Path) -> set[int]:
-    """The source images that an evaluation left out."""
+def _left_out_of(path: Path, corrupted: CorruptedSet, note: Callable[[str], None]) -> set[int]:
+    """The source images that an evaluation left out; a note if it was of another corrupted set."""
     evaluated = read_evaluation(path)
     if evaluated is None:
         raise UserError(
@@ -89,4 +89,9 @@ def _left_out_of(path: Path) -> set[int]:
         )
     if not evaluated["excluded"]:
         raise UserError(f"`same_images_as` {path.parent}: it tuned no λ and was evaluated on all images")
+    if evaluated.get("corrupted_data", corrupted.identity) != corrupted.identity:
+        note(
+            f"{path} is of another corrupted set than {corrupted.folder}; "
+            "the images with the same numbers are left out all the same"
+        )
     return {*evaluated["excluded"]}

@@ -233,7 +233,7 @@ def adapted_runs(run: Run) -> dict[str, Run]:
         if content.get("step", run.history.steps) != run.history.steps or len(accuracy) < len(run.accuracy):
             continue
         if not _incomplete(accuracy):
-            with suppress(KeyError, TypeError, ValueError):  # its settings are damaged
+            with suppress(KeyError, TypeError, ValueError, OverflowError):  # its settings are damaged
                 words = sanitize(describe_adaptation(adapted), 200)
                 clean = float(adapted["clean_accuracy"])
                 found[words] = dataclasses.replace(run, accuracy=accuracy, clean_accuracy=clean)

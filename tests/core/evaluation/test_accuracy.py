@@ -170,8 +170,8 @@ def test_precision(test_split: Split, tmp_path: Path) -> None:
     for precision, told in {"bfloat16": 0, "float32": 1, "tf32": 1}.items():
         result = evaluate(Close(), test_split, corrupted, device=CPU, partial=partial, precision=precision)
         assert result.accuracy["fog"] == [(labels == told).mean()] * 5
-        assert result.about["precision"] == precision
-        assert (f"- computed in {precision}" in result.to_markdown()) == (precision != "float32")
+        assert result.about["precision"] == ("bfloat16" if precision == "bfloat16" else "float32")
+        assert ("- computed in bfloat16" in result.to_markdown()) == (precision == "bfloat16")
 
 
 def test_means(tmp_path: Path) -> None:
