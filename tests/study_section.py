@@ -165,7 +165,7 @@ def main() -> None:
     about.add_text("numbers", digest(study))
     for name, drawn in figures.draw(repeated).items():
         with Image.open(io.BytesIO(drawn.png)) as picture:
-            picture.convert("RGB").quantize(64).save(PICTURES[name], pnginfo=about, optimize=True)
+            picture.convert("RGB").quantize(256).save(PICTURES[name], pnginfo=about, optimize=True)
 
 
 def digest(study: Study) -> str:

@@ -114,4 +114,6 @@ def describe_adaptation(settings: Mapping[str, Any]) -> str:
     if "steps" in settings:
         steps = "1 step" if settings["steps"] == 1 else f"{settings['steps']} steps"
         parts.append(f"{steps} at a learning rate of {settings['learning_rate']:g}")
+        if settings["episodic"] != _DEFAULTS[settings["method"]]["episodic"]:
+            parts.append("each batch forgotten" if settings["episodic"] else "batches remembered")
     return ", ".join(parts)

@@ -80,7 +80,9 @@ class Reliability:
             tuple(np.nan if value is None else float(value) for value in content[name])
             for name in ("probability", "accuracy")
         ]
-        if {len(images), *map(len, rows)} != {ECE_BINS} or not all(type(n) is int and n >= 0 for n in images):
+        if {len(images), *map(len, rows)} != {ECE_BINS} or not all(
+            type(n) is int and 0 <= n < 1 << 40 for n in images
+        ):
             raise ValueError("not the bins of an evaluation")
         if not any(images) or not all(np.isnan(x) or 0 <= x <= 1 for row in rows for x in row):
             raise ValueError("not fractions")
@@ -163,7 +165,7 @@ class Diagnostics:
                 if name in content["confused"]
             },
             reliability={name: Reliability.from_dict(reliability[name]) for name in BOTH},
-            calibrated={name: Reliability.from_dict(calibrated[name]) for name in BOTH if name in calibrated},
+            calibrated={name: Reliability.from_dict(calibrated[name]) for name in BOTH if calibrated},
             mistakes=mistakes,
             sheet_digest=str(content["mistakes_sheet"]),
         )

@@ -127,7 +127,7 @@ def beside_baseline(directory: Path) -> str:
         found = row.minus(base)
         other = base.runs[run.config.seed]
         if found.unlike:
-            return f"not compared with {other.directory}: it was evaluated on different {found.unlike}"
+            return f"not compared with {other.directory}: it has different {found.unlike}"
         return (
             f"{signed(100 * found.mean)} points over the baseline {other.directory}, mean over {study.over}; "
             "one seed cannot show whether that exceeds the noise"
@@ -151,9 +151,10 @@ def _baselines_beside(directory: Path, seed: int) -> list[Path]:
 
 
 def _cannot_be_judged(study: Study, found: _Found) -> str:
-    if unlike := " and ".join(dict.fromkeys(each.unlike for _, each in found if each.unlike)):
-        return f"Nothing can be judged: rows were evaluated on different {unlike} than the baseline."
-    shared = [pair for pair in found if pair[1].differences]
+    if all(each.unlike for _, each in found):
+        unlike = " and ".join(dict.fromkeys(each.unlike for _, each in found))
+        return f"Nothing can be judged: the rows have different {unlike} than the baseline."
+    shared = [pair for pair in found if pair[1].differences and not pair[1].unlike]
     if not shared:
         return "Nothing can be judged: no row has a seed in common with the baseline."
     best, difference = max(shared, key=lambda pair: pair[1].mean)
@@ -190,7 +191,7 @@ def _beside_augmix(study: Study, best: Row) -> list[str]:
 def _why_not(row: Row, found: Comparison) -> str:
     """A row that is not judged, and why."""
     if found.unlike:
-        return f"{row.label} (evaluated on different {found.unlike})"
+        return f"{row.label} (different {found.unlike})"
     if not found.differences:
         return f"{row.label} (no common seed)"
     seeds = _seeds(len(found.differences)) + " with the same difference" if found.is_even else "one seed"

@@ -73,7 +73,7 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
                 canvas.set_layout_engine("none")  # the layout is done, and slow
                 png = _saved(canvas, "png")
                 alt = f"{caption} {words}"
-                if len(rows) < len(study.rows):
+                if len(rows) < len(study.rows) and name not in _OF_SOME:
                     most = f"the {len(rows)} with the most seeds, and of those with equally many the best"
                     caption += f" Of {len(study.rows)} rows, {most}; the tables have all."
                 figures[name] = Figure(f"{prefix}{name}.png", caption, alt, svg, narrow_svg, png)
@@ -81,10 +81,18 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
 
 
 def _most_seeds(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most `limit` rows in their order: the first one and those with the most seeds, the best of them."""
-    ranks = [(-len(row.runs), -row.means.mean()) for row in rows]
-    others = sorted(range(1, len(rows)), key=lambda index: ranks[index])
-    return [rows[index] for index in sorted([0, *others[: limit - 1]])]
+    """At most `limit` rows in their order: the baseline and those with the most seeds, the best of them."""
+    bare = [not row.config.tasks and not row.config.uses_augmix for row in rows]
+    ranks = [(not base, -len(row.runs), -row.means.mean()) for base, row in zip(bare, rows, strict=True)]
+    kept = sorted(range(len(rows)), key=lambda index: ranks[index])[:limit]
+    return [rows[index] for index in sorted(kept)]
+
+
+def _on_seeds(rows: Sequence[Row]) -> str:
+    """A sentence for a caption of means over all seeds if the rows have different ones."""
+    if len({frozenset(row.runs) for row in rows}) == 1:
+        return ""
+    return " Rows have different seeds: only differences over common seeds can be compared."
 
 
 def _saved(canvas: Canvas, kind: str, **options: Any) -> bytes:
@@ -113,18 +121,19 @@ def _accuracy(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     every = 100 * np.concatenate([row.means for row in rows])
     reach = max(float(np.ptp(every)), 1)
     cut_off(axes, every.min() - reach, every.max() + reach)
-    if study.baseline is not None:
-        line = 100 * study.baseline.means.mean()
-        axes.axvline(
-            line, color="#555555", linewidth=0.9, linestyle="--", zorder=1, label="the baseline's mean"
-        )
+    if found := _compared(study, rows):
+        base, shown = found
+        means = [100 * np.mean([theirs.mean() for _, theirs in row.pairs(base)]) for row in shown]
+        places = [rows.index(row) for row in shown]
+        mark: Any = {"color": COLORS[1], "markersize": 15, "markeredgewidth": 1.6, "zorder": 2}
+        axes.plot(means, places, "|", label="the baseline over the same seeds", **mark)
     axes.set_xlabel(wrap("accuracy under corruption, %", 28 if size.narrow else 80))
     add_legend(canvas, axes, "outside upper center", size)
     caption = (
         f"Accuracy under corruption by method, mean over {study.over}, with the 95 % confidence interval of "
         "the mean over seeds; one seed has none. An interval may extend beyond the edge. Runs of a seed are "
         "related, so the differences below are known better than the accuracies."
-    )
+    ) + _on_seeds(rows)
     return canvas, caption, "The numbers are in the table above."
 
 
@@ -185,7 +194,7 @@ def _figure_2a(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     caption = (
         f"As the paper's Figure 2a: test error, mean over {study.over}. Our runs were evaluated on "
         f"{study.conditions}. Error bars: standard deviation over seeds."
-    )
+    ) + _on_seeds(shown)
     return canvas, caption, " ".join(words)
 
 
@@ -274,7 +283,10 @@ def _severities(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
             panels[1].set(xlabel="severity", ylabel="percentage points", title="difference to the baseline")
             panels[1].set_xticks(SEVERITIES)
     add_legend(canvas, panels[0], "outside lower center", size)
-    caption = f"Accuracy by severity, mean over {study.over} and seeds, and the difference to the baseline."
+    caption = (
+        f"Accuracy by severity, mean over {study.over} and seeds, and the difference to the baseline over "
+        f"common seeds.{_on_seeds(rows)}"
+    )
     return canvas, caption, "The accuracies are in the table below."
 
 
@@ -301,8 +313,11 @@ def _training(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
     accuracies.set(xlabel="epoch", ylabel="%", title="clean test accuracy")
     add_legend(canvas, accuracies, "outside lower center", size)
     loss = "the main task's loss, averaged over each epoch, and " if known else ""
-    caption = f"Training: {loss}the clean accuracy after each epoch. Means over seeds."
-    return canvas, caption, "The accuracies at the end are in the first table."
+    caption = (
+        f"Training: {loss}the clean accuracy after each epoch, measured on at most as many test images as an "
+        f"epoch trains on, so that it ends a little off Table 1. Means over seeds.{_on_seeds(rows)}"
+    )
+    return canvas, caption, "Accuracies on all images are in the first table."
 
 
 def _gain(row: Row, base: Row, corruption: str) -> Floats:
@@ -323,5 +338,7 @@ _PLOTS: dict[str, Callable[[Study, Sequence[Row], Size], _Drawn]] = {
     "reliability": reliability,
     "training": _training,
 }
+#: Those that choose their rows themselves, or show one run.
+_OF_SOME = ("figure-2a", "figure-2b", "confusion", "reliability")
 #: The names of the figures.
 FIGURES = tuple(_PLOTS)

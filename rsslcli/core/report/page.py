@@ -200,7 +200,7 @@ def _markdown_table(block: Table) -> str:
 
 def _escape(text: str) -> str:
     """Escape what Markdown would read as markup, as HTML or as the end of a table cell."""
-    return re.sub(r"([\\`*\[\]<>|&~]|\b_|_\b)", r"\\\1", text)
+    return re.sub(r"([\\`*\[\]<>|&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
 #: The media query for screens that get narrow tables and pictures.

@@ -129,7 +129,7 @@ def cost(study: Study) -> Iterator[Block]:
     if spread > _UNEVEN:
         yield Text(
             f"These times say little: the slowest training of the row {label} took {spread:.1f} times as "
-            "long as the fastest one, and only the seed differed."
+            "long as the fastest one."
         )
     columns = ["trained with", "seeds", "seconds of training", "images/s", "times the baseline"]
     caption = "Cost, mean over seeds; times are comparable only if every run had the same machine to itself"

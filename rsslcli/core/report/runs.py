@@ -75,6 +75,7 @@ class Run:
     origin: str | None  #: where the corrupted set came from, a key of `ORIGINS`; None if not recorded
     dataset: str  #: the data set it was evaluated on
     precision: str  #: the precision of the evaluation
+    weights: str = ""  #: fingerprint of the weights; empty if unknown
     train_data: str = ""  #: fingerprint of the training images before any subset is drawn; empty if unknown
     #: the versions and the machine of the training, as its log says: "rssl 0.1.0, torch 2.9.0, NVIDIA H100";
     #: empty if there is no log
@@ -210,6 +211,7 @@ def read_run(directory: Path) -> Run:
         origin=next((origin for origin in ORIGINS if origin == content.get("corrupted_origin")), None),
         dataset=str(content.get("dataset", config.dataset)),
         precision=sanitize(content["precision"]),
+        weights=str(content.get("weights", "")),
         train_data=sanitize(content.get("train_data", "")),
         trained_with=_trained_with(folder.log),
         diagnostics=_diagnostics(content, folder.evaluation),
@@ -226,6 +228,7 @@ def adapted_runs(run: Run) -> dict[str, Run]:
     for path in sorted(run.directory.glob(f"{Path(EVALUATION).stem}-adapted-*.json")):
         content = read_evaluation(path) or {}
         is_same = all(content.get(key) == getattr(run, key) for key in keys)
+        is_same = is_same and content.get("weights", "") == run.weights
         if not is_same or {*content["excluded"]} != run.excluded or "adapted" not in content:
             continue
         adapted = content["adapted"]

@@ -16,6 +16,7 @@ from rsslcli.core.files import replacing
 from rsslcli.core.report.answer import answer, other_rows
 from rsslcli.core.report.comparison import Study, make_studies
 from rsslcli.core.report.diagnosis import diagnosis
+from rsslcli.core.report.methods import FOUR
 from rsslcli.core.report.page import (
     Answer,
     Block,
@@ -31,6 +32,7 @@ from rsslcli.core.report.page import (
 from rsslcli.core.report.provenance import cost, departures, provenance
 from rsslcli.core.report.runs import LeftOut, read_runs
 from rsslcli.core.report.tables import WORDS, adapted, other_comparisons, table_1
+from rsslcli.core.tasks.registry import BEST_TASKS
 from rsslcli.core.version import __version__
 
 
@@ -87,6 +89,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     galleries = [block for block in blocks if isinstance(block, Gallery)]
     pictures |= {output / each.name: each.jpeg for each in galleries if each.jpeg is not None}
     markdown = output / "report.md"
+    _check_ours(markdown)
     page = output / "report.html"
     texts = {markdown: to_markdown(blocks).encode(), page: to_html(blocks).encode()}
     earlier = _pictures_of(markdown, FIGURES)
@@ -96,6 +99,12 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
     for path in earlier - pictures.keys():
         path.unlink(missing_ok=True)
     return Report(page, markdown, tuple(pictures), tuple(studies), tuple(left_out))
+
+
+def _check_ours(report: Path) -> None:
+    """Raise UserError if a report.md is of someone else, who would lose it."""
+    if report.is_file() and "Written by rssl" not in report.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{report} is not a report by rssl: move it away, or choose another `output`")
 
 
 def _pictures_of(report: Path, names: Iterable[str]) -> set[Path]:
@@ -122,6 +131,11 @@ def _study(study: Study, figures: Mapping[str, Figure], title: str, prefix: str)
         yield Text(rest)
     yield Text(f"Evaluated on {study.conditions}. {_against_the_paper(study)}")
     yield table_1(study)
+    if any({*row.config.tasks} == FOUR for row in study.rows):
+        yield Text(
+            f"“Four tasks” are {', '.join(BEST_TASKS[:-1])} and {BEST_TASKS[-1]}, trained beside the "
+            "classifier. Each has a weight λ in the loss, fixed or tuned by AutoML, the paper's algorithm."
+        )
     yield from (figures[name] for name in ("accuracy", "difference") if name in figures)
     yield from other_comparisons(study)
     yield from adapted(study)

@@ -161,8 +161,9 @@ def test_it_survives_its_file_and_a_damaged_one_is_refused(result: Evaluation) -
         {"confusion": {"clean": [[1]]}}, {"confusion": negative}, {"confused": {"clean": [1]}},
         {"reliability": []}, {"reliability": {"clean": bins}},
         *({"reliability": {"corrupted": bins, "clean": bins | other}} for other in (
-            {"images": [1]}, {"images": [0] * 15}, {"accuracy": [2.0] * 15},
+            {"images": [1]}, {"images": [0] * 15}, {"images": [10**400] * 15}, {"accuracy": [2.0] * 15},
         )),
+        {"reliability": {"corrupted": bins, "clean": bins, "calibrated": {"clean": bins}}},
         {"mistakes": {"fog": [{"severity": 1}]}},
         *({"mistakes": {"fog": [mistake | other]}} for other in ({"probability": 3}, {"severity": 9})),
     ):  # fmt: skip

@@ -113,6 +113,32 @@ def test_rows_with_more_seeds_are_drawn_before_others(
     assert f"the {MAX_LINES} with the most seeds" in draw(found)["severities"].caption
 
 
+def test_of_rows_that_tune_those_with_the_most_seeds_are_drawn(tmp_path: Path) -> None:
+    for index in range(5):
+        for seed in range(1 + (index > 0)):
+            folder = tmp_path / f"{index}-{seed}"
+            make_run(folder, tasks=("ir",), weighting="automl", meta_lr=index + 1.0, seed=seed)
+    found = study(tmp_path)
+    assert [len(row.runs) for row in plots._most_seeds(found.rows, 4)] == [2] * 4
+    drawn = plots._figure_2b(found, found.rows, plots._WIDE)
+    assert drawn is not None
+    assert "Of 5 rows that tune λ, the 4 with the most seeds" in drawn[1]
+
+
+def test_each_row_has_the_baseline_of_its_own_seeds_beside_it(tmp_path: Path) -> None:
+    for seed, mean in enumerate([0.50, 0.60]):
+        make_run(tmp_path / f"baseline{seed}", seed=seed, mean=mean)
+    make_run(tmp_path / "augmix", seed=1, mean=0.55, augment="augmix")
+    found = study(tmp_path)
+    drawn = plots._accuracy(found, found.rows, plots._WIDE)
+    assert drawn is not None
+    (line,) = (
+        each for each in drawn[0].axes[0].lines if each.get_label() == "the baseline over the same seeds"
+    )
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([pytest.approx(60)], [1])
+    assert "Rows have different seeds" in drawn[1]
+
+
 def test_the_accuracies_are_drawn_with_their_intervals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def test_each_way_to_adapt_has_a_table_and_no_baseline_is_told(tmp_path: Path) -
     "changes",
     [
         {"images": 5}, {"excluded": []}, {"test_data": "u"}, {"corrupted_data": "d"}, {"step": 7},
-        {"precision": "bfloat16"}, {"adapted": {}}, {"clean_images": 3},
+        {"precision": "bfloat16"}, {"weights": "w"}, {"adapted": {}}, {"clean_images": 3},
         {"adapted": {"clean_accuracy": 0.5, "accuracy": {"fog": [0.5] * 5}}},
     ],
     ids=str,
@@ -86,7 +86,7 @@ def test_only_evaluations_of_the_same_images_and_weights_count(
 def test_damaged_settings_of_an_adaptation_are_passed_over(tmp_path: Path) -> None:
     path = adapt(make_run(tmp_path / "run"), 0.1)
     content = json.loads(path.read_text())
-    for damaged in ({"prior": "many"}, {"stream": []}, {"seed": "\x1b[31m" * 99}):
+    for damaged in ({"prior": 10**400}, {"prior": "many"}, {"stream": []}, {"seed": "\x1b[31m" * 99}):
         path.write_text(json.dumps(content | {"adapted": content["adapted"] | damaged}))
         assert not any("\x1b" in words for words in adapted_runs(read_run(path.parent)))
     path.write_text(json.dumps(content | {"adapted": content["adapted"] | {"accuracy": {"fog": "x"}}}))

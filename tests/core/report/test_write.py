@@ -14,6 +14,7 @@ from PIL import Image
 from synthetic import FOUR, make_run, make_study
 
 from rsslcli.core.errors import UserError
+from rsslcli.core.report.page import Text, to_markdown
 from rsslcli.core.report.write import Report, write_report
 
 
@@ -256,6 +257,20 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a folder, but it is a file"):
         write_report([tmp_path], tmp_path / "file")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"], "nothing is left behind"
+
+
+def test_a_text_of_the_user_is_not_taken_for_an_earlier_report(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a")
+    (tmp_path / "report.md").write_text("my notes ![](accuracy.png)")
+    (tmp_path / "accuracy.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"report\.md is not a report by rssl: move it away"):
+        write_report([tmp_path / "runs"], tmp_path)
+    assert (tmp_path / "accuracy.png").read_bytes() == b"mine"
+
+
+def test_names_with_underscores_stay_as_they_are_in_markdown() -> None:
+    said = to_markdown([Text("__background__, batch_norm, _x and y_")])
+    assert said.strip() == r"\_\_background\_\_, batch_norm, \_x and y\_"
 
 
 def test_a_new_report_leaves_the_user_s_own_pictures(tmp_path: Path) -> None:
