@@ -14,6 +14,7 @@ from helpers import Here
 
 from rsslcli.core.config import Config
 from rsslcli.core.data import published
+from rsslcli.core.study.estimate import Speed
 from rsslcli.core.study.runner import Runner
 from rsslcli.core.training import loop as training
 
@@ -48,6 +49,10 @@ def documented(
     of_networks = request.node.callspec.params["document"] == "docs/networks.md"
     settings = TINY if of_networks else TINY | {"network": "wrn"}
     shutil.copytree(home / "data", tmp_path / "data", ignore=shutil.ignore_patterns(".lock"))
+    monkeypatch.chdir(tmp_path)
+    if of_networks:  # large ones, which take long to classify an image
+        shutil.rmtree(tmp_path / "data" / "mine" / "corrupted")
+        here.succeed("prepare-data --dataset mine --corruptions generate --limit 10")
     for name in ("cifar10", "cifar100"):
         shutil.copytree(tmp_path / "data" / "mine", tmp_path / "data" / name)
     (tmp_path / "path" / "to").mkdir(parents=True)
@@ -57,7 +62,6 @@ def documented(
     shutil.make_archive(str(tmp_path / "cifar10-images"), "gztar", home / "images")
     (tmp_path / "my.yaml").write_text("lr: 0.05\n")
     (tmp_path / "bfloat16.yaml").write_text("precision: bfloat16\n")
-    monkeypatch.chdir(tmp_path)
 
     def tiny(config: Config, *arguments: Any, **options: Any) -> Any:
         return train(dataclasses.replace(config, **settings), *arguments, **options)
@@ -74,6 +78,8 @@ def documented(
         "download_corrupted",
         lambda name, folder, *, test, **_: loading.open_corrupted(folder, name),
     )
+    # Speed is measured in the tests of the estimate.
+    monkeypatch.setattr("rsslcli.core.study.estimate._measure", lambda *_: Speed(1e9, 1e9))
     # The data are too few for a study, and the networks only guess.
     monkeypatch.setattr("rsslcli.commands.reproduce.check_fit", lambda cells, images: None)
     monkeypatch.setattr("rsslcli.core.evaluation.calibration._is_fitted", lambda temperature: True)

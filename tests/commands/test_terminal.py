@@ -192,7 +192,7 @@ def test_a_hint_to_evaluate_makes_runs_comparable(
     assert hint(baseline) == f"eval-c {run} --leave-out-validation"
     (run / "checkpoint.pt").touch()
     (run / "log.txt").write_text("12:00 finished\n")
-    (run / "eval-c.json").write_text("{}")
+    (run / "eval-c.json").write_text('{"clean_accuracy": 0.5}')
     assert hint(baseline) == f"report {run.parent}", "it is evaluated"
 
 

@@ -25,11 +25,11 @@ from rsslcli.core.tasks.registry import TASKS
 from rsslcli.core.training.step import Trainer, TrainingData
 
 CPU = torch.device("cpu")
-STEPS = 20
+STEPS = 10
 #: What the ranks train.
 MODES: dict[str, dict[str, Any]] = {
     "per-task": {"batch_norm": "per-task"},
-    "joint": {"batch_norm": "joint"},
+    "joint": {"tasks": ("rotation", "inpaint", "jigsaw"), "batch_norm": "joint"},
     "share": {"batch_norm": "all", "task_share": 0.5},
     "augmix": {"tasks": ("rotation", "ir"), "augment": "augmix", "tune_jsd": True, "ema": 0.9},
     "augmix-untuned": {"tasks": ("ir",), "augment": "augmix", "jsd_weight": 2.0},
@@ -64,9 +64,9 @@ class PerImageNorm(nn.GroupNorm):
 
 
 def train_steps(world: World, mode: str) -> dict[str, Tensor]:
-    """20 steps in float64, half of them after the warm-up; batches do not divide evenly."""
+    """10 steps in float64, half of them after the warm-up; batches do not divide evenly."""
     settings = {"tasks": tuple(TASKS), "weighting": "automl"} | MODES[mode]
-    usual = {"epochs": 4, "warmup_epochs": 2, "batch_size": 9, "meta_batch_size": 5, "meta_lr": 3.0}
+    usual = {"epochs": 2, "warmup_epochs": 1, "batch_size": 9, "meta_batch_size": 5, "meta_lr": 3.0}
     usual |= {"depth": 10, "width": 1, "lr": 0.02}
     config = Config(**usual | settings)  # type: ignore[arg-type]
     allow_network(config.network)
@@ -128,7 +128,7 @@ def test_ranks_train_as_one_process(mode: str, trained: Path) -> None:
         return
     moved = [float(value) for name, value in whole.items() if name.startswith("lambda/")]
     assert mode in ("upgrad", "augmix-untuned") or not {0.5, 12.0} & {*moved}, "every λ has moved"
-    assert mode not in ("per-task", "joint", "share") or len({*moved}) == len(TASKS)
+    assert mode not in ("per-task", "joint", "share") or len({*moved}) == len(moved) > 2
     assert first.keys() == second.keys() == whole.keys()
     for name, value in whole.items():
         assert torch.equal(first[name], second[name]), name

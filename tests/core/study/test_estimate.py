@@ -56,7 +56,7 @@ def finish(cell: Cell, seconds: int) -> None:
     """Leave the files of a cell whose training took so long."""
     cell.directory.mkdir(parents=True)
     (cell.directory / "checkpoint.pt").touch()
-    (cell.directory / "eval-c.json").write_text("{}")
+    (cell.directory / "eval-c.json").write_text('{"clean_accuracy": 0.5}')
     (cell.directory / "log.txt").write_text("t finished\n")
     lines = (f'{{"epoch": {epoch}, "seconds": {seconds / 2}}}\n' for epoch in (1, 2))
     (cell.directory / "metrics.jsonl").write_text("".join(lines))

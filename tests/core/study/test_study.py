@@ -41,7 +41,7 @@ if order == "wait":
     time.sleep(60)
 time.sleep(0.3)
 if evaluates:
-    (run / "eval-c.json").write_text("{}")
+    (run / "eval-c.json").write_text('{"clean_accuracy": 0.5}')
 else:
     (run / "checkpoint.pt").touch()
     (run / "log.txt").write_text("today finished\\n")
@@ -204,9 +204,9 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     assert cell.commands(options) == [evaluate]
     (run / "eval-c.json.partial").write_text('{"cells": {"a/1": {}, "a/2": {}}}')
     assert cell.position(4000) == (1, 2 / 96)
-    (run / "eval-c.json").write_text('{"step": 186}')
+    (run / "eval-c.json").write_text('{"step": 186, "clean_accuracy": 0.5}')
     assert cell.status() == "done"
-    (run / "eval-c.json").write_text('{"step": 155}')  # trained on after the evaluation
+    (run / "eval-c.json").write_text('{"step": 155, "clean_accuracy": 0.5}')  # trained on after the evaluation
     assert cell.status() == "begun"
     cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
@@ -277,7 +277,7 @@ def test_added_rows_and_seeds_stay_without_the_options_that_added_them(tmp_path:
     (flip.directory / "config.yaml").write_text(flip.config.to_yaml())
     (flip.directory / "log.txt").write_text("t finished\n")
     (flip.directory / "checkpoint.pt").touch()
-    (flip.directory / "eval-c.json").write_text("{}")
+    (flip.directory / "eval-c.json").write_text('{"clean_accuracy": 0.5}')
     flip.check_can_run()
     choose(again, ["ir"])[0].check_can_run()
 
@@ -328,7 +328,7 @@ def test_a_plan_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> Non
 
 def test_cells_that_would_tune_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("epochs: 3\nwarmup_epochs: 3")
-    with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
+    with pytest.raises(UserError, match="`warmup_epochs`: AutoML tunes nothing"):
         plan("quick", tmp_path, config=tmp_path / "my.yaml")
 
 

@@ -479,7 +479,7 @@ def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on
 ) -> None:
     config, run = replace(CONFIG, epochs=2, warmup_epochs=2, train_size=32), tmp_path / "run"
     for resume in (False, True):  # which also starts a run
-        with pytest.raises(UserError, match="warmup_epochs: AutoML tunes nothing"):
+        with pytest.raises(UserError, match="`warmup_epochs`: AutoML tunes nothing"):
             train(config, run, dataset, corrupted, resume=resume)
         assert not run.exists()
 
@@ -491,7 +491,7 @@ def test_a_new_run_that_would_tune_nothing_leaves_nothing_and_an_old_one_goes_on
     result = train(config, run, dataset, corrupted, resume=True, on_event=events.append)
     assert result.lambdas == {"rotation": 0.5, "ir": 0.5}
     (notice,) = (event for event in events if isinstance(event, Notice))
-    assert notice.text.startswith("this run leaves λ unchanged: warmup_epochs: AutoML tunes nothing")
+    assert notice.text.startswith("this run leaves λ unchanged: `warmup_epochs`: AutoML tunes nothing")
 
 
 def test_a_run_from_the_weights_of_another_is_not_tested_on_what_tuned_that_one(
