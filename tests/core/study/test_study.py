@@ -206,7 +206,7 @@ def test_the_files_tell_what_is_left(tmp_path: Path) -> None:
     assert cell.position(4000) == (1, 2 / 96)
     (run / "eval-c.json").write_text('{"step": 186, "clean_accuracy": 0.5}')
     assert cell.status() == "done"
-    (run / "eval-c.json").write_text('{"step": 155, "clean_accuracy": 0.5}')  # trained on after the evaluation
+    (run / "eval-c.json").write_text('{"step": 155, "clean_accuracy": 0.5}')  # of before
     assert cell.status() == "begun"
     cell.folder.failure.write_text("no luck")
     assert cell.status() == "failed"
