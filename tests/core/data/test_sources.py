@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from rsslcli.core.data import archives, cifar, decoding, listing
 from rsslcli.core.data.cifar import official_name, read_cifar
+from rsslcli.core.data.decoding import ImageError, decode
 from rsslcli.core.data.fetching import Archive, fetch
 from rsslcli.core.data.image_tree import is_image_tree, read_image_tree
 from rsslcli.core.data.store import Arrays
@@ -567,6 +569,41 @@ def test_resized_images_are_counted(tmp_path: Path) -> None:
     notes.clear()
     assert_is_tree(read_image_tree(as_tar(tmp_path / "u.tar", tree()), note=notes.append))
     assert notes == []
+
+
+def test_a_rotation_in_a_png_of_old_programs_is_applied() -> None:
+    """ImageMagick 6 kept the EXIF data in text, in hexadecimal."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = b"Exif\x00\x00" + exif.tobytes().removeprefix(b"Exif\x00\x00")
+    text = PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n")
+    upright = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.rot90(upright).copy()).save(buffer, "PNG", pnginfo=text)
+    found, _ = decode(io.BytesIO(buffer.getvalue()), "x", resize=False)
+    assert np.array_equal(found, upright)
+
+
+def test_16_bits_whose_zero_is_white_are_refused_not_read_as_a_negative() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 60000, np.uint16)).save(buffer, "TIFF")
+    content = bytearray(buffer.getvalue())
+    found, _ = decode(io.BytesIO(content), "x", resize=True)
+    assert {*found.ravel()} == {60000 >> 8}
+    entry = content.index(bytes([6, 1, 3, 0, 1, 0, 0, 0]))  # PhotometricInterpretation: one short number
+    content[entry + 8] = 0
+    with pytest.raises(ImageError, match="16-bit pixels whose 0 is white"):
+        decode(io.BytesIO(content), "x", resize=True)
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_pixels", fail)
+    with pytest.raises(MemoryError):
+        decode(io.BytesIO(encoded(picture(0))), "x", resize=True)
 
 
 def test_a_large_image_takes_little_memory_beside_its_own() -> None:
