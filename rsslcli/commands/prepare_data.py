@@ -246,6 +246,7 @@ def _report_corrupted(prepared: Prepared, corrupted: CorruptedSet | None, *, gen
 def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
     """Prepare both splits and report what was done. For the options see `prepare` in core."""
     from rsslcli.core.data.decoding import ImageError
+    from rsslcli.core.data.listing import in_words
     from rsslcli.core.data.prepare import prepare
 
     try:
@@ -258,7 +259,7 @@ def _prepare(dataset: str, data_dir: Path, **options: Any) -> Prepared:
     test = prepared.dataset.test
     out.print(
         f"{dataset} {done} in {prepared.folder} ({prepared.kind}): {len(train.labels)} training and "
-        f"{len(test.labels)} test images of {len(train.classes)} classes",
+        f"{len(test.labels)} test images of {len(train.classes)} classes: {in_words(train.classes)}",
     )
     for text in prepared.notes:
         note(text)

@@ -22,7 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{index:04}.png")
     out = succeed("prepare-data --dataset mine --source images --corruptions generate", cwd=home)
-    assert "mine prepared in data/mine (image folder): 160 training and 40 test images of 10 classes" in out
+    assert "mine prepared in data/mine (image folder): 160 training and 40 test images of 10 classes: " in out
     assert "19 corruptions of 40 images at 5 severities" in out
     return home
 
