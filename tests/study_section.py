@@ -41,6 +41,8 @@ DISCUSSED = (
     ("automl-relative", "baseline", range(5, 10)),
     ("automl-relative", "fixed-share25", range(5, 10)),
     ("automl", "fixed", range(5)),
+    ("automl", "rotation", range(5)),
+    ("fixed-share25", "fixed", range(5)),
     ("automl-share25", "automl", range(5)),
     ("automl-share25", "fixed-share25", range(5)),
     ("automl-relative", "automl-share25", range(5)),

@@ -82,15 +82,15 @@ def test_the_paper_s_grid() -> None:
 def test_the_small_grid_has_two_seeds_of_the_rows_on_which_no_claim_rests() -> None:
     cells = {cell.name: cell for cell in plan("small", Path("s"))}
     claims = (
-        "baseline", "rotation", "fixed", "automl", "rotation-joint", "fixed-share25", "automl-relative",
-        "augmix", "augmix-rotation", "augmix-fixed", "augmix-automl", "augmix-automl-relative",
+        "baseline", "rotation", "fixed", "automl", "rotation-joint", "automl-relative", "augmix",
+        "augmix-rotation", "augmix-fixed", "augmix-automl", "augmix-automl-relative",
     )  # fmt: skip
-    assert set(list(cells)[:36]) == {f"{method}-s{seed}" for method in claims for seed in range(3)}
+    assert set(list(cells)[:33]) == {f"{method}-s{seed}" for method in claims for seed in range(3)}
     aside = (
         "color", "ir", "bir", "inpaint", "rgb", "jigsaw",
-        "rotation-all", "automl-share25", "automl-strict", "uncertainty", "random", "upgrad",
+        "rotation-all", "automl-strict", "uncertainty", "random", "upgrad",
     )  # fmt: skip
-    assert set(list(cells)[36:]) == {f"{method}-s{seed}" for method in aside for seed in range(2)}
+    assert set(list(cells)[33:]) == {f"{method}-s{seed}" for method in aside for seed in range(2)}
     assert len(plan("small", Path("s"), seeds=1)) == len(claims) + len(aside)
 
 
@@ -98,17 +98,17 @@ def test_rows_of_the_small_grid_depart_from_its_preset_in_what_they_say() -> Non
     cells = {cell.method: cell for cell in plan("small", Path("s"), seeds=1)}
     usual = cells["fixed"].config
     for name in ("uncertainty", "random", "upgrad"):
-        assert cells[name].config == replace(usual, weighting=name, task_share=0.25)
+        assert cells[name].config == replace(usual, weighting=name)
     automl = replace(usual, weighting="automl")
     assert cells["augmix-automl"].config == replace(automl, augment="augmix")
-    relative = replace(automl, task_share=0.25, automl_variants=("relative",))
+    relative = replace(automl, automl_variants=("relative",))
     assert cells["automl-relative"].config == relative
-    assert cells["automl-strict"].config == replace(automl, task_share=0.25, validation_corruptions="extra")
+    assert cells["automl-strict"].config == replace(automl, validation_corruptions="extra")
     assert cells["rotation"].config.batch_norm == "per-task"
     assert cells["rotation-joint"].config.batch_norm == "joint"
     assert cells["augmix-automl-relative"].train == (
         "train-automl", "--tasks", "rotation,bir,color,ir", "--weighting", "automl", "--augment", "augmix",
-        "--task-share", "0.25", "--automl-variants", "relative", "--preset", "small", "--dataset", "cifar10",
+        "--automl-variants", "relative", "--preset", "small", "--dataset", "cifar10",
         "--seed", "0",
     )  # fmt: skip
 
