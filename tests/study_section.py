@@ -43,6 +43,7 @@ DISCUSSED = (
     ("automl", "fixed", range(5)),
     ("automl", "rotation", range(5)),
     ("fixed-share25", "fixed", range(5)),
+    ("rotation-share25", "rotation", range(5)),
     ("automl-share25", "automl", range(5)),
     ("automl-share25", "fixed-share25", range(5)),
     ("automl-relative", "automl-share25", range(5)),
