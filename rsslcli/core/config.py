@@ -321,8 +321,12 @@ def _check_type(name: str, value: object, annotation: str) -> None:
         fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
         expected = "a list of names"
     elif annotation.startswith("Mapping"):
-        fits = isinstance(value, Mapping) and all(map(_are_options, value.values()))
+        fits = isinstance(value, Mapping)
         expected = "a mapping such as {bir: {sigma: 1.5}}"
+        for task, options in value.items() if isinstance(value, Mapping) else ():
+            if not _are_options(options):
+                wrong = f"options of {short_repr(task)} such as {{sigma: 1.5}}"
+                raise UserError(f"{name}: expected {wrong}, each a number, true or false")
     elif annotation == "bool":
         fits = isinstance(value, bool)
         expected = "true or false"

@@ -12,7 +12,7 @@ from rsslcli.core.errors import UserError, sanitize, unknown
 from rsslcli.core.plain_yaml import dump_yaml
 from rsslcli.core.tasks.registry import build_tasks, check_task_names
 
-#: The tasks see a quarter of each batch: level with all of it in the study, and cheaper (docs/results.md).
+#: The tasks see a quarter of each batch: cheaper, without a loss beyond the noise (docs/results.md).
 _TASK_SHARE = 0.25
 
 #: Presets: the settings in which each differs from the defaults.

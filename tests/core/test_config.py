@@ -263,6 +263,7 @@ KINDS = {
     "a word": ("dataset", "batch_norm", "device", "precision"),
     "a list of names": ("tasks",),
     "a mapping": ("task_options",),
+    "options of 'bir'": ("task_options",),
 }
 WRONG: dict[str, tuple[Any, ...]] = {
     "a whole number": (True, "5", 5.0, [5], {}, math.nan, 1e3),
@@ -270,7 +271,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "true or false": (1, 0, "yes", None, []),
     "a word": (1, None, True, ["cpu"], 1.5),
     "a list of names": ("rotation", None, 5, {"rotation": 1}, [1], ["rotation", None], [["rotation"]]),
-    "a mapping": (None, [], "bir", 3, {"bir": None}, {"bir": 3}, {"bir": {"sigma": "wide"}}, {"bir": {1: 2}}),
+    "a mapping": (None, [], "bir", 3),
+    "options of 'bir'": ({"bir": None}, {"bir": 3}, {"bir": {"sigma": "wide"}}, {"bir": {1: 2}}),
 }
 
 
@@ -375,7 +377,10 @@ def test_settings_at_the_border_are_taken() -> None:
         ("a: &a [*a]\nlr: *a", "unknown option 'a'"),
         ("lr: &a [*a]", "lr: expected a number, got a list"),
         ("tasks: &a [*a]", "tasks: expected a list of names"),
-        ("task_options: &a {bir: *a}", "task_options: expected a mapping"),
+        (
+            "task_options: &a {bir: *a}",
+            "task_options: expected options of 'bir' such as {sigma: 1.5}, each a number",
+        ),
         (b"\x00\x01\x02", "is not plain YAML"),
         (b"\xff\xfe\xfd", "is not plain YAML"),
         (b"\x80abc", "is not plain YAML"),
