@@ -64,7 +64,7 @@ def is_archive(source: Path) -> bool:
     Raises:
         BadZipFile: it begins as a zip archive, but its directory is missing.
     """
-    if is_tar(source) or is_zip(source):
+    if is_tar(source) or zipfile.is_zipfile(source):
         return True
     with source.open("rb") as file:
         if file.read(len(_ZIP)) == _ZIP:
