@@ -175,6 +175,11 @@ class Config:
         return self.augment == "augmix"
 
     @property
+    def is_baseline(self) -> bool:
+        """True if the main task trains alone and without AugMix."""
+        return not self.tasks and not self.uses_augmix
+
+    @property
     def is_single(self) -> bool:
         """True if the main task trains alone, or with one task at a fixed weight."""
         return self.weighting == "fixed" and len(self.tasks) <= 1

@@ -144,8 +144,8 @@ def _baselines_beside(directory: Path, seed: int) -> list[Path]:
             config = Config(**read_config_file(RunFolder(path).config))
         except (UserError, OSError):
             continue
-        is_baseline = not config.tasks and not config.uses_augmix and config.seed == seed
-        if is_baseline and path.resolve() != directory.resolve() and RunFolder(path).evaluation.is_file():
+        wanted = config.is_baseline and config.seed == seed
+        if wanted and path.resolve() != directory.resolve() and RunFolder(path).evaluation.is_file():
             found.append(path)
     return found
 

@@ -151,7 +151,7 @@ class Study:
     def baseline(self) -> Row | None:
         """The row without tasks and without AugMix."""
         first = self.rows[0]
-        return None if first.config.tasks or first.config.uses_augmix else first
+        return first if first.config.is_baseline else None
 
     @property
     def against_baseline(self) -> list[tuple[Row, Comparison]]:

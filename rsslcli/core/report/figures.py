@@ -82,8 +82,7 @@ def draw(study: Study, prefix: str = "") -> dict[str, Figure]:
 
 def _most_seeds(rows: Sequence[Row], limit: int) -> list[Row]:
     """At most `limit` rows in their order: the baseline and those with the most seeds, the best of them."""
-    bare = [not row.config.tasks and not row.config.uses_augmix for row in rows]
-    ranks = [(not base, -len(row.runs), -row.means.mean()) for base, row in zip(bare, rows, strict=True)]
+    ranks = [(not row.config.is_baseline, -len(row.runs), -row.means.mean()) for row in rows]
     kept = sorted(range(len(rows)), key=lambda index: ranks[index])[:limit]
     return [rows[index] for index in sorted(kept)]
 
