@@ -85,4 +85,4 @@ def train_automl(
     if named == [] and tasks != "none":
         raise UserError("--tasks: name at least one task")
     chosen = "fixed" if fixed else weighting
-    run_training(Given.of(context), named, weighting=chosen, default_tasks=BEST_TASKS)
+    run_training(Given.of(context), named, weighting=chosen)

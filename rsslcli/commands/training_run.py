@@ -35,6 +35,7 @@ from rsslcli.core.files import other_runs
 from rsslcli.core.networks.names import WRN, is_custom
 from rsslcli.core.presets import Layers, check_task_options, config_layers, explain, merge
 from rsslcli.core.run_folder import RunFolder
+from rsslcli.core.tasks.registry import BEST_TASKS
 
 if TYPE_CHECKING:
     from rsslcli.core.training.events import Event
@@ -77,7 +78,6 @@ def run_training(
     *,
     weighting: str | None,
     single: bool = False,
-    default_tasks: Sequence[str] = (),
 ) -> None:
     """Train as a command's options say.
 
@@ -85,12 +85,12 @@ def run_training(
         given: the command's arguments.
         tasks: the tasks of a new run; None is "not given".
         weighting: what sets λ, if the command says; by default the configuration file, or else AutoML.
-        single: whether at most one task is trained.
-        default_tasks: the tasks where neither the command line nor a configuration file names any.
+        single: whether at most one task is trained. Where neither the command line nor a configuration file
+            names tasks, a run then has none, and otherwise the paper's best four.
     """
     if given.output is not None and given.output.is_file():
         raise UserError(f"--output {given.output}: expected a folder, but it is a file")
-    layers = _layers(given, tasks, weighting, default_tasks)
+    layers = _layers(given, tasks, weighting, single=single)
     config = merge(layers)
     if given.resume and single and not config.is_single:
         raise UserError(f"{given.output} is a run of train-automl")
@@ -189,15 +189,13 @@ _NEEDS = {
 _WHY = {"automl": "λ is not tuned", "tasks": "there are no tasks", "uses_augmix": "`augment` is not augmix"}
 
 
-def _layers(
-    given: Given, tasks: list[str] | None, weighting: str | None, default_tasks: Sequence[str]
-) -> Layers:
+def _layers(given: Given, tasks: list[str] | None, weighting: str | None, *, single: bool) -> Layers:
     """What decides the configuration of a new run, or of the one to resume."""
     options = given.settings
     output = given.output
     if not given.resume:
         layers = config_layers(given.preset or "paper", given.config, {**options, "tasks": tasks})
-        usual = {"tasks": default_tasks, "weighting": "automl"}
+        usual = {"tasks": () if single else BEST_TASKS, "weighting": "automl"}
         chosen = [("the command", {"weighting": weighting})] if weighting else []
         return [("default", usual), *layers, *chosen]
     if output is None:
@@ -205,7 +203,7 @@ def _layers(
     free = ("device", "network")  # a network of the user's own is named again, see `_check_network`
     changed = [key for key, value in options.items() if value is not None and key not in free]
     changed += [key for key in ("preset", "config") if getattr(given, key) is not None]
-    changed += [] if tasks is None else ["tasks" if default_tasks else "task"]
+    changed += [] if tasks is None else ["task" if single else "tasks"]
     if changed:
         names = ", ".join(f"`{key}`" for key in changed)
         raise UserError(f"a run goes on with its own options: leave out {names}, or start a new run")

@@ -232,6 +232,15 @@ class Config:
         stuck = next((name for name in names if not getattr(self, name)), None)
         return f"`{stuck}`: AutoML tunes nothing, since at 0 no λ moves: expected above 0" if stuck else ""
 
+    @property
+    def stays_at_0(self) -> bool:
+        """True if the tasks' λ are 0 and no rule moves them from there."""
+        return (
+            bool(self.tasks)
+            and self.weighting in ("fixed", "upgrad", "uncertainty")
+            and not self.initial_lambda
+        )
+
     def to_yaml(self) -> str:
         """The configuration as YAML, which `read_config_file` reads back."""
         return dump_yaml(self.to_dict())
@@ -278,8 +287,7 @@ def check_effective(config: Config) -> None:
     """
     if config.untuned:
         raise UserError(config.untuned)
-    weights = ("fixed", "upgrad", "uncertainty")
-    if config.tasks and config.weighting in weights and not config.initial_lambda:
+    if config.stays_at_0:
         raise UserError(
             f"`initial_lambda`: with λ fixed at 0, {', '.join(config.tasks)} would have no effect: expected "
             "above 0, or no tasks for the baseline"

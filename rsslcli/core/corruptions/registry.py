@@ -11,12 +11,8 @@ from rsslcli.core.corruptions.parameters import parameters
 #: (images, generator, *parameters) to the corrupted images
 Corruption = Callable[..., Tensor]
 
-FUNCTIONS: dict[str, Corruption] = {
-    name: getattr(module, name)
-    for name in CORRUPTIONS
-    for module in (noise, blur, weather, digital)
-    if hasattr(module, name)
-}
+_DEFINED = vars(noise) | vars(blur) | vars(weather) | vars(digital)
+FUNCTIONS: dict[str, Corruption] = {name: _DEFINED[name] for name in CORRUPTIONS}
 
 
 def apply(name: str, images: Tensor, severity: int, generator: Generator) -> Tensor:

@@ -91,7 +91,9 @@ def _mix_statistics(parent: nn.Module, prior: float) -> list[MixedBatchNorm | _B
 
 
 class AdaptiveClassifier(nn.Module):
-    """A copy of a classifier that adapts to each batch that it classifies; this one by "bn".
+    """A copy of a classifier that adapts to each batch that it classifies.
+
+    This class implements "bn"; subclasses also take gradient steps.
 
     It maps float images (N, 3, H, W) in [0, 1] to scores (N, classes), without gradients. The scores of an
     image depend on the other images of its batch; if `settings` are not episodic, the gradient steps on
@@ -252,10 +254,11 @@ def make_adaptive(
     Raises:
         UserError: the classifier lacks what the method adapts, or `tasks` are missing.
     """
-    if settings.method == "bn":
-        return AdaptiveClassifier(classifier, settings)
-    if settings.method == "tent":
-        return Tent(classifier, settings)
+    by_classifier = {"bn": AdaptiveClassifier, "tent": Tent}
+    if settings.method in by_classifier:
+        return by_classifier[settings.method](classifier, settings)
+    if settings.method != "tasks":
+        raise ValueError(f"no adaptation {settings.method!r}")
     if tasks is None:
         raise UserError("adaptation by tasks needs a classifier that is loaded from a run with tasks")
     return TaskDescent(classifier, settings, tasks)

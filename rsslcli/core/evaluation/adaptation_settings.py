@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rsslcli.core.errors import UserError, short_repr, unknown
+from rsslcli.core.errors import UserError, counted, short_repr, unknown
 
 AdaptationMethod = Literal["bn", "tent", "tasks"]
 Stream = Literal["shuffled", "sorted", "mixed"]
@@ -112,7 +112,7 @@ def describe_adaptation(settings: Mapping[str, Any]) -> str:
         order.get(settings["stream"], f"shuffled by seed {settings['seed']}"),
     ]
     if "steps" in settings:
-        steps = "1 step" if settings["steps"] == 1 else f"{settings['steps']} steps"
+        steps = counted(settings["steps"], "step")
         parts.append(f"{steps} at a learning rate of {settings['learning_rate']:g}")
         if settings["episodic"] != _DEFAULTS[settings["method"]]["episodic"]:
             parts.append("each batch forgotten" if settings["episodic"] else "batches remembered")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, short_repr
 from rsslcli.core.networks.network import Network, initialize
 
 
@@ -87,6 +87,9 @@ class WideResNet(Network):
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> WideResNet:
         """Build the network that `state` belongs to, inferring its size from the tensors, and load it.
 
+        Names and shapes of a few small tensors cannot make it build a large network: the second convolutions
+        of the blocks, about half of a WideResNet, must all be there first.
+
         Raises:
             UserError: `state` is not of a WideResNet with 16 · width channels in its first stage.
         """
@@ -97,9 +100,18 @@ class WideResNet(Network):
         for name in (first, last):
             if not isinstance(state.get(name), Tensor) or state[name].dim() == 0:
                 raise UserError(f"{wrong}: no tensor '{name}'")
-        blocks = len({name.split(".")[2] for name in state if name.startswith("block1.layer.")})
+        channels, classes = state[first].shape[0], state[last].shape[0]
+        blocks = {name.split(".")[2] for name in state if name.startswith("block1.layer.")}
+        shapes = {
+            f"block{stage}.layer.{block}.conv2.weight": (scale * channels, scale * channels, 3, 3)
+            for stage, scale in ((1, 1), (2, 2), (3, 4))
+            for block in blocks
+        }
+        for name, shape in (shapes | {last: (classes, 4 * channels)}).items():
+            if getattr(state.get(name), "shape", None) != shape:
+                raise UserError(f"{wrong}: {short_repr(name)} is missing or has another shape")
         try:
-            network = cls(6 * blocks + 4, state[first].shape[0] // 16, state[last].shape[0])
+            network = cls(6 * len(blocks) + 4, channels // 16, classes)
             network.load_state_dict(state)
         except (ValueError, RuntimeError) as error:
             lines = str(error).split("\n")  # torch lists the errors below a headline

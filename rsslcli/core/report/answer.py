@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.errors import RsslError, UserError, signed
+from rsslcli.core.errors import RsslError, UserError, counted, signed
 from rsslcli.core.report.comparison import Comparison, Row, Study, make_studies
 from rsslcli.core.report.runs import read_run, run_directories
 from rsslcli.core.run_folder import RunFolder, folder_of
@@ -32,10 +32,10 @@ def answer(study: Study) -> str:
         )
     found = study.against_baseline
     if not found:
+        seeds = counted(len(study.baseline.runs), "seed")
         return (
             f"Only the baseline is here: its accuracy, mean over {study.over}, is "
-            f"{100 * study.baseline.means.mean():.2f} % ({_seeds(len(study.baseline.runs))}). Nothing is "
-            "compared with it yet."
+            f"{100 * study.baseline.means.mean():.2f} % ({seeds}). Nothing is compared with it yet."
         )
     judged = _judged(study)
     if not judged:
@@ -194,24 +194,19 @@ def _why_not(row: Row, found: Comparison) -> str:
         return f"{row.label} (different {found.unlike})"
     if not found.differences:
         return f"{row.label} (no common seed)"
-    seeds = _seeds(len(found.differences)) + " with the same difference" if found.is_even else "one seed"
-    return f"{row.label} ({signed(100 * found.mean)}, {seeds})"
+    seeds = counted(len(found.differences), "seed")
+    few = f"{seeds} with the same difference" if found.is_even else "one seed"
+    return f"{row.label} ({signed(100 * found.mean)}, {few})"
 
 
 def _by(study: Study, found: Comparison) -> str:
-    return (
-        f"{interval(found)} points in mean accuracy over {study.over} ({_seeds(len(found.differences))}, "
-        "95 % interval)"
-    )
+    seeds = counted(len(found.differences), "seed")
+    return f"{interval(found)} points in mean accuracy over {study.over} ({seeds}, 95 % interval)"
 
 
 def _names(names: Sequence[str]) -> str:
     more = f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return "; ".join(names[:_LISTED]) + more
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
 
 
 def interval(found: Comparison) -> str:

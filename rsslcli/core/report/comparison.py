@@ -15,7 +15,7 @@ import numpy as np
 
 from rsslcli.core.config import Config
 from rsslcli.core.corruptions.names import CORRUPTIONS, coverage
-from rsslcli.core.errors import sanitize
+from rsslcli.core.errors import counted, sanitize
 from rsslcli.core.report.conditions import (
     describe_conditions,
     is_mixed,
@@ -175,9 +175,13 @@ class Study:
         pairs = []
         for index, row in enumerate(self.rows):
             augmix, tasks = _learned(row)
-            alone = [FOUR] * (tasks > FOUR) + [frozenset({"rotation"})] * (len(tasks) > 1)
-            alone += [frozenset[str]()] * bool(tasks)
-            among = [(self.rows[:index], tasks), *((self.rows, learned) for learned in alone)]
+            among = [(self.rows[:index], tasks)]
+            if tasks > FOUR:
+                among.append((self.rows, FOUR))
+            if len(tasks) > 1:
+                among.append((self.rows, frozenset({"rotation"})))
+            if tasks:
+                among.append((self.rows, frozenset()))
             for rows, learned in among:
                 alike = [other for other in rows if _learned(other) == (augmix, learned)]
                 nearest = min(alike, key=lambda other: distance(row.config, other.config), default=None)
@@ -212,7 +216,7 @@ class Study:
             else f"{settings['train_size']:,} training images"
         )
         network = sanitize(self.runs[0].config.network_title)
-        epochs = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)}"
+        epochs = counted(settings["epochs"], "epoch")
         return f"{sanitize(settings['dataset'])}, {network}, {epochs}, {images}"
 
 

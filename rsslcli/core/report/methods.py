@@ -106,9 +106,7 @@ def has_effect(config: Config) -> bool:
 
     Training refuses settings without effect, but runs of older versions may have them.
     """
-    if config.automl:
-        return not config.untuned
-    return not config.tasks or config.weighting != "fixed" or config.initial_lambda > 0
+    return not (config.untuned or config.stays_at_0)
 
 
 def paper_method(config: Config) -> tuple[frozenset[str], bool] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from rsslcli.core.config import Config
-from rsslcli.core.errors import sanitize
+from rsslcli.core.errors import counted, sanitize
 from rsslcli.core.report.comparison import Row, Study
 from rsslcli.core.report.conditions import describe_corrupted_sets, number_range
 from rsslcli.core.report.methods import (
@@ -108,7 +108,7 @@ def _counted(values: Iterable[str]) -> str:
     counts = Counter(values)
     if len(counts) == 1:
         return next(iter(counts))
-    return "; ".join(f"{value} ({count} run{'s' * (count > 1)})" for value, count in counts.most_common())
+    return "; ".join(f"{value} ({counted(count, 'run')})" for value, count in counts.most_common())
 
 
 def cost(study: Study) -> Iterator[Block]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rsslcli.core.corruptions.names import SEVERITIES, coverage
-from rsslcli.core.errors import UserError, sanitize
+from rsslcli.core.errors import UserError, counted, sanitize
 from rsslcli.core.files import replacing
 from rsslcli.core.report.answer import answer, other_rows
 from rsslcli.core.report.comparison import Study, make_studies
@@ -71,7 +71,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
         raise UserError(f"nothing to report: no run is finished and evaluated ({reasons})")
     count = len(read) - len(repeated)
     more = f"; {len(left_out)} left out, with the reasons at the end" if left_out else ""
-    about = f"{count} finished and evaluated run{'s' * (count > 1)}{more}. Written by rssl {__version__}."
+    about = f"{counted(count, 'finished and evaluated run')}{more}. Written by rssl {__version__}."
     several = len(studies) > 1
     titles = [f"Study {number}: " if several else "" for number in range(1, len(studies) + 1)]
     blocks: list[Block] = [Heading("Robustness report", 1)]

@@ -7,6 +7,10 @@ linear in λ too, and the meta-gradient is an inner product of two plain gradien
 
 This is exact: no second derivative is needed, so none is dropped. And since ψ does not change between the two
 halves of the algorithm, the update with the new λ reuses the gradients that the first half computed.
+
+The rest of the algorithm is in `step.Trainer`: `tunes_lambdas` is its test "epoch count > τ", `gradients`
+draws both batches and calls `automl_gradients` or, during the warm-up, `fixed_gradients`, and `step` takes
+the SGD step.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ def automl_gradients(
     alpha: float | Tensor,
     beta: float,
     drift: Tensor | float = 0.0,
-    factors: Tensor | None = None,
+    factors: Tensor | float = 1.0,
     relative: bool = False,
     cosine: bool = False,
     keep_sum: bool = False,
@@ -56,14 +60,15 @@ def automl_gradients(
         beta: learning rate β of λ.
         drift: a variant: (|ψ|,) what the optimizer's step adds to the gradient, see
             `step.Trainer._sgd_step`; 0 without it.
-        factors: (|ψ|,) factors of `alpha` where the parameters' learning rates differ; None if all are 1.
+        factors: (|ψ|,) factors of `alpha` where the parameters' learning rates differ.
         relative: a variant: compare each gradient with the weighted mean of all, the main loss included. This
-            is exact for a look-ahead whose length does not depend on λ: α (1 + Σλ) ∂L/∂ψ ÷ (1 + Σλ′).
+            is exact for the look-ahead α (1 + Σλ) ∂L_λ′/∂ψ ÷ (1 + Σλ′), whose length does not grow with the
+            weights λ′; λ are the present ones.
         cosine: a variant: replace the inner product by the cosine of the two gradients, so that a loss gains
             no weight by the size of its gradient.
         keep_sum: a variant: rescale the new λ to the sum of the old ones.
-        sum_over_ranks: sums a tensor over the ranks if they share the batches, so that the losses are local
-            shares. λ is then the same on every rank; `.grad` stays the local share.
+        sum_over_ranks: sums a tensor over the ranks, perhaps in place, if they share the batches, so that the
+            losses are local shares. λ is then the same on every rank; `.grad` stays the local share.
 
     Returns:
         The detached losses by task, and the meta loss as "meta". No value is copied to the host.
@@ -73,14 +78,14 @@ def automl_gradients(
     g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
 
     g = sum_over_ranks(g_main + lambdas @ g_aux)  # ∂L/∂ψ
-    direction = g + drift if factors is None else factors * (g + drift)
+    direction = factors * (g + drift)
     ahead = {
         name: (p.detach() - alpha * step).requires_grad_()
         for (name, p), step in zip(psi.items(), _unflatten(direction, psi), strict=True)
     }
     meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
-    v = sum_over_ranks(_flatten(torch.autograd.grad(meta_loss, list(ahead.values()), materialize_grads=True)))
-    v = v if factors is None else factors * v
+    v = _flatten(torch.autograd.grad(meta_loss, list(ahead.values()), materialize_grads=True))
+    v = factors * sum_over_ranks(v)
     compared = g_aux - (g_main + lambdas @ g_aux) / (1 + lambdas.sum()) if relative else g_aux
     meta_gradient = -alpha * sum_over_ranks(compared @ v)  # ∂L_meta/∂λ
     if cosine:
@@ -107,10 +112,10 @@ def task_gradients(
     gradients: dict[str, Tensor] = {}
     head_gradients: dict[str, tuple[Tensor, ...]] = {}
     for group in groups:
-        # The last backward pass of a group frees the graph that its losses share.
-        for remaining, (task, loss) in zip(range(len(group) - 1, -1, -1), group.items(), strict=True):
+        for number, (task, loss) in enumerate(group.items(), 1):
             wanted = [*psi.values(), *heads.get(task, ())]
-            parts = torch.autograd.grad(loss, wanted, retain_graph=remaining > 0, materialize_grads=True)
+            more = number < len(group)  # the last backward pass frees the graph that the losses share
+            parts = torch.autograd.grad(loss, wanted, retain_graph=more, materialize_grads=True)
             losses[task] = loss.detach()
             gradients[task] = _flatten(parts[: len(psi)])
             head_gradients[task] = parts[len(psi) :]

@@ -392,11 +392,11 @@ class _Run:
                 f"{self.checkpoint} was trained on the classes {names[0]}, and '{self.dataset.name}' has "
                 f"{names[1]} now: prepare the data of before again"
             )
-        # A run that began with the weights of another one leaves out what tuned that one, too.
-        fits = saved.validation_data == self.validation_data and saved.excluded == self.tuning
-        if self.config.weights not in ("none", "imagenet"):
-            fits = {*saved.excluded} >= {*self.tuning}
-            fits = fits and (not self.config.automl or saved.validation_data == self.validation_data)
+        fits = saved.validation_data == self.validation_data
+        if self.config.weights in ("none", "imagenet"):
+            fits = fits and saved.excluded == self.tuning
+        else:  # a run that began with the weights of another one leaves out what tuned that one, too
+            fits = (fits or not self.config.automl) and {*saved.excluded} >= {*self.tuning}
         if saved.train_data != self.dataset.train.checksum or not fits:
             raise UserError(
                 f"{self.checkpoint} was trained on different data than is prepared now: prepare it again"

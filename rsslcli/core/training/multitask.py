@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -127,12 +127,10 @@ class MultiTaskNetwork(nn.Module):
             }
             return
         for names, x in zip(passes, inputs, strict=True):
-            with self._precision(x):
-                if names[0] == MAIN or self.batch_norm == "all":
-                    features = self._features(x)
-                else:
-                    with keep_running_statistics(self.network):
-                        features = self._features(x)
+            updates = names[0] == MAIN or self.batch_norm == "all"
+            statistics = nullcontext() if updates else keep_running_statistics(self.network)
+            with self._precision(x), statistics:
+                features = self._features(x)
             yield self._pass_losses(names, features, targets, task_images)
 
     def validation_loss(self, images: Tensor, labels: Tensor) -> Callable[[Parameters], Tensor]:

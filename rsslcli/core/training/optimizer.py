@@ -37,10 +37,10 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
 
 
-def step_factors(config: Config, psi: Mapping[str, Tensor]) -> Tensor | None:
-    """The factors of the learning rate by element of ψ, (|ψ|,), for the look-ahead; None if all are 1."""
+def step_factors(config: Config, psi: Mapping[str, Tensor]) -> Tensor | float:
+    """The factors of the learning rate by element of ψ, (|ψ|,), for the look-ahead; 1.0 if all are 1."""
     if config.trunk_lr_factor == 1:
-        return None
+        return 1.0
     return torch.cat(
         [
             p.new_full((p.numel(),), config.trunk_lr_factor if is_trunk(name) else 1.0)

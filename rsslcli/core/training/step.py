@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World
 from rsslcli.core.runtime import derive_seed, seeded_generator
 from rsslcli.core.tasks.registry import build_tasks
-from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
+from rsslcli.core.training.automl import MAIN, Parameters, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.training.optimizer import make_optimizer, set_learning_rate, step_factors
 from rsslcli.core.training.random_weights import draw_weights
@@ -50,9 +50,9 @@ class Trainer:
         classes: number of the classifier's outputs.
         world: the ranks that share every batch. Each has a trainer, and all hold the same state.
 
-    A step copies no value to the host; from it come indices, the learning rate, and the images that are kept
-    there. So it also runs on the `meta` device. All warm-up steps run the same operations on tensors of the
-    same shapes, and so do all later steps.
+    A step copies no value to the host. From the host it takes only indices, the learning rate, and images
+    that are kept in host memory, so it also runs on the `meta` device. All warm-up steps run the same
+    operations on tensors of the same shapes, and so do all later steps.
 
     Raises:
         UserError: an unknown network or task, or batches that are larger than the data or too small for the
@@ -64,7 +64,7 @@ class Trainer:
         self.data = data
         self.device = data.labels.device
         self.world = world or World()
-        for option in ("batch_size", "meta_batch_size")[: 1 + config.automl]:
+        for option in ["batch_size", *(["meta_batch_size"] if config.automl else [])]:
             if getattr(config, option) < self.world.size:
                 raise UserError(
                     f"{option}: {getattr(config, option)} images are too few for {self.world.size} ranks"
@@ -88,8 +88,8 @@ class Trainer:
         self.heads = self.model.head_parameters()
         #: λ, in the order of `config.weighted`.
         self.lambdas = torch.full((len(config.weighted),), config.initial_lambda, device=self.device)
-        if config.weighting == "uncertainty":  # of the main loss: that of a variance of 1
-            self.lambdas[0] = 0.5
+        if config.weighting == "uncertainty":
+            self.lambdas[0] = 0.5  # of the main loss: ½ exp(−s) at s = 0
         if config.tune_jsd:  # a loss without a head
             self.heads[JSD] = []
             self.lambdas[-1] = config.jsd_weight
@@ -207,13 +207,6 @@ class Trainer:
         groups = local_shares()
         weights = dict(zip(config.weighted, self.lambdas.unbind(), strict=True))
         if tune:
-            # Every rank draws the whole validation batch and keeps its local part.
-            drawn = self._draw_validation()[world.shard(config.meta_batch_size)]
-            meta_share = world.share(config.meta_batch_size)
-            validation_loss = self.model.validation_loss(
-                to_float(data.validation_images.gather(moved(drawn, data.validation_images.home))),
-                data.validation_labels[moved(drawn, self.device)],
-            )
             # The look-ahead takes the paper's gradient step, or that of SGD with momentum and weight decay.
             alpha = config.lookahead_scale * self.rate
             factor, drift = self._sgd_step() if "sgd-lookahead" in config.automl_variants else (1.0, 0.0)
@@ -222,7 +215,7 @@ class Trainer:
                 self.psi,
                 self.heads,
                 self.lambdas,
-                lambda psi: meta_share * validation_loss(psi),
+                self._validation_loss(),
                 alpha=factor * alpha,
                 beta=config.meta_lr,
                 drift=drift,
@@ -242,17 +235,29 @@ class Trainer:
             losses = fixed_gradients(groups, self.model.parameters(), weights)
         losses |= consistency
         self._sum_over_ranks(losses, share)
-        if config.weighting == "uncertainty":  # of what is minimized: of the main loss with its consistency
+        if config.weighting == "uncertainty":  # here the main loss still includes the consistency loss
             update_uncertainty(self.lambdas, torch.stack([losses[name] for name in weights]), self.rate)
         if consistency:
             losses[MAIN] = losses[MAIN] - config.jsd_weight * losses[JSD]
         return losses
 
-    def _draw_validation(self) -> Tensor:
-        """The indices of a validation batch, int64 (meta batch,); beside CUDA, on the host.
+    def _validation_loss(self) -> Callable[[Parameters], Tensor]:
+        """Draw a validation batch: the share in L_main(X_val; ψ) of its local part, as a function of ψ."""
+        config, data = self.config, self.data
+        # Every rank draws the whole batch and keeps its local part.
+        drawn = self._draw_validation()[self.world.shard(config.meta_batch_size)]
+        loss = self.model.validation_loss(
+            to_float(data.validation_images.gather(moved(drawn, data.validation_images.home))),
+            data.validation_labels[moved(drawn, self.device)],
+        )
+        share = self.world.share(config.meta_batch_size)
+        return lambda psi: share * loss(psi)
 
-        There the images may be in either memory, which must not change what a seed draws, and the host, which
-        reads those that it keeps, must not wait for the device.
+    def _draw_validation(self) -> Tensor:
+        """The indices of a validation batch, int64 (meta batch,).
+
+        With CUDA they are drawn on the host: where the images are kept must not change what a seed draws, and
+        the host must not wait for the GPU.
         """
         on_host = self.device.type == "cuda"
         return torch.randint(

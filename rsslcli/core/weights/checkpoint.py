@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 FORMAT = "rssl checkpoint"
 VERSION = 1
+
+#: How the note on an assumed input normalization ends.
+NORMALIZATION_ADVICE = (
+    "; if it was trained with another one, pass that as `normalization`, or the accuracy will be too low"
+)
 #: The floats that torch computes with everywhere; others, such as float8, it only stores.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: The largest image side that the metadata of a file may claim, in pixels.
@@ -155,10 +160,7 @@ def load_classifier(
         note(f"{path}: its input is normalized as the file says, with mean / standard deviation {shown}")
     elif wanted is None:
         assumed = "x·2 - 1" if isinstance(loaded, WideResNet) else f"the usual one of {network}"
-        note(
-            f"{path} does not say how its input is normalized: {assumed} is assumed; if it was trained with "
-            "another one, pass that as `normalization`, or the accuracy will be too low"
-        )
+        note(f"{path} does not say how its input is normalized: {assumed} is assumed{NORMALIZATION_ADVICE}")
     chosen = stored or wanted
     if chosen and not (chosen == HALF and loaded.mu is None):
         loaded.set_normalization(*chosen)
@@ -273,8 +275,6 @@ def _network(
     if last is not None and last.shape[:1] == (0,):
         raise UserError(f"{path}: its classifier has no outputs")
     try:
-        if config.network == WRN:
-            _check_size(state)
         with torch.random.fork_rng(devices=[]):  # the initial weights will be overwritten
             network = restore_network(config, state, image_size).eval()
     except UserError as error:
@@ -299,31 +299,6 @@ def _is_of(network: Network, config: Config) -> bool:
     if not isinstance(network, WideResNet):
         return config.network != WRN
     return (network.depth, network.width) == (config.depth, config.width)
-
-
-def _check_size(state: Mapping[str, Tensor]) -> None:
-    """Reject weights whose names and shapes imply a network that is much larger than the weights.
-
-    Building that network would exhaust memory. The second convolutions of the blocks make up half of a
-    WideResNet, so a network that has them all is only about twice as large.
-    """
-    first = state.get("block1.layer.0.conv1.weight")
-    last = state.get("fc.weight")
-    if first is None or last is None or not first.dim() or not last.dim():
-        return  # `WideResNet.from_state_dict` reports this better
-    width = first.shape[0]
-    blocks = {name.split(".")[2] for name in state if name.startswith("block1.layer.")}
-    shapes = {
-        f"block{stage}.layer.{block}.conv2.weight": (scale * width, scale * width, 3, 3)
-        for stage, scale in ((1, 1), (2, 2), (3, 4))
-        for block in blocks
-    }
-    for name, shape in (shapes | {"fc.weight": (last.shape[0], 4 * width)}).items():
-        if name not in state or state[name].shape != shape:
-            raise UserError(
-                f"these weights are not of a WideResNet for 32×32 images: {short_repr(name)} is missing or "
-                "has another shape"
-            )
 
 
 def _check_finite(path: Path, name: str, value: Any) -> None:

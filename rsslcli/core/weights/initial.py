@@ -15,7 +15,7 @@ from rsslcli.core.errors import RsslError, UserError, sanitize, short_repr
 from rsslcli.core.networks.backbones import Backbone
 from rsslcli.core.networks.names import WRN
 from rsslcli.core.networks.network import Network
-from rsslcli.core.weights.checkpoint import Checkpoint, load_classifier
+from rsslcli.core.weights.checkpoint import NORMALIZATION_ADVICE, Checkpoint, load_classifier
 
 
 def load_initial_weights(
@@ -101,7 +101,7 @@ def _from_file(
         raise UserError(f"weights: there is no file {path}: expected none, imagenet, or a file of weights")
 
     def tell(text: str) -> None:
-        note(text.partition("; if it was trained with")[0])  # the rest is of an option that training lacks
+        note(text.removesuffix(NORMALIZATION_ADVICE))  # training has no such option
 
     trained, checkpoint = load_classifier(path, network=config.network, note=tell)
     if config.network == WRN and trained.mu is not None:
