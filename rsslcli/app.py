@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
@@ -90,6 +92,8 @@ _STARTING_OVER = ("export", "list", "predict", "report", "visualize-corruptions"
 # Typer exports this class only by way of its child; a test says when it exports more.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
+#: What torch, cuBLAS, cuDNN and NCCL say when memory runs out.
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED", "CUDA calloc")
 #: What a closed pipe means.
 _UNREAD = "the program that read the output has ended"
 
@@ -127,6 +131,28 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
+    try:
+        _run()
+    finally:
+        _leave_ranks(sys.exc_info()[1])
+
+
+def _leave_ranks(error: BaseException | None) -> None:
+    """End this process at once if it has not left the other ranks: an orderly end may wait for them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    code = error.code if isinstance(error, SystemExit) else 1
+    if error is not None and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def _run() -> NoReturn:
+    """Run the command that the arguments name, then exit."""
     replace_unprintable(sys.stdout, sys.stderr)
     arguments = sys.argv[1:] or ["--help"]
     if arguments[0] == "help":
@@ -154,9 +180,12 @@ def main() -> None:
             message = _unknown_option(error.option_name, context, error.possibilities or ())
         _fail(f"{message} (see {command} --help)", 2)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        _fail("out of memory: choose a lower --batch-size, smaller images or a smaller network", 1)
+        if _is_out_of_memory(error):
+            first = "a lower --batch-size" if arguments[0].startswith("train-") else "--device cpu"
+            _fail(f"out of memory: choose {first}, smaller images or a smaller network", 1)
+        if str(error).startswith("CUDA error"):
+            _fail(f"the GPU failed: {str(error).splitlines()[0]}", 1)
+        raise
     except BrokenPipeError:
         _fail(_UNREAD, 1)
     except OSError as error:
@@ -173,7 +202,7 @@ def main() -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on the host or on a device; torch raises plain errors for the former."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    said = any(words in str(error) for words in ("allocate memory", "out of memory"))
+    said = any(words in str(error) for words in _OUT_OF_MEMORY)
     return said or bool(kinds & {"MemoryError", "OutOfMemoryError"})
 
 

@@ -208,6 +208,19 @@ def test_evaluate_leaves_the_model_in_its_modes(place: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_model_that_evaluate_has_moved_can_still_be_trained(place: Path) -> None:
+    class Moving(nn.Sequential):
+        """Copies its weights, as a move from the CPU to CUDA does."""
+
+        def to(self, *_: Any, **__: Any) -> Any:
+            return self._apply(torch.clone)
+
+    model = Moving(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    rsslcli.evaluate(model, "shapes", corruptions=["fog"], severities=[5], classes_by_position=True)
+    assert not any(value.is_inference() for value in model.state_dict().values())
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+
+
 def test_notes_on_public_weights_are_warnings(place: Path) -> None:
     torch.save(WideResNet(10, 1).state_dict() | {"rot_pred.weight": torch.ones(4, 64)}, place / "w.pt")
     with pytest.warns(UserWarning, match="w.pt") as caught:

@@ -374,7 +374,6 @@ def _notes_on_inputs(inputs: Sequence[Tensor]) -> list[str]:
     return []
 
 
-@torch.inference_mode()
 def _scores_of_one(
     model: nn.Module, place: str | torch.device, size: int, precision: str
 ) -> tuple[torch.device, object]:
@@ -386,9 +385,11 @@ def _scores_of_one(
     dtype = evaluation.model_dtype(model)
     try:
         device = torch.device(place)
+        model = model.to(device)  # not in inference mode: weights moved there cannot be trained any more
         image = torch.linspace(0, 1, 3 * size * size, device=device).reshape(1, 3, size, size).to(dtype)
-        with autocast(device, precision == "bfloat16" and dtype is torch.float32):
-            scores = model.to(device)(image)
+        in_bfloat16 = precision == "bfloat16" and dtype is torch.float32
+        with torch.inference_mode(), autocast(device, in_bfloat16):
+            scores = model(image)
         if isinstance(scores, Tensor):
             scores = scores.cpu()  # makes asynchronous device errors surface, and fails on the meta device
     except Exception as error:  # a custom model may raise anything

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rsslcli.core.errors import LostRankError, RsslError, UserError, sanitize
+from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError, sanitize
 
 #: What gloo, NCCL and the store say when a connection to another process ended.
 _ENDED = re.compile(
@@ -94,7 +94,9 @@ class World:
 def join_world(device: torch.device) -> Iterator[World]:
     """Join the ranks that `torchrun` started, within this context; otherwise the world is this process.
 
-    Each rank computes on the CPU, or on a separate GPU, which becomes its current device.
+    Each rank computes on the CPU, or on a separate GPU, which becomes its current device. A rank that fails
+    does not leave the others, since NCCL would wait for them to leave too: its process must end at once, so
+    that `torchrun` ends the rest.
 
     Raises:
         UserError: this machine has fewer GPUs than ranks.
@@ -120,8 +122,10 @@ def join_world(device: torch.device) -> Iterator[World]:
         raise RsslError(f"the ranks cannot connect: {str(error).splitlines()[0]}") from None
     try:
         yield World(dist.get_rank(), dist.get_world_size())
-    finally:
+    except InterruptedTrainingError:  # of all ranks
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -136,6 +140,8 @@ def _others_may_end() -> Iterator[None]:
         raise
     except RuntimeError as error:
         lines = str(error).splitlines() or [type(error).__name__]
+        if lines[0].startswith("CUDA error"):  # of an earlier computation: CUDA tells later
+            raise
         if _ENDED.search(str(error)):
             raise LostRankError(
                 f"another rank of this job ended: see its message ({lines[0][:100]})"

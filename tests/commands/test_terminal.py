@@ -310,6 +310,9 @@ def test_a_closed_terminal_stops_a_study_unless_the_user_said_nohup(how: str, pr
         ),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("NCCL error in: x.cpp:1\nLast error:\nFailed to CUDA calloc 608 bytes"),
         MemoryError(),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     ],
@@ -321,6 +324,7 @@ def test_too_little_memory_is_told_in_one_line(
         raise error
 
     monkeypatch.setattr("rsslcli.app.app", fail)
+    monkeypatch.setattr("sys.argv", ["rssl", "train-single"])
     if "shapes" in str(error):
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             main()
@@ -329,6 +333,26 @@ def test_too_little_memory_is_told_in_one_line(
         main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith("rssl: error: out of memory: choose a lower --batch-size")
+    monkeypatch.setattr("sys.argv", ["rssl", "eval-c", "runs/a"])  # which has no such option
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith(
+        "rssl: error: out of memory: choose --device cpu, smaller images"
+    )
+
+
+def test_a_gpu_that_fails_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE`")
+
+    monkeypatch.setattr("rsslcli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    told = "rssl: error: the GPU failed: CUDA error: an illegal memory access was encountered\n"
+    assert capsys.readouterr().err == told
 
 
 def test_help_is_folded_between_words(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

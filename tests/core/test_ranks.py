@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from rsslcli.core.config import Config
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.gathering import ImageSource
-from rsslcli.core.errors import LostRankError, RsslError, UserError
+from rsslcli.core.errors import InterruptedTrainingError, LostRankError, RsslError, UserError
 from rsslcli.core.networks.names import allow_network
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.ranks import World, join_world
@@ -178,6 +179,7 @@ def test_alone_nothing_is_exchanged() -> None:
         (RuntimeError("NCCL error in: x.cpp\nremote process exiting prematurely"), LostRankError, "another"),
         (RuntimeError("NCCL error\nLast error: no interface"), RsslError, "cannot exchange.*no interface$"),
         (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "memory"),
+        (RuntimeError("CUDA error: the launch timed out\nCompile with …"), RuntimeError, "^CUDA error"),
     ],
 )
 def test_a_failed_exchange_blames_another_rank_only_if_that_ended(
@@ -190,6 +192,60 @@ def test_a_failed_exchange_blames_another_rank_only_if_that_ended(
     with pytest.raises(kind, match=match) as caught:
         World(0, 2).all_reduce(torch.ones(3))
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("error", [None, InterruptedTrainingError("stopped"), RsslError("diverged")])
+def test_a_rank_leaves_the_others_only_where_all_leave(
+    monkeypatch: pytest.MonkeyPatch, error: RsslError | None
+) -> None:
+    """NCCL's way of leaving waits for all ranks, so that a rank that fails alone would hang in it."""
+    called: list[object] = []
+    fakes = {
+        "init_process_group": called.append,
+        "destroy_process_group": lambda: called.append("left"),
+        "get_rank": lambda: 1,
+        "get_world_size": lambda: 2,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.distributed, name, fake)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", called.append)
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RsslError) if error else nullcontext(), join_world(torch.device("cuda")) as world:
+        assert (world.rank, world.size) == (1, 2)
+        if error:
+            raise error
+    fails_alone = type(error) is RsslError
+    # Each rank has a GPU of its own; counts and flags are exchanged on the host.
+    assert called == [1, "cpu:gloo,cuda:nccl", *([] if fails_alone else ["left"])]
+
+
+_FAILS = """
+import atexit, sys
+import torch.distributed as dist
+from rsslcli import app
+from rsslcli.core.errors import UserError
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+atexit.register(print, "an orderly end")
+
+def fail(*_, **__):
+    raise {"mistake": UserError("a mistake"), "bug": KeyError("a bug")}[sys.argv[2]]
+
+app.app = fail
+app.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "said"), [("mistake", 2, "error: a mistake"), ("bug", 1, "KeyError")]
+)
+def test_a_failed_rank_ends_at_once_with_its_message(tmp_path: Path, what: str, code: int, said: str) -> None:
+    command = [sys.executable, "-c", _FAILS, str(tmp_path / "store"), what]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert said in ended.stderr
 
 
 def _rank_main() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
+from rsslcli.core.data.gathering import moved
 from rsslcli.core.data.matching import note_on_cells
 from rsslcli.core.data.published import corrupted_origin
 from rsslcli.core.data.store import DEFAULT_SIZE, Images, Split, check_image_size
@@ -133,7 +134,7 @@ def scores_of(
     with autocast(device, precision == "bfloat16"):
         for start in range(0, len(chosen), size):
             batch = chosen[start : start + size]
-            x = to_float(torch.from_numpy(images[batch]).to(device), dtype)
+            x = to_float(moved(torch.from_numpy(images[batch]), device), dtype)
             yield batch, check_scores(classifier(x), len(batch)).to(device)
 
 
@@ -168,7 +169,7 @@ def measure(
     # The values stay on the device until the last batch, so that without a sink the host waits only once.
     values = []
     for batch, scores in scores_of(classifier, images, device, chosen, precision):
-        values.append(image_values(scores, torch.from_numpy(labels[batch]).to(device), temperature))
+        values.append(image_values(scores, moved(torch.from_numpy(labels[batch]), device), temperature))
         if sink is not None:
             sink(scores)
     return Outcome.of(torch.cat(values).numpy(force=True).astype(np.float64))
@@ -233,15 +234,15 @@ def measure_adapted(
             cell, image = np.divmod(batch, len(chosen))
             image = chosen[image]
             images = np.concatenate([cells[i][image[cell == i]] for i in np.unique(cell)])
-            x = to_float(torch.from_numpy(images).to(device), dtype)
-            y = torch.from_numpy(labels[image]).to(device)
+            x = to_float(moved(torch.from_numpy(images), device), dtype)
+            y = moved(torch.from_numpy(labels[image]), device)
             scores = check_scores(adaptive(x), len(batch)).to(device)
             values.append(image_values(scores, y))
             if sink is not None:
                 kept.append(scores)
     in_order = np.argsort(np.concatenate(batches))
     if sink is not None:
-        sink(torch.cat(kept)[torch.from_numpy(in_order).to(device)])
+        sink(torch.cat(kept)[moved(torch.from_numpy(in_order), device)])
     found = torch.cat(values).numpy(force=True).astype(np.float64)
     return [Outcome.of(cell) for cell in found[in_order].reshape(len(cells), len(chosen), -1)]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rsslcli.core.data.archives import Parts
 from rsslcli.core.data.augment import to_float
+from rsslcli.core.data.gathering import moved
 from rsslcli.core.data.image_files import ImageFiles
 from rsslcli.core.data.store import DEFAULT_SIZE, Images
 from rsslcli.core.errors import DivergedError, UserError, sanitize
@@ -270,6 +271,6 @@ def predict(
 @torch.no_grad()  # not inference_mode: a classifier that adapts itself takes gradients of its own
 def _scores(classifier: nn.Module, pixels: Images, device: torch.device, precision: str) -> Tensor:
     """The scores of uint8 images (N, S, S, 3), on the CPU."""
-    images = to_float(torch.from_numpy(pixels).to(device), model_dtype(classifier))
+    images = to_float(moved(torch.from_numpy(pixels), device), model_dtype(classifier))
     with autocast(device, precision == "bfloat16"):
         return check_scores(classifier(images), len(pixels)).cpu()

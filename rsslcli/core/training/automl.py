@@ -77,7 +77,8 @@ def automl_gradients(
     g_main = gradients[MAIN]
     g_aux = torch.stack([gradients[task] for task in heads])  # (k, |ψ|)
 
-    g = sum_over_ranks(g_main + lambdas @ g_aux)  # ∂L/∂ψ
+    # Sums over the tasks are products of a matrix and a vector, which CUDA never rounds to TF32.
+    g = sum_over_ranks(g_main + g_aux.T @ lambdas)  # ∂L/∂ψ
     direction = factors * (g + drift)
     ahead = {
         name: (p.detach() - alpha * step).requires_grad_()
@@ -86,7 +87,7 @@ def automl_gradients(
     meta_loss = validation_loss(ahead)  # L_main(X_val; ψ − α ∂L/∂ψ)
     v = _flatten(torch.autograd.grad(meta_loss, list(ahead.values()), materialize_grads=True))
     v = factors * sum_over_ranks(v)
-    compared = g_aux - (g_main + lambdas @ g_aux) / (1 + lambdas.sum()) if relative else g_aux
+    compared = g_aux - (g_main + g_aux.T @ lambdas) / (1 + lambdas.sum()) if relative else g_aux
     meta_gradient = -alpha * sum_over_ranks(compared @ v)  # ∂L_meta/∂λ
     if cosine:
         norms = sum_over_ranks(compared.clone()).norm(dim=1) * v.norm()
@@ -94,7 +95,7 @@ def automl_gradients(
     updated = (lambdas - beta * meta_gradient).clamp(min=0)
     lambdas.copy_(_rescaled(updated, lambdas) if keep_sum else updated)
 
-    set_gradients(g_main + lambdas @ g_aux, psi, lambdas, heads, head_gradients)  # with the updated λ
+    set_gradients(g_main + g_aux.T @ lambdas, psi, lambdas, heads, head_gradients)  # with the updated λ
     return losses | {"meta": meta_loss.detach()}
 
 

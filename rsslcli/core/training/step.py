@@ -73,7 +73,7 @@ class Trainer:
         self.task_images = TaskImages(task_share, config.batch_size, self.world, self.device)
         tasks = build_tasks(config.tasks, config.task_options)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.seed, "weights"))
+            torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))  # that of the CPU alone
             network = build_network(config, classes, data.images.side)
             model = MultiTaskNetwork(
                 network,

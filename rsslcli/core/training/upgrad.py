@@ -49,8 +49,9 @@ def upgrad_gradients(
     of_trunk = [torch.full_like(p, is_trunk(name), dtype=torch.bool) for name, p in psi.items()]
     shared = torch.cat([part.reshape(-1) for part in of_trunk])
     total = sum_over_ranks(rows * shared)
-    weights = upgrad_weights(total @ total.T) * len(rows)  # with no conflict, the plain sum of the gradients
-    g = torch.where(shared, weights @ rows, gradients[MAIN])
+    gramian = torch.stack([total @ row for row in total])  # matrix times vector: never rounded to TF32
+    weights = upgrad_weights(gramian) * len(rows)  # with no conflict, the plain sum of the gradients
+    g = torch.where(shared, rows.T @ weights, gradients[MAIN])
     set_gradients(g, psi, lambdas, heads, head_gradients)
     return losses
 
@@ -60,7 +61,7 @@ def upgrad_weights(gramian: Tensor) -> Tensor:
 
     The quadratic programs are solved exactly: for every subset of constraints v_j ≥ u_j that may hold with
     equality, one linear system gives the candidate, and the feasible candidate of least value is the
-    solution. All 2^m systems are solved at once on the device.
+    solution. All 2^m systems are solved at once on the device, in float64.
 
     Args:
         gramian: (m, m), the inner products of the gradients.
@@ -69,6 +70,7 @@ def upgrad_weights(gramian: Tensor) -> Tensor:
         (m,), the mean over i of the minimizers of vᵀ G v with v ≥ e_i.
     """
     m = len(gramian)
+    dtype, gramian = gramian.dtype, gramian.double()
     scale = gramian.diagonal().sum().clamp_min(torch.finfo(gramian.dtype).tiny)
     u = torch.eye(m, dtype=gramian.dtype, device=gramian.device)  # row i is the bound of the i-th program
     g = gramian / scale + _REGULARIZATION * u
@@ -81,4 +83,4 @@ def upgrad_weights(gramian: Tensor) -> Tensor:
     value = ((v @ g) * v).sum(2).where(feasible, torch.inf)
     best = value.argmin(0)
     chosen: Tensor = v.gather(0, best[None, :, None].expand(1, m, m))[0]
-    return chosen.mean(0)
+    return chosen.mean(0).to(dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from rsslcli.core.data import gathering
-from rsslcli.core.data.gathering import ChosenImages, ImageSource
+from rsslcli.core.data.gathering import ChosenImages, ImageSource, moved
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
 CPU = torch.device("cpu")
@@ -46,6 +48,31 @@ def test_images_for_another_device_stay_on_the_host_if_they_do_not_fit(
     source = ImageSource(ChosenImages([IMAGES]), meta)
     assert (source.home, source.device) == (CPU, meta)
     assert source.gather(torch.tensor([3, 1])).device == meta
+
+
+def test_the_host_does_not_wait_for_a_copy_to_cuda() -> None:
+    class Recorder:
+        device = torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.calls: list[object] = []
+
+        def pin_memory(self) -> Recorder:
+            self.calls.append("pinned")
+            return self
+
+        def to(self, device: torch.device, **options: bool) -> Recorder:
+            self.calls += [device.type, options]
+            return self
+
+    images: Any = Recorder()
+    moved(images, torch.device("cuda"))
+    assert images.calls == ["pinned", "cuda", {"non_blocking": True}]
+
+
+def test_images_take_half_of_the_free_memory_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert gathering._room(torch.device("cuda")) == 500
 
 
 def test_a_device_is_filled_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

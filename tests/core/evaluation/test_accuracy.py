@@ -423,8 +423,12 @@ def test_a_cell_waits_for_the_device_once(
             return _original(*arguments, **options)
 
         monkeypatch.setattr(torch.Tensor, name, waiting)
+    copied: list[int] = []
+    monkeypatch.setattr(evaluation, "moved", lambda tensor, _: copied.append(len(tensor)) or tensor)
     correct, undecided = evaluation.count_correct(network, test_split.images, test_split.labels, CPU)
     assert len(waits) == 1
+    # Images and labels go to the device by `moved`, for which the host does not wait.
+    assert sum(copied) == 2 * len(test_split.labels)
     assert (0 <= correct <= COUNT + 7, undecided) == (True, 0)
     none = np.arange(0)  # the share of a rank where there are few images
     assert evaluation.count_correct(network, test_split.images, test_split.labels, CPU, none) == (0, 0)

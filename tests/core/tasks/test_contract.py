@@ -310,3 +310,39 @@ def test_good_tasks_train(images: Tensor, labels: Tensor) -> None:
     assert all(value.isfinite() for value in found.values())
     with torch.no_grad():
         assert losses(Good(), images, labels)["mine"].isfinite()
+
+
+class Host(Good):
+    """Twice the image, and something that stays on the CPU, where `meta` takes it."""
+
+    what = "nothing"
+
+    def transform(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        inputs, targets = super().transform(images, random)
+        if self.what == "kernel":
+            inputs = F.conv2d(inputs, torch.eye(3, dtype=images.dtype)[:, :, None, None])
+        order = torch.tensor([2, 1, 0])
+        if self.what == "select":
+            inputs = inputs.index_select(1, order)
+        if self.what == "index":
+            inputs = inputs[:, order]
+        if self.what == "gather":
+            inputs = inputs.gather(1, order[None, :, None, None].expand(len(inputs), 3, *images.shape[2:]))
+        return inputs, targets
+
+
+@pytest.mark.parametrize("what", ["kernel", "select", "index", "gather"])
+def test_a_tensor_that_stays_on_the_cpu_is_found(what: str) -> None:
+    with pytest.raises(TaskError, match=r"tensors of cpu and meta.*must stay on the images' device"):
+        check_task(type("Host", (Host,), {"what": what})())
+    check_task(Host())
+
+
+def test_a_check_leaves_the_random_numbers_of_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` seeds every device, of which `fork_rng` here restores the CPU alone."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    check_task(Good())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeded

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from rsslcli.core.config import AUTOML_VARIANTS, Config
@@ -19,11 +22,13 @@ from rsslcli.core.networks.build import build_network
 from rsslcli.core.networks.names import allow_network
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
+from rsslcli.core.tasks.check import OneDevice
 from rsslcli.core.tasks.registry import TASKS, build_tasks
 from rsslcli.core.training.automl import MAIN, automl_gradients, fixed_gradients
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.training.optimizer import step_factors
 from rsslcli.core.training.step import Trainer, TrainingData
+from rsslcli.core.training.upgrad import upgrad_gradients
 
 FOUR = ("rotation", "bir", "color", "ir")
 ALPHA, BETA = 0.07, 3.0
@@ -322,10 +327,11 @@ def make_trainer(device: str, **options: object) -> Trainer:
 @pytest.mark.parametrize("mode", ["per-task", "joint"])
 @pytest.mark.parametrize("tasks", [tuple(TASKS), ("rotation",), ()])
 def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> None:
-    """No step reads a value back or mixes in a CPU tensor: either would raise on `meta`."""
+    """No step reads a value back, which raises on `meta`, or mixes in a CPU tensor."""
     trainer = make_trainer("meta", tasks=tasks, weighting="automl" if tasks else "fixed", batch_norm=mode)
     for step in (0, 3):  # in the warm-up and after it
-        values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
+        with OneDevice():
+            values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
         assert ("loss/meta" in values) == (bool(tasks) and step == 3)
         assert all(value.device.type == "meta" for value in values.values())
 
@@ -350,12 +356,46 @@ def test_full_steps_on_the_meta_device(mode: str, tasks: tuple[str, ...]) -> Non
 def test_further_steps_on_the_meta_device(options: dict[str, object]) -> None:
     trainer = make_trainer("meta", **options)
     for step in (0, 3):
-        values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
+        with OneDevice():
+            values = trainer.step(step, trainer.epoch_order(step // 3)[:8])
         assert [name for name in values if name.startswith("lambda/")] == [
             f"lambda/{name}" for name in trainer.config.weighted
         ]
         assert ("loss/jsd" in values) == (trainer.config.augmix_views == 2)
         assert all(value.device.type == "meta" for value in values.values())
+
+
+class Products(TorchDispatchMode):
+    """Collects the products of float32 matrices, which CUDA may round to TF32."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "bmm", "addmm") and args[0].dtype is torch.float32:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", ["automl", "relative", "upgrad"])
+def test_no_sum_of_gradients_is_rounded_to_tf32(rule: str) -> None:
+    psi = {name: torch.ones(3, requires_grad=True) for name in ("network.conv1.weight", "network.fc.weight")}
+    heads = {task: [torch.ones(2, requires_grad=True)] for task in ("rotation", "ir")}
+
+    def loss(weights: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([p.square().sum() for p in weights.values()]).sum()
+
+    groups = [{MAIN: loss(psi)}, *({task: loss(psi) * head.sum()} for task, (head,) in heads.items())]
+    lambdas = torch.full((2,), 0.5)
+    with Products() as products:
+        if rule == "upgrad":
+            upgrad_gradients(groups, psi, heads, lambdas)
+        else:
+            relative = rule == "relative"
+            automl_gradients(groups, psi, heads, lambdas, loss, alpha=0.1, beta=0.1, relative=relative)
+        torch.ones(2) @ torch.ones(2, 3)  # which PyTorch takes for a product of matrices
+    assert products.found == ["aten.mm.default"]
 
 
 def test_a_step_in_bfloat16_on_the_meta_device() -> None:
