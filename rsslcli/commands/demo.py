@@ -78,9 +78,7 @@ def _train(cell: Cell, dataset: Dataset, again: str) -> None:
         try:
             train_cell(cell, dataset, on_event=view, should_stop=lambda: bool(received))
         except InterruptedTrainingError as stopped:
-            resumable = InterruptedTrainingError(f"{stopped}; to continue: {again}")
-            resumable.exit_code = 128 + received[0]
-            raise resumable from None
+            raise InterruptedTrainingError(f"{stopped}; to continue: {again}", received[0]) from None
 
 
 def _table(rows: Sequence[Row], title: str) -> Table:

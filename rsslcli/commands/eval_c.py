@@ -24,6 +24,7 @@ from rsslcli.commands.hints import (
     suggest_resuming,
 )
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
+from rsslcli.core.data.store import check_image_size
 from rsslcli.core.errors import UserError, counted
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.files import evaluation_path, save_whole
@@ -34,7 +35,6 @@ from rsslcli.core.networks.normalization import parse_normalization
 from rsslcli.core.run_folder import CHECKPOINT, EVALUATION, RunFolder, partial_evaluation
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from rsslcli.core.data.corrupted import CorruptedSet
@@ -105,14 +105,14 @@ def eval_c(
 
     with waiting():
         from rsslcli.core.data.loading import load, load_corrupted
-        from rsslcli.core.data.store import check_image_size
         from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
         from rsslcli.core.evaluation.class_names import match_classes
         from rsslcli.core.ranks import join_world
+        from rsslcli.core.runtime import set_up_evaluation
 
     notes: list[str] = []
     classifier, trained, tasks = _load(checkpoint, network, normalization, adapt, notes.append)
-    target = _set_up(device, precision, notes.append)
+    target = set_up_evaluation(device, precision, notes.append)
     name = dataset or (trained.config.dataset if trained else "cifar10")
     with join_world(target) as world, progress_bar() as progress:
         with world.main_first():
@@ -169,16 +169,6 @@ def _load(
 
     classifier, trained = load_classifier(checkpoint, network=network, normalization=normalization, note=note)
     return classifier, trained, trained_tasks(trained) if adapt == "tasks" else None
-
-
-def _set_up(device: str | None, precision: str, note: Callable[[str], None]) -> torch.device:
-    """Prepare this process for an evaluation; return the device."""
-    from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
-
-    keep_freed_memory()
-    target = resolve_device(device or "auto")
-    set_precision(precision, target, note)
-    return target
 
 
 def _excluded(

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rsslcli.commands.console import out, percent
 from rsslcli.core.corruptions.names import SEVERITIES
-from rsslcli.core.errors import counted, signed
+from rsslcli.core.errors import signed
 from rsslcli.core.evaluation.confidence import describe_means
 from rsslcli.core.evaluation.relative import describe_relative
 
@@ -112,11 +112,9 @@ def _summary(result: Evaluation) -> str:
         else f"{name} {percent(mean)}%{intervals.get(name, '')}"
         for name, mean in result.means().items()
     ]
-    clean = f", {result.clean_images} clean ones" if result.clean_images != result.images else ""
-    left_out = f", {result.left_out_in_words}" if result.excluded else ""
     precision = result.about["precision"]
     computed = "" if precision == "float32" else f", computed in {precision}"
-    return f"{' · '.join(parts)}  ({counted(result.images, 'image')} per cell{clean}{left_out}{computed})"
+    return f"{' · '.join(parts)}  ({result.images_in_words}{computed})"
 
 
 def _robustbench_summary(result: Evaluation) -> str:

@@ -99,16 +99,14 @@ def predict(
     found = find_images(files)
     with waiting():
         from rsslcli.core.evaluation import predictions as engine
-        from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
+        from rsslcli.core.runtime import set_up_evaluation
         from rsslcli.core.weights.checkpoint import load_classifier
 
     notes: list[str] = []
     classifier, trained = load_classifier(
         checkpoint, network=network, normalization=normalization, note=notes.append
     )
-    keep_freed_memory()
-    target = resolve_device(device or "auto")
-    set_precision(precision, target, notes.append)
+    target = set_up_evaluation(device, precision, notes.append)
     temperature = 1.0 if adaptation else _temperature(checkpoint, classifier, notes.append)
     classes = engine.class_names(classifier, classifier.fc.out_features)
     size = classifier.image_size or classifier.built_for

@@ -202,9 +202,7 @@ def _finish(cells: list[Cell], counts: dict[str, int], received: list[int]) -> N
         out.print(f"{len(finished)} of {len(cells)} cells: {study / 'report' / 'report.html'}")
     again = rssl_command(*sys.argv[1:])
     if received:
-        stopped = InterruptedTrainingError(f"stopped; to continue: {again}")
-        stopped.exit_code = 128 + received[0]
-        raise stopped
+        raise InterruptedTrainingError(f"stopped; to continue: {again}", received[0])
     if counts["failed"]:
         failed = counted(counts["failed"], "cell")
         raise RsslError(f"{failed} failed, see above; to rerun them: {again} --retry")

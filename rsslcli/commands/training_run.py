@@ -161,10 +161,8 @@ def _train(given: Given, config: Config, *, single: bool) -> None:
                 name, resume=True, output=directory, network=network, task_file=given.task_file
             )
             command = shell_command(*words, data_dir=data_dir, ranks=world.size)
-            resumable = InterruptedTrainingError(f"{stopped}; resume with: {command}")
-            # Another rank may be the one that was told to stop.
-            resumable.exit_code = 128 + (received[0] if received else signal.SIGTERM)
-            raise resumable from None
+            told = received[0] if received else signal.SIGTERM  # by which another rank was told to stop
+            raise InterruptedTrainingError(f"{stopped}; resume with: {command}", told) from None
     view.summary(result)
     suggest_evaluation(directory, config, data_dir)
 

@@ -39,7 +39,17 @@ class StaleCorruptionsError(UserError):
 
 
 class InterruptedTrainingError(RsslError):
-    """Training stopped on request, with everything saved."""
+    """Training stopped on request, with everything saved.
+
+    Args:
+        message: what to tell.
+        signal: the number of the signal that asked for it, if one did; the exit code says so.
+    """
+
+    def __init__(self, message: str, signal: int | None = None) -> None:
+        super().__init__(message)
+        if signal is not None:
+            self.exit_code = 128 + signal
 
 
 class DivergedError(RsslError):

@@ -1,4 +1,4 @@
-"""Atomic writes, and finding the checkpoint that a path names. Imports no torch."""
+"""Atomic writes, JSON records, and finding the checkpoint that a path names. Imports no torch."""
 
 import json
 import os
@@ -107,7 +107,7 @@ class _Quiet:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress the warnings that libraries print while they parse damaged files, in all threads."""
+    """Suppress Python's warnings in all threads within this context."""
     with _Quiet.lock:
         if not _Quiet.threads:
             _Quiet.filters = warnings.catch_warnings()

@@ -136,6 +136,14 @@ def keep_freed_memory() -> None:
     set_option(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
+def set_up_evaluation(device: str | None, precision: str, note: Callable[[str], object]) -> torch.device:
+    """Prepare this process for evaluating a classifier; return the device, by default that of "auto"."""
+    keep_freed_memory()
+    target = resolve_device(device or "auto")
+    set_precision(precision, target, note)
+    return target
+
+
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
     """Derive a 63-bit seed from the run's seed, a purpose such as "step", and a counter.
 

@@ -22,7 +22,7 @@ TRIES = 10
 
 
 def random_batch(images: Tensor, random: BatchRandom) -> Tensor:
-    """Augment the images of a batch as the field does for their size.
+    """Crop and flip the images of a batch: padded crops up to 32 pixels, random resized crops above.
 
     Args:
         images: uint8 (B, H, W, 3).

@@ -147,8 +147,8 @@ def note_on_cells(corrupted: CorruptedSet, test: Split, source: Path, *, in_orde
     They call the set `source`. `in_order`: unless its labels say otherwise, its images are in the order of
     `test`.
 
-    A cell is told if most of its images are clean test images, pixel for pixel. The severities are told if in
-    most corruptions every severity is nearer to the clean images than the one before.
+    A cell is reported if most of its images are clean test images, pixel for pixel. The severities are
+    reported if in most corruptions every severity is nearer to the clean images than the one before.
     """
     count = corrupted.images_per_cell
     chosen = np.unique(np.linspace(0, count - 1, min(count, _PER_CELL)).astype(np.int64))

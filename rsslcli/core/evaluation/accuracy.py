@@ -331,7 +331,7 @@ def evaluate(
     def measure_group(group: Group, sink: Sink | None) -> list[Outcome]:
         first = group[0]
         arrays = [images.of(cell) for cell in group]
-        where = (images.labels(first), device, images.chosen(first), precision)
+        where = (images.right_scores(first), device, images.chosen(first), precision)
         sink = sink if first in recorded else None
         if adaptive is not None and first.adapted:
             return measure_adapted(adaptive, arrays, *where, sink)
@@ -342,7 +342,7 @@ def evaluate(
     partial = partial if world.is_main else None
     data = test.checksum + corrupted.identity + computed_in
     setting = setting_of(data, adaptation, tasks, temperature, sizes)
-    identity = fingerprint(classifier, setting, images.indices) if partial else ""
+    identity = fingerprint(classifier, setting, images.identity) if partial else ""
     finished = FinishedCells(partial, identity, {c.key: sizes[c.key] for c in cells if c not in recorded})
     if earlier is not None:
         finished.known |= outcomes_in(earlier, about, images.left_out.tolist(), sizes)

@@ -73,7 +73,7 @@ def calibration_path(checkpoint: Path) -> Path:
 def read_temperature(checkpoint: Path, weights: str, carried: object = None) -> float | None:
     """The temperature beside a checkpoint; None if there is none, or it is of other weights or damaged.
 
-    Without one beside it, the answer is that which the file itself carries, if it is usable.
+    Otherwise it is the one that the file itself carries, if that is usable.
     """
     found = read_json(calibration_path(checkpoint))
     temperature = found.get("temperature") if found.get("weights") == weights else carried

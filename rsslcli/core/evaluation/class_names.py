@@ -41,7 +41,7 @@ def match_classes(
 
     Raises:
         UserError: the classifier tells other classes apart, carries no names and the classes are not those
-            of CIFAR-10, or has not one name, of its own, for each score.
+            of CIFAR-10, or does not have one distinct name per score.
     """
     same_count = f"the classifier has {outputs} outputs but '{dataset}' has {len(classes)} classes"
     if by_position:
@@ -79,11 +79,11 @@ def match_classes(
 
 
 def check_names(names: Sequence[str], outputs: int) -> None:
-    """Raise UserError unless there is one name, of its own, for each of a classifier's scores."""
+    """Raise UserError unless there is one distinct name for each of a classifier's scores."""
     if len(names) != outputs or len({*names}) != outputs:
         raise UserError(
             f"the classifier gives {outputs} scores, and its class names are {list_names(names)}: "
-            "give each score a name of its own"
+            "give each score a different name"
         )
 
 

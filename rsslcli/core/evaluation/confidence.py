@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, STANDARD
 from rsslcli.core.evaluation.bootstrap import Bools, Interval, interval
-from rsslcli.core.evaluation.details import ECE_BINS
+from rsslcli.core.evaluation.details import ECE_BINS, mean_of_all
 from rsslcli.core.evaluation.outcome import METRICS, Outcome
 
 #: What the metrics are called in a line of text.
@@ -85,8 +85,7 @@ class Confidence:
             table = dict(getattr(self, metric))
             (clean,) = table.pop("clean")
             cells = [cell for row in table.values() for cell in row]
-            known = [cell for cell in cells if cell is not None]
-            found[metric] = clean, float(np.mean(known)) if known and len(known) == len(cells) else None
+            found[metric] = clean, mean_of_all(cells)
         return found
 
     def describe(self) -> str:

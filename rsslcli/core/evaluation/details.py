@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,13 @@ _MAX_SCORES = 256
 
 #: By bin: the number of images, the sum of their highest probabilities, and how many are right.
 Bins = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The mean; None if there are no values, or one of them is not known."""
+    every = list(values)
+    known = [value for value in every if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(every) else None
 
 
 class Mistake(NamedTuple):

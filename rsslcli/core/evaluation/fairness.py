@@ -70,7 +70,7 @@ def note_on_tuning(corrupted: CorruptedSet, whose: str = "λ") -> str:
 
 
 def notes_on_data(run: Checkpoint, data: Dataset) -> list[str]:
-    """A note if the data set of a run has had other training images since, which may be test images now."""
+    """A note if the data set's training images changed since the run: some may be test images now."""
     if run.config.dataset != data.name or run.train_data in ("", data.train.checksum):
         return []
     return [

@@ -1,4 +1,4 @@
-"""What a classifier makes of the images of a cell: which are right, and how sure it is. No torch."""
+"""A classifier's results on the images of a cell: which are right, and how sure it is. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METRICS = ("nll", "brier", "ece")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a classifier makes of the images of a cell.
+    """A classifier's results on the images of a cell.
 
     Attributes:
         images: their number.

@@ -16,6 +16,7 @@ import numpy as np
 
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
 from rsslcli.core.errors import UserError, rssl_command, sanitize
+from rsslcli.core.evaluation.details import mean_of_all
 from rsslcli.core.evaluation.files import read_evaluation
 from rsslcli.core.run_folder import EVALUATION
 
@@ -92,12 +93,12 @@ class Reference:
             )
         result: dict[str, Any] = {
             "run": self.name,
-            "mce": _mean(plain.values()),
-            "relative_mce": _mean(relative.values()),
+            "mce": mean_of_all(plain.values()),
+            "relative_mce": mean_of_all(relative.values()),
         }
         if accuracy.keys() >= {*STANDARD}:
-            result["mce_15"] = _mean(plain[name] for name in STANDARD)
-            result["relative_mce_15"] = _mean(relative[name] for name in STANDARD)
+            result["mce_15"] = mean_of_all(plain[name] for name in STANDARD)
+            result["relative_mce_15"] = mean_of_all(relative[name] for name in STANDARD)
         return result | {"ce": plain, "relative_ce": relative}
 
 
@@ -133,8 +134,3 @@ def read_reference(path: Path) -> Reference:
 def _percent(errors: float, rival: float) -> float | None:
     # Sums of fractions may miss 0 by their rounding.
     return None if rival < 1e-12 else float(100 * errors / rival)
-
-
-def _mean(values: Any) -> float | None:
-    known = list(values)
-    return None if not known or None in known else float(np.mean(known))

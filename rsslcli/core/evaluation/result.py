@@ -14,10 +14,11 @@ import numpy as np
 
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES, STANDARD, coverage
 from rsslcli.core.data.store import Split
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import UserError, counted
 from rsslcli.core.evaluation.adaptation_settings import describe_adaptation
 from rsslcli.core.evaluation.bootstrap import Interval
 from rsslcli.core.evaluation.confidence import Confidence
+from rsslcli.core.evaluation.details import mean_of_all
 from rsslcli.core.evaluation.diagnostics import Diagnostics
 from rsslcli.core.evaluation.relative import describe_relative
 from rsslcli.core.files import replacing
@@ -67,11 +68,13 @@ class Evaluation:
 
     def mean(self, names: Sequence[str]) -> float | None:
         """The mean over these corruptions and all severities; None if a cell was not evaluated."""
-        return _mean([cell for name in names for cell in self.accuracy.get(name, [None])])
+        return mean_of_all([cell for name in names for cell in self.accuracy.get(name, [None])])
 
     def mean_at(self, severity: int, names: Sequence[str] = CORRUPTIONS) -> float | None:
         """The mean over these corruptions at one severity; None if a cell was not evaluated."""
-        return _mean([self.accuracy[name][severity - 1] if name in self.accuracy else None for name in names])
+        return mean_of_all(
+            [self.accuracy[name][severity - 1] if name in self.accuracy else None for name in names]
+        )
 
     @property
     def coverage(self) -> str:
@@ -89,10 +92,12 @@ class Evaluation:
         return means
 
     @property
-    def left_out_in_words(self) -> str:
-        """How many images are left out, and what for."""
+    def images_in_words(self) -> str:
+        """How many images are evaluated; how many are left out, and what for."""
+        clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
         purpose = "tuning λ or calibration" if "calibrated" in self.about else "tuning λ"
-        return f"{len(self.excluded)} left out, kept for {purpose}"
+        left_out = f", {len(self.excluded)} left out, kept for {purpose}" if self.excluded else ""
+        return f"{counted(self.images, 'image')} per cell{clean}{left_out}"
 
     def intervals(self) -> dict[str, Interval]:
         """The 95 % intervals of the means that are known, by the names in `means`."""
@@ -196,9 +201,7 @@ class Evaluation:
         """
         lines = _markdown_table("corruption | 1 | 2 | 3 | 4 | 5 | mean | drop", self.rows())
         lines += ["", *_markdown_means(self)]
-        clean = f", {self.clean_images} clean ones" if self.clean_images != self.images else ""
-        left_out = f", {self.left_out_in_words}" if self.excluded else ""
-        lines.append(f"- {self.images} images per cell{clean}{left_out}")
+        lines.append(f"- {self.images_in_words}")
         if self.about.get("precision", "float32") != "float32":
             lines.append(f"- computed in {self.about['precision']}")
         if "relative_to" in self.about:
@@ -303,8 +306,3 @@ def _markdown_means(result: Evaluation) -> list[str]:
 
 def _gain(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
-
-
-def _mean(cells: Sequence[float | None]) -> float | None:
-    known = [cell for cell in cells if cell is not None]
-    return float(np.mean(known)) if known and len(known) == len(cells) else None

@@ -73,7 +73,7 @@ def score_file(
         columns: dict[str, Callable[[int, Cell], npt.NDArray[Any]]] = {
             "cell": lambda index, cell: np.full(len(images.chosen(cell)), index),
             "image": lambda _, cell: images.chosen(cell),
-            "label": lambda _, cell: images.dataset_labels(cell),
+            "label": lambda _, cell: images.evaluated_labels(cell),
         }
         for name, column in columns.items():
             with _member(archive, name, np.dtype("<i4"), (rows,)) as member:

@@ -41,7 +41,8 @@ class Selection:
         left_out: indices of the source images that are left out.
         score_of: (classes,), the index of the score of each label.
         classes: the names of the labels.
-        indices: those of the clean images, those of the source images, and `score_of`.
+        clean: the indices of the clean images that are evaluated.
+        source: those of the source images.
     """
 
     def __init__(
@@ -56,16 +57,20 @@ class Selection:
         self._test = test
         self._corrupted = corrupted
         self.names = _checked_names(corrupted, corruptions)
-        self.left_out, chosen, clean = _choose_images(test, corrupted, excluded, limit)
+        self.left_out, self.source, self.clean = _choose_images(test, corrupted, excluded, limit)
         self.score_of = np.arange(len(test.classes)) if score_of is None else np.asarray(score_of, np.int64)
         self.classes = test.classes
-        self.indices = (clean, chosen, self.score_of)
 
     @property
     def conditions(self) -> dict[str, Any]:
         """How many images are evaluated, and which are left out, as a result says it."""
-        clean, chosen, _ = self.indices
-        return {"images": len(chosen), "clean_images": len(clean), "excluded": self.left_out.tolist()}
+        counts = {"images": len(self.source), "clean_images": len(self.clean)}
+        return counts | {"excluded": self.left_out.tolist()}
+
+    @property
+    def identity(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """What tells this selection from others of the same images."""
+        return self.clean, self.source, self.score_of
 
     def of(self, cell: Cell) -> Images:
         """All images of a cell."""
@@ -73,14 +78,14 @@ class Selection:
 
     def chosen(self, cell: Cell) -> npt.NDArray[np.int64]:
         """The indices of those that are evaluated."""
-        return self.indices[0 if cell.is_clean else 1]
+        return self.clean if cell.is_clean else self.source
 
-    def labels(self, cell: Cell) -> npt.NDArray[np.int64]:
+    def right_scores(self, cell: Cell) -> npt.NDArray[np.int64]:
         """The index of the right score for each image of a cell."""
         labels = self._test.labels if cell.is_clean else self._corrupted.labels
         return self.score_of[labels]
 
-    def dataset_labels(self, cell: Cell) -> npt.NDArray[np.int64]:
+    def evaluated_labels(self, cell: Cell) -> npt.NDArray[np.int64]:
         """The label of each evaluated image of a cell."""
         labels = self._test.labels if cell.is_clean else self._corrupted.labels
         return labels[self.chosen(cell)]
@@ -94,7 +99,6 @@ class Selection:
         notes: tuple[str, ...] = (),
     ) -> Evaluation:
         """The result for the outcomes by the keys of cells."""
-        clean, chosen, _ = self.indices
         rows = {
             name: [outcomes.get(Cell(name, severity, adapted).key) for severity in SEVERITIES]
             for name in self.names
@@ -103,17 +107,21 @@ class Selection:
         diagnostics = None if adapted else self._diagnose({CLEAN: [first], **rows})
         return Evaluation(
             clean_accuracy=first.accuracy,
-            clean_images=len(clean),
+            clean_images=len(self.clean),
             accuracy={
                 name: [None if cell is None else cell.accuracy for cell in cells]
                 for name, cells in rows.items()
             },
-            images=len(chosen),
+            images=len(self.source),
             excluded=tuple(self.left_out.tolist()),
             about=about,
             notes=notes,
             confidence=Confidence.of(
-                first, rows, self._test.labels[clean], self._corrupted.labels[chosen], self._test.classes
+                first,
+                rows,
+                self._test.labels[self.clean],
+                self._corrupted.labels[self.source],
+                self._test.classes,
             ),
             diagnostics=diagnostics,
         )
@@ -123,7 +131,7 @@ class Selection:
         cells = {name: Cell(name, 0 if name == CLEAN else 1) for name in rows}
         return diagnose(
             rows,
-            lambda name: self.dataset_labels(cells[name]),
+            lambda name: self.evaluated_labels(cells[name]),
             lambda name: self.chosen(cells[name]),
             lambda name, severity, index: self.of(Cell(name, severity))[index],
             self._test.classes,

@@ -174,7 +174,7 @@ def read_run(directory: Path) -> Run:
     config = Config(**read_config_file(folder.config))
     if not folder.metrics.is_file():
         raise UserError(f"not trained: it has no {METRICS}")
-    history = _read_history(folder.metrics, config)
+    history = read_history(folder.metrics, config)
     if not folder.evaluation.is_file():
         others = other_evaluations(directory)
         raise UserError(
@@ -295,7 +295,7 @@ def _incomplete(accuracy: Mapping[str, Floats]) -> str:
     return f"not evaluated at every severity: {'; '.join(lacking[:3])}{more}" if lacking else ""
 
 
-def _read_history(path: Path, config: Config) -> History:
+def read_history(path: Path, config: Config) -> History:
     """Read the course of a training from its metrics file, skipping damaged lines.
 
     Raises:

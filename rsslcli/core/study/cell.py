@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.errors import UserError, command_arguments, sanitize, short_repr
 from rsslcli.core.files import read_json
 from rsslcli.core.networks.names import is_custom
+from rsslcli.core.report.runs import read_history
 from rsslcli.core.run_folder import RunFolder, State, partial_evaluation, tail
 from rsslcli.core.tasks.registry import check_task_names
 
@@ -72,11 +73,10 @@ class Cell:
     def seconds(self) -> float | None:
         """How long the training took; None if its metrics do not say."""
         try:
-            lines = self.folder.metrics.read_bytes().splitlines()
-            records = [json.loads(line) for line in lines if b'"seconds"' in line]
-            return float(sum(record["seconds"] for record in records)) if records else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            seconds = read_history(self.folder.metrics, self.config).seconds
+        except (UserError, OSError):
             return None
+        return None if math.isnan(seconds) else seconds
 
     def commands(self, options: Sequence[str] = ()) -> list[list[str]]:
         """The commands that remain to be run, each as the arguments of `rssl`.

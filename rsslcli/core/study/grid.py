@@ -15,6 +15,11 @@ from rsslcli.core.presets import check_task_options, config_layers, merge
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.tasks.registry import BEST_TASKS, TASKS, check_task_names, check_task_words
 
+MAX_SEEDS = 1000
+#: The file in the study's folder that records what invocations have added to the preset.
+PLAN = "plan.json"
+_MAX_PLAN_BYTES = 1 << 16
+
 
 @dataclass(frozen=True)
 class Method:
@@ -178,16 +183,6 @@ def _make_cell(
         network=options.get("network"),
     )
     return Cell(number, name, resolved, output / f"{name}-s{resolved.seed}", tuple(train), tuple(task_files))
-
-
-#: The file in the study's folder that records what invocations have added to the preset.
-PLAN = "plan.json"
-
-
-_MAX_PLAN_BYTES = 1 << 16
-
-
-MAX_SEEDS = 1000
 
 
 def save_plan(cells: Sequence[Cell]) -> None:

@@ -57,7 +57,7 @@ def trained_tasks(checkpoint: Checkpoint | None) -> TrainedTasks:
     """The tasks of a run for adaptation.
 
     Raises:
-        UserError: None, which stands for weights from elsewhere; the run has no tasks, all their λ are 0, or
+        UserError: `checkpoint` is None (weights from elsewhere), the run has no tasks, all their λ are 0, or
             a task is not known here.
     """
     if checkpoint is None:

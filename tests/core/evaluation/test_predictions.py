@@ -192,7 +192,7 @@ def test_classes_without_names_are_numbers() -> None:
     network.classes = CLASSES
     assert class_names(network, 3) == CLASSES
     network.classes = ("a", "a", "b")
-    with pytest.raises(UserError, match="give each score a name of its own"):
+    with pytest.raises(UserError, match="give each score a different name"):
         class_names(network, 3)
 
 

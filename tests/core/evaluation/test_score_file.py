@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         def chosen(self, cell: Cell) -> np.ndarray:
             return np.arange(10_000)
 
-        dataset_labels = chosen
+        evaluated_labels = chosen
 
     cells = [Cell("fog", severity) for severity in SEVERITIES] * 4
     batch = torch.zeros(100, 10)
