@@ -2,9 +2,11 @@
 
     python benchmarks/speed.py [--only automl,textbook] [--json FILE]
 
-The variants run in processes of their own, one at a time, A B, B A, A B, …, and the ratio is taken pair by
-pair, so that a drift of the machine's speed cancels. The bars are for the default size on two CPU cores.
-The measurement `higher` needs that library from PyPI, `textbook` and `higher` 16 GiB of memory. A quick look:
+The variants take turns, one at a time, A B, B A, A B, …, and the ratio is taken pair by pair, so that a drift
+of the machine's speed cancels. Variants that allocate or lay out memory differently run in processes of their
+own. The bars are for the default size with two threads on the CPU. The exit code is 1 if a bar is missed or a
+measurement failed. The measurement `higher` needs that library from PyPI and is left out without it; both it
+and `textbook` need 16 GiB of memory. A quick look:
 
     python benchmarks/speed.py --depth 10 --width 1 --batch-size 8 --images 50 --pairs 2
 """
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,17 @@ from rich.console import Console
 from rich.table import Table
 from variants import TASKS, Setting
 
+from rsslcli.core.config import Config
+from rsslcli.core.errors import UserError
 from rsslcli.core.runtime import describe_device, resolve_device
 
 GIB = 2**30
+#: How many pairs a measurement takes, where `--pairs` does not say.
+PAIRS = {
+    "automl": 9, "precision": 9, "eval-plain": 11, "augmix": 21, "layout": 5, "cost": 3, "textbook": 3,
+    "higher": 3, "memory-step": 3,
+}  # fmt: skip
+OTHER_PAIRS = 7
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,12 @@ class Bench:
     def worker(self, setup: Callable[..., Works], *arguments: object) -> Worker:
         """A process of its own for a variant."""
         return Worker(setup, self.setting, *arguments, threads=self.threads)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the bars are for this setting."""
+        on_cpu = resolve_device(self.setting.device).type == "cpu"
+        return self.setting.is_default and on_cpu and self.threads == 2
 
     def times(self, *works: tuple[Worker, str]) -> list[list[float]]:
         """The seconds of these works, pair by pair."""
@@ -195,10 +211,14 @@ def finite_differences(bench: Bench) -> Iterator[Figure]:
     )
 
 
+class NotInstalledError(Exception):
+    """A library that only this measurement needs is not there."""
+
+
 def with_higher(bench: Bench) -> Iterator[Figure]:
     """The library `higher`."""
     if importlib.util.find_spec("higher") is None:
-        raise WorkerError("the library is not installed: pip install higher")
+        raise NotInstalledError("the library is not installed: pip install higher")
     return against_rival(bench, "higher", "with_higher", "step with the library higher", Bar("≥", 5))
 
 
@@ -242,7 +262,9 @@ def augmix(bench: Bench) -> Iterator[Figure]:
     with bench.worker(variants.augmix_views) as ours:
         with bench.worker(variants.torchvision_views) as theirs:
             rival, views = bench.times((theirs, "views"), (ours, "views"))
-        yield ratio("augmix", f"{what}: torchvision's v2.AugMix ÷ ours", rival, views, bar=Bar("≥", 3))
+        yield ratio(
+            "augmix", f"{what}: torchvision's v2.AugMix on the CPU ÷ ours", rival, views, bar=Bar("≥", 3)
+        )
         with bench.worker(variants.trunk) as trunk:
             views, passes = bench.times((ours, "views"), (trunk, "three"))
         yield ratio("augmix", f"{what} ÷ a pass of {3 * b} images", views, passes, bar=Bar("≤", 0.15))
@@ -276,7 +298,7 @@ def eval_plain(bench: Bench) -> Iterator[Figure]:
 def memory_step(bench: Bench) -> Iterator[Figure]:
     """The peak of a training step; each is of a new process, since a peak does not go back."""
     found: dict[str, list[dict[str, int]]] = {"automl": [], "fixed": []}
-    for _ in range(min(bench.pairs, 3)):
+    for _ in range(bench.pairs):
         for kind, peaks in found.items():
             with bench.worker(variants.steps) as steps:
                 peaks.append(steps.value(f"{kind} memory"))
@@ -307,7 +329,7 @@ def memory_eval(bench: Bench) -> Iterator[Figure]:
         for depth, width, what, options in cases:
             with bench.worker(variants.command, Path(folder), depth, width, *options) as command:
                 peak = command.value("peak") / GIB
-            name = f"peak memory of eval-c, WRN-{depth}-{width}, {what}"
+            name = f"peak host memory of eval-c, WRN-{depth}-{width}, {what}"
             yield Figure("memory-eval", name, [peak], Bar("<", 1.5), unit="GiB")
 
 
@@ -320,7 +342,7 @@ def startup(bench: Bench) -> Iterator[Figure]:
             _rssl(arguments)
             return time.perf_counter() - began
 
-        (values,) = take_turns([seconds], max(bench.pairs, 5))
+        (values,) = take_turns([seconds], bench.pairs)
         imports = _rssl(arguments, "-X", "importtime").stderr
         torch_is = "is" if re.search(r"\| +torch$", imports, re.MULTILINE) else "is not"
         what, note = f"rssl {' '.join(arguments)}", f"torch {torch_is} imported"
@@ -353,36 +375,35 @@ MEASUREMENTS: dict[str, Callable[[Bench], Iterable[Figure]]] = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    """Measure, print and save; return 1 if a measurement failed or a bar is missed."""
     options = _parse()
-    bench = Bench(
-        Setting(options.depth, options.width, options.batch_size, options.images, options.device),
-        options.pairs,
-        options.threads,
-    )
+    setting = Setting(options.depth, options.width, options.batch_size, options.images, options.device)
+    bench = Bench(setting, OTHER_PAIRS, options.threads)
     torch.set_num_threads(bench.threads)
-    device = resolve_device(options.device)
-    judged = bench.setting.is_default and device.type == "cpu"
+    judged = bench.is_judged
     figures: list[Figure] = []
     missing: dict[str, str] = {}
+    failed = False
     err = Console(stderr=True)
     for name in options.only:
         err.print(f"measuring {name}")
+        pairs = options.pairs or PAIRS.get(name, OTHER_PAIRS)
         try:
-            for figure in MEASUREMENTS[name](bench):
+            for figure in MEASUREMENTS[name](replace(bench, pairs=pairs)):
                 figures.append(figure)
                 err.print(f"  {figure.what}: {_spread(figure)}", soft_wrap=True)
-        except WorkerError as error:
+        except (NotInstalledError, WorkerError) as error:
+            failed = failed or isinstance(error, WorkerError)
             missing[name] = str(error).strip()
             err.print(f"{name} is not measured: {missing[name]}", markup=False)
     about = {
-        "device": describe_device(device),
+        "device": describe_device(resolve_device(options.device)),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
-        "network": f"WRN-{bench.setting.depth}-{bench.setting.width}",
-        "batch_size": bench.setting.batch_size,
-        "images_per_cell": bench.setting.images,
-        "pairs": bench.pairs,
+        "network": f"WRN-{setting.depth}-{setting.width}",
+        "batch_size": setting.batch_size,
+        "images_per_cell": setting.images,
     }
     _print(about, figures, missing, judged)
     if options.json:
@@ -392,6 +413,7 @@ def main() -> None:
             "not_measured": missing,
         }
         options.json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return int(failed or any(_met(figure, judged) is False for figure in figures))
 
 
 def _parse() -> argparse.Namespace:
@@ -404,17 +426,31 @@ def _parse() -> argparse.Namespace:
                 raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(MEASUREMENTS)}")
         return chosen
 
+    def positive(text: str) -> int:
+        if not text.isdecimal() or not int(text):
+            raise argparse.ArgumentTypeError(f"'{text}' is no positive number")
+        return int(text)
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", type=names, default=list(MEASUREMENTS), help=", ".join(MEASUREMENTS))
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--depth", type=int, default=default.depth)
-    parser.add_argument("--width", type=int, default=default.width)
-    parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--images", type=int, default=default.images, help="per cell that eval-c is timed on")
+    pairs = ", ".join(f"{name} {count}" for name, count in PAIRS.items())
+    parser.add_argument("--pairs", type=positive, help=f"default: {pairs}, others {OTHER_PAIRS}")
+    parser.add_argument("--depth", type=positive, default=default.depth)
+    parser.add_argument("--width", type=positive, default=default.width)
+    parser.add_argument("--batch-size", type=positive, default=default.batch_size)
+    images = "per cell that eval-c is timed on"
+    parser.add_argument("--images", type=positive, default=default.images, help=images)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default.device)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process")
+    threads = torch.get_num_threads()
+    parser.add_argument("--threads", type=positive, default=threads, help="of each process")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        resolve_device(options.device)
+        Config(depth=options.depth, width=options.width, batch_size=options.batch_size)
+    except UserError as error:
+        parser.error(str(error))
+    return options
 
 
 def _print(
@@ -426,7 +462,7 @@ def _print(
     table = Table(title=", ".join(f"{key} {value}" for key, value in about.items()), title_justify="left")
     for column in ("name", "what ÷ what"):
         table.add_column(column)
-    for column in ("median (min–max)", "seconds", "bar", "met"):
+    for column in ("median (min–max)", "pairs", "seconds", "bar", "met"):
         table.add_column(column, justify="right", no_wrap=True)
     for figure in figures:
         note = f"\n{figure.note}" if figure.note else ""
@@ -434,6 +470,7 @@ def _print(
             figure.name,
             figure.what + note,
             _spread(figure),
+            str(len(figure.values)),
             " ÷ ".join(f"{seconds:.3g}" for seconds in figure.medians or ()),
             str(figure.bar or ""),
             {True: "yes", False: "no", None: ""}[_met(figure, judged)],
@@ -478,4 +515,4 @@ def _plain(figure: Figure, judged: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,7 @@ from rsslcli.core.data.store import make_split, save_split
 from rsslcli.core.evaluation.accuracy import BATCH_SIZE, evaluate
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
-from rsslcli.core.runtime import keep_freed_memory, resolve_device
+from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision
 from rsslcli.core.training.automl import MAIN, automl_gradients
 from rsslcli.core.training.step import Trainer, TrainingData
 
@@ -193,6 +193,7 @@ def _trainer(
         **(options or {}),
     )
     device = resolve_device(setting.device)
+    _multiply_in(config.precision, device)
     images, labels = _drawn(2 * config.batch_size, "train", device)
     validation_images, validation_labels = _drawn(config.validation_images, "test", device)
     data = TrainingData(ImageSource(images), labels, ImageSource(validation_images), validation_labels)
@@ -207,6 +208,11 @@ def _trainer(
         config.lookahead_scale * config.lr,
     )
     return trainer, problem
+
+
+def _multiply_in(precision: str, device: torch.device) -> None:
+    """Multiply as the commands do: by itself, PyTorch rounds convolutions to TF32 on CUDA."""
+    set_precision(precision, device, lambda text: None)
 
 
 def _drawn(count: int, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -255,6 +261,7 @@ def _trunk(
 ) -> dict[str, Callable[[], None]]:
     network.to(memory_format=layout)
     trunk = trunk_parameters(network)
+    _multiply_in("float32", trunk[0].device)
     one, three, four = (
         torch.rand(count * setting.batch_size, 3, 32, 32, device=trunk[0].device).contiguous(
             memory_format=layout
@@ -326,10 +333,12 @@ def evaluation(setting: Setting, folder: Path) -> Works:
 
     @torch.inference_mode()
     def bare() -> None:
+        _multiply_in("float32", device)
         for batch in batches:
             network(batch)
 
     def whole(precision: str) -> None:
+        _multiply_in(precision, device)
         evaluate(network, test, open_corrupted(folder, "benchmark"), device=device, precision=precision)
 
     return {
@@ -344,7 +353,9 @@ def plain_evaluation(setting: Setting, folder: Path) -> Works:
     network: nn.Module = setting.plain_network()
     labels = torch.arange(setting.images) % len(CLASSES)
     files = [folder / f"{name}.npy" for name in ("clean", *TIMED)]
-    return {"script": partial(baselines.plain_script, network, files, labels, resolve_device(setting.device))}
+    device = resolve_device(setting.device)
+    _multiply_in("float32", device)
+    return {"script": partial(baselines.plain_script, network, files, labels, device)}
 
 
 def make_full_set(folder: Path, images: int) -> None:
@@ -375,7 +386,7 @@ def command(setting: Setting, folder: Path, depth: int, width: int, *options: st
 
     def run() -> int:
         sys.argv = ["rssl", "eval-c", str(weights), "--dataset", "full", "--data-dir", str(folder)]
-        sys.argv += ["--device", setting.device, *options]
+        sys.argv += ["--classes-by-position", "--device", setting.device, *options]
         try:
             with redirect_stdout(io.StringIO()):
                 main()
