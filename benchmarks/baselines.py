@@ -58,20 +58,29 @@ def pass_losses(
     }
 
 
-class JointPass(nn.Module):
-    """One trunk pass for several `Pass`es: their losses in a vector, the main one first, then as λ."""
+class Losses(nn.Module):
+    """The losses of several `Pass`es: with joint batch norm of one trunk pass for all, else of one each."""
 
     def __init__(self, model: MultiTaskNetwork) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, passes: Sequence[Pass]) -> Tensor:
-        """The losses of all tasks that the passes have targets for."""
+    def groups(self, passes: Sequence[Pass]) -> Iterator[dict[str, Tensor]]:
+        """The losses by trunk pass."""
+        if self.model.batch_norm != "joint":
+            for each in passes:
+                yield pass_losses(self.model, each.targets, self.model.network.features(each.inputs))
+            return
         features = self.model.network.features(torch.cat([each.inputs for each in passes]))
         losses: dict[str, Tensor] = {}
         parts = torch.split(features, [len(each.inputs) for each in passes])
         for each, part in zip(passes, parts, strict=True):
             losses |= pass_losses(self.model, each.targets, part)
+        yield losses
+
+    def forward(self, passes: Sequence[Pass]) -> Tensor:
+        """The losses of all tasks that the passes have targets for, the main one first, then as λ."""
+        losses = {name: loss for group in self.groups(passes) for name, loss in group.items()}
         return torch.stack([losses[name] for name in (MAIN, *self.model.tasks) if name in losses])
 
 
@@ -105,11 +114,7 @@ class Problem:
 
     def groups(self) -> Iterator[dict[str, Tensor]]:
         """The training losses by trunk pass."""
-        if self.model.batch_norm == "joint":
-            yield dict(zip((MAIN, *self.model.tasks), JointPass(self.model)(self.passes), strict=True))
-            return
-        for each in self.passes:
-            yield pass_losses(self.model, each.targets, self.model.network.features(each.inputs))
+        return Losses(self.model).groups(self.passes)
 
     def plain_gradients(self) -> None:
         """Set every `.grad` to the gradient of the total loss."""
@@ -133,15 +138,15 @@ def rival_step(problem: Problem, method: Method, optimizer: torch.optim.Optimize
 
 
 def textbook(problem: Problem) -> Tensor:
-    """As the paper writes it: one joint pass, and a backward pass through its backward pass."""
-    joint = JointPass(problem.model)
+    """As the paper writes it: a backward pass through the backward pass of all losses."""
+    training = Losses(problem.model)
     lambdas = problem.lambdas.clone().requires_grad_()
-    phi: dict[str, Tensor] = dict(joint.named_parameters())
-    losses = functional_call(joint, phi, (problem.passes,))
+    phi: dict[str, Tensor] = dict(training.named_parameters())
+    losses = functional_call(training, phi, (problem.passes,))
     psi = {name: p for name, p in phi.items() if name.startswith("model.network.")}
     gradients = torch.autograd.grad(losses[0] + lambdas @ losses[1:], list(psi.values()), create_graph=True)
     ahead = {name: p - problem.alpha * g for (name, p), g in zip(psi.items(), gradients, strict=True)}
-    (meta_loss,) = functional_call(joint, ahead, ([problem.validation],))
+    (meta_loss,) = functional_call(training, ahead, ([problem.validation],))
     (meta_gradient,) = torch.autograd.grad(meta_loss, lambdas)
     return meta_gradient
 
@@ -150,10 +155,10 @@ def with_higher(problem: Problem) -> Tensor:
     """With the library `higher`: the same, its way."""
     import higher  # type: ignore[import-untyped]  # optional: no other measurement needs it
 
-    joint = JointPass(problem.model)
+    training = Losses(problem.model)
     lambdas = problem.lambdas.clone().requires_grad_()
-    inner = torch.optim.SGD(joint.parameters(), lr=problem.alpha)
-    with higher.innerloop_ctx(joint, inner) as (fast, optimizer):
+    inner = torch.optim.SGD(training.parameters(), lr=problem.alpha)
+    with higher.innerloop_ctx(training, inner) as (fast, optimizer):
         losses = fast(problem.passes)
         optimizer.step(losses[0] + lambdas @ losses[1:])
         (meta_loss,) = fast([problem.validation])

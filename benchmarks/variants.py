@@ -146,13 +146,12 @@ def parts(setting: Setting, tasks: tuple[str, ...]) -> Works:
     return works
 
 
-def rival(setting: Setting, name: str) -> Works:
+def rival(setting: Setting, name: str, batch_norm: str) -> Works:
     """A whole step with another way to the meta-gradient, and the errors of this way and of ours.
 
     The errors are those on a few images after a few more steps with λ fixed: float64 takes several times the
     memory, and at the first weights rounding alone costs several per cent.
     """
-    batch_norm = "per-task" if name == "finite_differences" else "joint"
     trainer, problem = _trainer(setting, TASKS, batch_norm)
     method: baselines.Method = getattr(baselines, name)
     methods = {"usual": method}
