@@ -1,38 +1,73 @@
-"""Time every corruption, and the whole generator on all cores; project to 10,000 images, as CIFAR-10-C has.
+"""Time every corruption, and the whole generator in threads; project to 10,000 images, as CIFAR-10-C has.
 
     python benchmarks/corruption_speed.py [--images N] [--size S | --golden GOLDEN.npz] [--whole]
 
-The images are random noise of S×S pixels, the worst case for JPEG, or those of GOLDEN.npz, repeated. With
---whole the files of all 95 blocks of N images are written to a temporary folder as well, with all cores, and
-the peak memory is printed.
+The images are random noise of S×S pixels, the worst case for JPEG, or those of GOLDEN.npz, repeated. N is
+rounded up to whole chunks of the generator, which pads the last one. With --whole a process of its own writes
+the files of all 95 blocks of N images to a temporary folder as well, with a worker per thread of PyTorch, and
+its peak memory is printed.
 """
 
 import argparse
-import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from harness import Worker, peak_memory
 
-from rsslcli.core.corruptions.generate import corrupt, generate_corrupted
+from rsslcli.core.corruptions.generate import CHUNK, corrupt, generate_corrupted
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 
 FULL_SIZE = 10_000
 
 
+def make_images(count: int, size: int, golden: Path | None) -> np.ndarray:
+    """Images (count, size, size, 3) uint8: noise, or those of `golden`."""
+    if golden:
+        with np.load(golden) as file:
+            return np.resize(file["clean"], (count, size, size, 3))
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def whole(count: int, size: int, golden: Path | None) -> dict[str, Callable[[], object]]:
+    """The generator in a fresh process, whose peak memory is of nothing else."""
+    images = make_images(count, size, golden)
+
+    def generate() -> tuple[float, float, int]:
+        """Wall time and processor time in seconds, peak memory in bytes."""
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            busy = time.process_time()
+            generate_corrupted(images, np.zeros(len(images), np.int64), Path(folder))
+            return time.perf_counter() - start, time.process_time() - busy, peak_memory()
+
+    return {"generate": generate}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the corruptions.")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--size", type=int, choices=CHUNK, default=32)
     parser.add_argument("--golden", type=Path, help="see corruption_fidelity.py")
     parser.add_argument("--whole", action="store_true", help="time the writing of all files too")
     options = parser.parse_args()
-    shape = (options.images, options.size, options.size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if options.images < 1:
+        parser.error("--images must be 1 or more")
+    size = options.size
     if options.golden:
         with np.load(options.golden) as file:
-            images = np.resize(file["clean"], (options.images, *file["clean"].shape[1:]))
+            size = file["clean"].shape[1]
+    if size not in CHUNK:
+        parser.error(
+            f"{options.golden}: {size}×{size} pixels; the generator takes {', '.join(map(str, CHUNK))}"
+        )
+    count = -(-options.images // CHUNK[size]) * CHUNK[size]
+    if count != options.images:
+        print(f"{count:,} images in place of {options.images:,}: whole chunks of {CHUNK[size]}")
+    images = make_images(count, size, options.golden)
 
     print("milliseconds of processor time per image, one thread\n")
     print("| corruption | 1 | 2 | 3 | 4 | 5 | mean |\n|---|---|---|---|---|---|---|")
@@ -52,17 +87,14 @@ def main() -> None:
     print(f"projected for {blocks} x {FULL_SIZE:,} images: {total * FULL_SIZE:.0f} s of processor time")
 
     if options.whole:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            busy = time.process_time()
-            generate_corrupted(images, np.zeros(len(images), np.int64), Path(folder))
-            seconds = time.perf_counter() - start
-            busy = time.process_time() - busy
+        workers = torch.get_num_threads()
+        with Worker(whole, count, size, options.golden, threads=workers) as process:
+            seconds, busy, peak = process.value("generate")
         each = 1000 * seconds / len(images) / blocks
-        print(f"{blocks} x {len(images):,} images written with all cores: {seconds:.1f} s", end=", ")
+        print(f"{blocks} x {len(images):,} images written, {workers} worker(s): {seconds:.1f} s", end=", ")
         print(f"{each:.3f} ms per image and corruption, {busy:.1f} s of processor time", end=", ")
         print(f"projected for {FULL_SIZE:,}: {seconds / len(images) * FULL_SIZE:.0f} s")
-        print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+        print(f"peak memory {peak / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Images of 224x224 pixels are made up in a temporary folder: a few JPEG files under many names. For each number
 of them, the script prepares a data set, generates a corruption, trains for a while and evaluates, and prints
-the most anonymous memory that each command had at a time. Pages of files that the system keeps in spare
-memory do not count: it drops them when another program needs the room. Linux only.
+the most anonymous memory that each command had at a time, sampled every 20 ms. Pages of files that the system
+keeps in spare memory do not count: it drops them when another program needs the room. Linux only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from PIL import Image
 
 DISTINCT = 64
 CLASSES = 4
+GENERATE = "--corruptions generate"
 TRAIN = (
     "train-automl --dataset made-up --tasks rotation --depth 10 --width 1 --batch-size 16 --epochs 2 "
     "--warmup-epochs 0 --output run"
@@ -42,14 +43,14 @@ def main() -> None:
         for images in options.images:
             folder = Path(scratch) / str(images)
             make_images(folder / "images", images, options.test_images)
-            for command, seconds in (
-                (prepare, None),
-                (f"{prepare} --corruptions generate --only brightness", None),
-                (TRAIN, options.seconds),
-                ("eval-c run --corruptions brightness", None),
+            for name, command, seconds in (
+                ("prepare-data", prepare, None),
+                (f"prepare-data {GENERATE}", f"{prepare} {GENERATE} --only brightness", None),
+                ("train-automl", TRAIN, options.seconds),
+                ("eval-c", "eval-c run --corruptions brightness", None),
             ):
                 peak = peak_anonymous(command, folder, seconds)
-                print(f"{command.split()[0]:>16} {images:>7} → {peak / 2**20:6,.0f}", flush=True)
+                print(f"{name:>35} {images:>7} → {peak / 2**20:6,.0f}", flush=True)
 
 
 def make_images(folder: Path, train: int, test: int) -> None:
