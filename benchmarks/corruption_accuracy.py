@@ -19,6 +19,7 @@ import torch
 from rsslcli.core.corruptions.generate import corrupt
 from rsslcli.core.corruptions.names import CORRUPTIONS, SEVERITIES
 from rsslcli.core.data.augment import to_float
+from rsslcli.core.errors import RsslError
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.weights.checkpoint import load_classifier
 
@@ -36,8 +37,13 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    network, _ = load_classifier(options.checkpoint)
-    golden = np.load(options.golden)
+    try:
+        network, _ = load_classifier(options.checkpoint)
+        golden = np.load(options.golden)
+    except (RsslError, OSError, ValueError) as error:
+        parser.error(str(error))
+    if missing := [name for name in ("clean", "labels", *CORRUPTIONS) if name not in golden]:
+        parser.error(f"{options.golden} holds no {', '.join(missing)}")
     clean, labels = golden["clean"], golden["labels"]
     print(f"clean accuracy {100 * right(network, clean, labels).mean():.1f}% of {len(labels)} images")
     print(f"{'corruption':<20}" + "".join(f"{severity:>9}" for severity in SEVERITIES))

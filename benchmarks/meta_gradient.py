@@ -16,6 +16,7 @@ meta-gradient too. The table has a line per task and span of epochs:
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsslcli.core.config import Config, read_config_file
-from rsslcli.core.errors import UserError
+from rsslcli.core.errors import RsslError, UserError
 from rsslcli.core.run_folder import RunFolder
 
 SPANS = 5
@@ -75,32 +76,49 @@ def lines(run: Path) -> Iterator[Line]:
 def _read(run: Path, config: Config) -> tuple[Floats, Floats, Floats]:
     """α, the epoch and λ, (steps,) each and (steps, k)."""
     records = {}
-    with RunFolder(run).metrics.open() as file:
-        for text in file:
+    try:
+        for text in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines():
             record = json.loads(text)
             if "loss/main" in record:
                 records[record["step"]] = record  # a step that was repeated after a resume counts once
+        ordered = [records[step] for step in sorted(records)]
+        alpha = np.array([config.lookahead_scale * record["lr"] for record in ordered], float)
+        values = np.array(
+            [[record[f"lambda/{task}"] for task in config.weighted] for record in ordered], float
+        )
+        epochs = np.array([record["epoch"] for record in ordered], float)
+    except OSError as error:
+        raise UserError(f"{run}: its metrics cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run}: its metrics are damaged") from None
     if not records:
         raise UserError(f"{run}: no metrics of single steps")
-    ordered = [records[step] for step in sorted(records)]
-    alpha = np.array([config.lookahead_scale * record["lr"] for record in ordered])
-    values = np.array([[record[f"lambda/{task}"] for task in config.weighted] for record in ordered])
-    return alpha, np.array([record["epoch"] for record in ordered], float), values
+    return alpha, epochs, values
 
 
-def main() -> None:
-    """Print the tables of the runs named on the command line."""
-    for run in map(Path, sys.argv[1:]):
+def main() -> int:
+    """Print the tables of the runs named on the command line; return 1 if a run has none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    failed = False
+    for run in parser.parse_args().runs:
+        try:
+            found = list(lines(run))
+        except RsslError as error:
+            print(f"meta_gradient.py: error: {error}", file=sys.stderr)
+            failed = True
+            continue
         print(f"\n{run}\n\n| task | epochs | drift | t | up | at 0 | λ |")
         print("| :-- | :-- | --: | --: | --: | --: | --: |")
-        for line in lines(run):
+        for line in found:
             print(
                 f"| {line.task} | {line.first}–{line.last} | {line.drift:+.4f} | {line.t:+.1f} "
                 f"| {line.up:.0%} | {line.at_zero:.0%} | {line.value:.2f} |".replace("nan%", "–").replace(
                     "+nan", "–"
                 )
             )
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,8 +4,8 @@
 
 The weights stay as they are. The statistics are estimated from batches of the run's training images: for
 "none" from what its main task sees, and for a task from its inputs too, which pass after those of each batch,
-as with `--batch-norm all`. The table has the accuracies on the images on which the run itself is tested, in
-float32.
+as with `--batch-norm all`. The table has the accuracies in float32 on the images that tune no λ: `eval-c`
+tests an AutoML run on those, and a run without AutoML on those with `--leave-out-validation` only.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from meta_gradient import lines
+from meta_gradient import lines, main
 
 from rsslcli.core.config import Config
 from rsslcli.core.errors import UserError
@@ -82,3 +82,12 @@ def test_runs_whose_weights_say_nothing_of_it_are_refused(tmp_path: Path) -> Non
         )
         with pytest.raises(UserError, match="meta-gradient alone"):
             list(lines(tmp_path / name))
+
+
+def test_a_run_without_metrics_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(Config(tasks=("ir",), weighting="automl").to_yaml())
+    monkeypatch.setattr("sys.argv", ["meta_gradient.py", str(tmp_path)])
+    assert main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
