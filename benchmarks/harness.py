@@ -125,14 +125,25 @@ def take_turns(variants: Sequence[Callable[[], float]], rounds: int, warmups: in
     return measured
 
 
+def memory_of(field: str, process: int | str = "self") -> int:
+    """A field of Linux's record of a process, such as VmRSS, in bytes; 0 if there is none."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
+
+
 def peak_memory() -> int:
     """The most memory that this process has occupied so far, in bytes.
 
     Linux's own record begins with the program; `ru_maxrss` begins with what the parent had at the fork.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return memory_of("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` begin anew with what is occupied now, where Linux allows it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import memory_of
 from PIL import Image
 
 DISTINCT = 64
@@ -80,7 +81,7 @@ def peak_anonymous(command: str, folder: Path, seconds: float | None) -> int:
         peak = 0
         began = time.monotonic()
         while process.poll() is None:
-            peak = max(peak, anonymous(process.pid))
+            peak = max(peak, memory_of("RssAnon", process.pid))
             if seconds is not None and time.monotonic() - began > seconds:
                 process.send_signal(signal.SIGINT)  # it saves what it has, and ends
                 seconds = None
@@ -88,15 +89,6 @@ def peak_anonymous(command: str, folder: Path, seconds: float | None) -> int:
     if process.returncode not in (0, 130):
         raise SystemExit(f"rssl {command} failed: {(folder / 'log.txt').read_text()[-500:]}")
     return peak
-
-
-def anonymous(pid: int) -> int:
-    """The anonymous memory of a process now, in bytes; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
 
 
 if __name__ == "__main__":
