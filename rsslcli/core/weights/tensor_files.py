@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -112,9 +113,10 @@ def _check(file: IO[bytes], size: int) -> bool:
     """
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
-        file.seek(0)
-        for _ in range(5):  # magic number, version, system information, content, storage keys
-            check_pickle(file)
+        # A map never makes room for more than the file has, whatever length a pickle claims.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for _ in range(5):  # magic number, version, system information, content, storage keys
+                check_pickle(cast(IO[bytes], content))
         return False
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()

@@ -706,6 +706,14 @@ def test_small_files_that_claim_much(part: str, value: Any, saved: Path, tmp_pat
     assert time.perf_counter() - began < 5
 
 
+@pytest.mark.parametrize("opcode", [b"\x8d", b"\x96", b"\x8e"], ids=["text", "bytearray", "bytes"])
+def test_a_length_that_a_pickle_claims_takes_no_memory(opcode: bytes, tmp_path: Path) -> None:
+    (tmp_path / "c.pt").write_bytes(opcode + (2**50).to_bytes(8, "little"))
+    with pytest.raises(UserError, match="damaged") as refused:
+        load_classifier(tmp_path / "c.pt")
+    assert not isinstance(refused.value.__context__, MemoryError)
+
+
 @pytest.mark.parametrize("blocks", [1, 400])
 def test_weights_that_promise_a_larger_network(blocks: int, tmp_path: Path) -> None:
     """Building what the names and shapes promise would take gigabytes, or minutes."""
