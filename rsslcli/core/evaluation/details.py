@@ -94,7 +94,8 @@ class Details:
         if predicted is not None and len(predicted) != images:
             raise ValueError("not a prediction for each image")
         scaled = content["scaled_bins"]
-        return cls(predicted, mistakes, _read_bins(content["bins"]), scaled and _read_bins(scaled))
+        bins = _read_bins(content["bins"], images)
+        return cls(predicted, mistakes, bins, scaled and _read_bins(scaled, images))
 
 
 def bin_of(confidence: Floats) -> npt.NDArray[np.int64]:
@@ -110,8 +111,15 @@ def _bins(confidence: Floats, right: Floats) -> Bins:
     return tuple(counts), tuple(sums), tuple(rights)
 
 
-def _read_bins(content: Any) -> Bins:
+def _read_bins(content: Any, images: int) -> Bins:
     counts, sums, rights = (tuple(map(float, row)) for row in content)
     if {len(counts), len(sums), len(rights)} != {ECE_BINS}:
         raise ValueError("not the bins of a cell")
+    # Probabilities in float32 may exceed 1 by their rounding.
+    possible = (
+        n.is_integer() and 0 <= total <= n * (1 + 1e-5) and 0 <= right <= n
+        for n, total, right in zip(counts, sums, rights, strict=True)
+    )
+    if not all(possible) or sum(counts) > images:
+        raise ValueError("bins that no cell can have")
     return counts, sums, rights

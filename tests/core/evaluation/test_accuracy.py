@@ -338,6 +338,26 @@ def test_impossible_counts_are_not_used(
     assert result == evaluate(network, test_split, corrupted, device=CPU)
 
 
+@pytest.mark.parametrize(("row", "value"), [(0, -1), (0, 1e9), (1, 1e9), (1, float("nan")), (2, 1e9)])
+def test_impossible_bins_are_not_used(
+    network: WideResNet, test_split: Split, tmp_path: Path, row: int, value: float
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    partial = tmp_path / "r.json.partial"
+
+    def stop(description: str, done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(network, test_split, corrupted, device=CPU, partial=partial, progress=stop)
+    content = json.loads(partial.read_text())
+    content["cells"]["fog/3"]["details"]["bins"][row][0] = value
+    partial.write_text(json.dumps(content))
+    result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
+    assert result == evaluate(network, test_split, corrupted, device=CPU)
+
+
 def test_other_weights_or_images_are_another_evaluation(
     network: WideResNet, test_split: Split, tmp_path: Path
 ) -> None:
