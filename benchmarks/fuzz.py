@@ -200,11 +200,8 @@ def swapped(draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any]) -> Any:
     """`tree`, of dictionaries and lists, with some of its values replaced, added or removed."""
 
     def change(node: Any) -> Any:
-        if (
-            not isinstance(node, dict | list)
-            or not node
-            or (node is not tree and draw(st.integers(0, 5)) == 0)
-        ):
+        is_inner = isinstance(node, dict | list) and node
+        if not is_inner or (node is not tree and draw(st.integers(0, 5)) == 0):
             return draw(values)
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
         key, copy = draw(st.sampled_from(keys)), type(node)(node)
@@ -235,15 +232,8 @@ def as_json(value: object) -> bytes:
 def json_inputs(name: str, *originals: bytes) -> Inputs:
     """Records with other values, damaged ones, and anything."""
     trees = [json.loads(original) for original in originals]
-    hostile = [
-        b"[" * 100_000,
-        b'{"a":' * 50_000,
-        b"\xff\xfe",
-        b"",
-        b"[1" + b"0" * 5000 + b"]",
-        b"1e999",
-        b"NaN",
-    ]
+    long = b"[1" + b"0" * 5000 + b"]"
+    hostile = [b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"", long, b"1e999", b"NaN"]
     return named(
         name,
         st.one_of(*(swapped(tree, json_values) for tree in trees)).map(as_json),
@@ -369,9 +359,7 @@ def checkpoint_inputs(name: str, content: dict[str, Any], *originals: bytes) -> 
         *[st.builds(repacked, archives, edits, st.integers(0, 30), st.integers(0, 3).map(bool))] * 2,
         damaged(*originals),
         objects.map(saved),
-        st.sampled_from(
-            [pickle.dumps(Evil(), 2), pickle.dumps({"state_dict": Evil()}, 2), b"\x80\x02}q\x00."]
-        ),
+        st.sampled_from([*(pickle.dumps(each, 2) for each in (Evil(), {"state_dict": Evil()}, {}))]),
         st.binary(max_size=60).map(lambda junk: b"\x80\x02" + junk + b"."),
     )
 
@@ -497,16 +485,12 @@ def example_images() -> tuple[bytes, ...]:
     files = [encoded(i, "PNG") for i in (image, gray, alpha, deep, image.quantize(9), image.convert("1"))]
     files += [encoded(image, "PNG", save_all=True, append_images=[image], default_image=True)]
     files += [encoded(i, "JPEG") for i in (image, gray, image.convert("CMYK"))]
-    files += [
-        encoded(
-            image, "JPEG", progressive=True, exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"
-        )
-    ]
+    turned = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"
+    files += [encoded(image, "JPEG", progressive=True, exif=turned)]
     files += [encoded(image.quantize(9), "GIF", save_all=True, append_images=[gray], transparency=1)]
     files += [encoded(image, kind) for kind in ("BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX")]
-    files += [
-        encoded(image, "TIFF", compression=kind) for kind in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")
-    ]
+    kinds = ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")
+    files += [encoded(image, "TIFF", compression=kind) for kind in kinds]
     files += [encoded(deep, "TIFF"), encoded(alpha, "WEBP", save_all=True, append_images=[alpha])]
     files += [encoded(alpha, "ICO", sizes=[(32, 32)]), encoded(image, "TGA", compression="tga_rle")]
     files += [encoded(image, "JPEG2000")] if features.check("jpg_2000") else []
@@ -528,19 +512,13 @@ def png(size: tuple[int, int], depth: int, color: int, data: bytes) -> bytes:
 
 def image_inputs() -> st.SearchStrategy[bytes]:
     sides = st.sampled_from([0, 1, 31, 32, 33, 5000, 65535, 2**31 - 1, 2**32 - 1])
-    pixels = b"x\x9c" + bytes(9)
+    depths, colors = st.sampled_from([0, 1, 2, 4, 8, 16, 255]), st.integers(0, 7)
+    pixels = st.just(b"x\x9c" + bytes(9)) | st.binary(max_size=20)
+    starts = st.sampled_from(example_images()).map(lambda data: data[:12])
     return st.one_of(
         *[damaged(*example_images())] * 5,
-        st.builds(
-            png,
-            st.tuples(sides, sides),
-            st.sampled_from([0, 1, 2, 4, 8, 16, 255]),
-            st.integers(0, 7),
-            st.just(pixels) | st.binary(max_size=20),
-        ),
-        st.builds(
-            lambda data, junk: data[:12] + junk, st.sampled_from(example_images()), st.binary(max_size=40)
-        ),
+        st.builds(png, st.tuples(sides, sides), depths, colors, pixels),
+        st.builds(bytes.__add__, starts, st.binary(max_size=40)),
         st.binary(max_size=60),
     )
 
@@ -678,9 +656,8 @@ def as_zip(content: Sequence[tuple[str, bytes, int]]) -> bytes:
                 info.create_system, info.external_attr = 3, (kind % 16) << 28
                 info.compress_type = (0, 8, 12, 14)[kind % 4]
             if kind > 27:
-                info.extra = (b"\x75\x70\x01\0\1", b"\x01\0\x10\0" + b"\xff" * 16, b"\x01\0\xff\xff")[
-                    kind - 28
-                ]
+                extras = (b"\x75\x70\x01\0\1", b"\x01\0\x10\0" + b"\xff" * 16, b"\x01\0\xff\xff")
+                info.extra = extras[kind - 28]
             archive.writestr(info, data)
             if kind > 20:
                 info.file_size, info.CRC = (2**40, 2**31, 1, 0)[kind % 4], kind
@@ -1049,25 +1026,14 @@ def metrics_reader() -> Reader:
 
 
 READERS: dict[str, Callable[[], Reader]] = {
-    "checkpoint": checkpoint_reader,
-    "state dict": state_dict_reader,
-    "safetensors": safetensors_reader,
-    "YAML settings": config_reader,
-    "image file": image_reader,
-    "tar of images": tar_reader,
-    "zip of images": zip_reader,
-    "CIFAR archive": cifar_reader,
-    "unpacked CIFAR": unpacked_cifar_reader,
-    "prepared split": split_reader,
-    "corrupted set": corrupted_reader,
-    "CIFAR-10-C archive": cifar_c_reader,
-    "corruptions.json": generated_reader,
-    "downloaded.json": downloaded_reader,
-    "prepared.json": prepared_reader,
-    "counts of eval-c": counts_reader,
-    "metrics.jsonl": metrics_reader,
+    "checkpoint": checkpoint_reader, "state dict": state_dict_reader, "safetensors": safetensors_reader,
+    "YAML settings": config_reader, "image file": image_reader, "tar of images": tar_reader,
+    "zip of images": zip_reader, "CIFAR archive": cifar_reader, "unpacked CIFAR": unpacked_cifar_reader,
+    "prepared split": split_reader, "corrupted set": corrupted_reader, "CIFAR-10-C archive": cifar_c_reader,
+    "corruptions.json": generated_reader, "downloaded.json": downloaded_reader,
+    "prepared.json": prepared_reader, "counts of eval-c": counts_reader, "metrics.jsonl": metrics_reader,
     "run in a list": listed_reader,
-}
+}  # fmt: skip
 
 
 # --- Watching -------------------------------------------------------------------------------------------
