@@ -8,11 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fuzz
@@ -24,6 +25,13 @@ from rsslcli.core.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
 Read = Callable[[Path], object]
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, fuzz.hang)
+    yield
+    signal.signal(signal.SIGALRM, before)
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -121,6 +129,16 @@ def test_careless_readers_are_found_out_every_time(
             assert outcome == "problem"
             assert why in said
     assert Path.cwd() != watch.folder
+
+
+def test_a_reader_that_hangs_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(folder: Path) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(fuzz, "DEADLINE", 0.2)
+    watch = Watch(Reader({"file": b""}, [hangs], st.just(("file", b""))), tmp_path / "root")
+    assert watch.read(("file", b"")) == ("problem", "takes longer than 0.2 s")
 
 
 def test_careful_readers_are_not(tmp_path: Path) -> None:
