@@ -1072,8 +1072,9 @@ class Watch:
 
     def surroundings(self) -> list[tuple[str, bytes]]:
         """All that is around the folder, the output so far, and canaries that are nowhere at first."""
-        canaries = [*Path("/").glob(f"{CANARY}/**/*"), *self.folder.rglob(CANARY)]
-        outside = [self.root, *self.root.glob(f"{CANARY}/**/*"), *self.root.glob("*"), *canaries]
+        canaries = [Path("/", CANARY), *Path("/").glob(f"{CANARY}/**/*"), *self.folder.rglob(CANARY)]
+        outside = [self.root, *self.root.glob(f"{CANARY}/**/*"), *self.root.glob("*")]
+        outside += [path for path in canaries if path.exists()]
         return [(str(path), path.read_bytes() if path.is_file() else b"") for path in sorted(outside)]
 
     def read(self, item: Input) -> tuple[str, str]:
