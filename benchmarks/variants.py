@@ -27,7 +27,8 @@ from rsslcli.core.data.corrupted import open_corrupted
 from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.data.shapes import SHAPES, draw_shapes
 from rsslcli.core.data.store import make_split, save_split
-from rsslcli.core.evaluation.accuracy import BATCH_SIZE, evaluate
+from rsslcli.core.evaluation.accuracy import evaluate
+from rsslcli.core.evaluation.measuring import BATCH_SIZE
 from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import keep_freed_memory, resolve_device, set_precision

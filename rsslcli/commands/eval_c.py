@@ -105,7 +105,7 @@ def eval_c(
 
     with waiting():
         from rsslcli.core.data.loading import load, load_corrupted
-        from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
+        from rsslcli.core.evaluation.accuracy import evaluate
         from rsslcli.core.evaluation.class_names import match_classes
         from rsslcli.core.ranks import join_world
         from rsslcli.core.runtime import set_up_evaluation
@@ -124,7 +124,7 @@ def eval_c(
             by_position=classes_by_position, note=notes.append,
         )  # fmt: skip
         excluded = _excluded(trained, data, corrupted, same_images_as, leave_out_validation, notes.append)
-        about = _about(checkpoint, name, trained, classes_by_position, fingerprint_weights(classifier))
+        about = _about(checkpoint, name, trained, classes_by_position, classifier)
         calibration, left_out = _calibrate(
             calibrate, classifier, data.test, corrupted, excluded, note=notes.append,
             device=target, score_of=score_of, weights=about["weights"], precision=precision,
@@ -196,9 +196,12 @@ def _excluded(
 
 
 def _about(
-    checkpoint: Path, dataset: str, trained: Trained | None, by_position: bool, weights: str
+    checkpoint: Path, dataset: str, trained: Trained | None, by_position: bool, classifier: nn.Module
 ) -> dict[str, Any]:
     """What the result says of its origin."""
+    from rsslcli.core.evaluation.fingerprint import fingerprint_weights
+
+    weights = fingerprint_weights(classifier)
     step = {"step": trained.step, "train_data": trained.train_data} if trained else {}
     position = {"classes_by_position": True} if by_position else {}
     return {"checkpoint": str(checkpoint), "dataset": dataset, **step, **position, "weights": weights}

@@ -168,8 +168,8 @@ def _adaptive(
 
 def _temperature(checkpoint: Path, network: Network, note: Callable[[str], None]) -> float:
     """What to divide the scores by: the temperature of the run if it is calibrated, else 1."""
-    from rsslcli.core.evaluation.accuracy import fingerprint_weights
     from rsslcli.core.evaluation.calibration import read_temperature
+    from rsslcli.core.evaluation.fingerprint import fingerprint_weights
 
     weights = fingerprint_weights(network)
     found = read_temperature(checkpoint_path(checkpoint), weights, network.temperature)

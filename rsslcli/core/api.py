@@ -24,6 +24,7 @@ from rsslcli.core.evaluation.adaptation import AdaptiveClassifier, make_adaptive
 from rsslcli.core.evaluation.adaptation_settings import Adaptation, AdaptationMethod
 from rsslcli.core.evaluation.class_names import carried_names, match_classes, networks_in
 from rsslcli.core.evaluation.fairness import note_on_tuning, notes_on_data
+from rsslcli.core.evaluation.measuring import check_scores, model_dtype
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.evaluation.score_file import check_score_file
 from rsslcli.core.networks.names import allow_network
@@ -316,7 +317,7 @@ def evaluate(
     with _evaluating(model):
         with _inputs_of(networks_in(model)) as inputs:
             target, scores = _scores_of_one(model, place, data.size, precision)
-        outputs = evaluation.check_scores(scores, 1).shape[1]
+        outputs = check_scores(scores, 1).shape[1]
         if classes is None:
             classes = () if classes_by_position else carried_names(model, outputs)
         names = data.test.classes
@@ -382,7 +383,7 @@ def _scores_of_one(
     Raises:
         UserError: the move or the model fails; the original exception is the cause.
     """
-    dtype = evaluation.model_dtype(model)
+    dtype = model_dtype(model)
     try:
         device = torch.device(place)
         model = model.to(device)  # not in inference mode: weights moved there cannot be trained any more

@@ -19,7 +19,7 @@ from torch import nn
 from rsslcli.core.data.corrupted import CorruptedSet, aligned
 from rsslcli.core.data.store import Split
 from rsslcli.core.errors import DivergedError, UserError
-from rsslcli.core.evaluation.accuracy import scores_of
+from rsslcli.core.evaluation.measuring import scores_of
 from rsslcli.core.files import read_json, write_json
 from rsslcli.core.run_folder import CALIBRATION, CHECKPOINT
 

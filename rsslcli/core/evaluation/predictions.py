@@ -23,8 +23,8 @@ from rsslcli.core.data.gathering import moved
 from rsslcli.core.data.image_files import ImageFiles
 from rsslcli.core.data.store import DEFAULT_SIZE, Images
 from rsslcli.core.errors import DivergedError, UserError, sanitize
-from rsslcli.core.evaluation.accuracy import batch_size, check_scores, model_dtype
 from rsslcli.core.evaluation.class_names import carried_names, check_names
+from rsslcli.core.evaluation.measuring import batch_size, check_scores, model_dtype
 from rsslcli.core.progress import Progress, silent
 from rsslcli.core.runtime import autocast
 

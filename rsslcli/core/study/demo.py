@@ -17,9 +17,10 @@ from rsslcli.core.corruptions.names import SEVERITIES
 from rsslcli.core.data.corrupted import CorruptedSet
 from rsslcli.core.data.store import Dataset
 from rsslcli.core.errors import UserError
-from rsslcli.core.evaluation.accuracy import evaluate, fingerprint_weights
+from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.evaluation.bootstrap import paired_interval
 from rsslcli.core.evaluation.files import save_whole
+from rsslcli.core.evaluation.fingerprint import fingerprint_weights
 from rsslcli.core.files import read_json, write_json
 from rsslcli.core.presets import make_config
 from rsslcli.core.progress import Progress, silent

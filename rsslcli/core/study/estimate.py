@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rsslcli.core.config import Config
 from rsslcli.core.data.gathering import ImageSource
 from rsslcli.core.data.store import DEFAULT_SIZE
-from rsslcli.core.evaluation.accuracy import batch_size, count_correct
+from rsslcli.core.evaluation.measuring import batch_size, count_correct
 from rsslcli.core.networks.build import build_network
 from rsslcli.core.runtime import resolve_device, set_precision, using_threads
 from rsslcli.core.study.cell import CELLS_OF_AN_EVALUATION, Cell

@@ -19,8 +19,8 @@ from rsslcli.core.data.gathering import ChosenImages, ImageSource
 from rsslcli.core.data.store import Dataset, check_image_size, class_balanced_subset
 from rsslcli.core.data.validation import draw_validation_set
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError, short_repr
-from rsslcli.core.evaluation.accuracy import count_correct
 from rsslcli.core.evaluation.class_names import list_names
+from rsslcli.core.evaluation.measuring import count_correct
 from rsslcli.core.evaluation.selection import clean_images
 from rsslcli.core.files import remove, replacing
 from rsslcli.core.locks import locked

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rsslcli.core.errors import sanitize
-from rsslcli.core.evaluation.accuracy import fingerprint_weights
 from rsslcli.core.evaluation.calibration import read_temperature
 from rsslcli.core.evaluation.files import evaluation_path, read_evaluation
+from rsslcli.core.evaluation.fingerprint import fingerprint_weights
 from rsslcli.core.evaluation.outcome import METRICS
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.files import read_json, replacing, write_json

@@ -15,7 +15,7 @@ from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.errors import DivergedError, RsslError, UserError
-from rsslcli.core.evaluation import accuracy as evaluation
+from rsslcli.core.evaluation import measuring
 from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.evaluation.fingerprint import fingerprint
 from rsslcli.core.evaluation.result import Evaluation, note_on_chance
@@ -136,7 +136,7 @@ def test_batches_do_not_change_the_result(
 ) -> None:
     corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
     whole = evaluate(network, test_split, corrupted, device=CPU)
-    monkeypatch.setattr("rsslcli.core.evaluation.accuracy.BATCH_SIZE", {"cpu": 7})
+    monkeypatch.setattr("rsslcli.core.evaluation.measuring.BATCH_SIZE", {"cpu": 7})
     assert evaluate(network, test_split, corrupted, device=CPU).accuracy == whole.accuracy
 
 
@@ -298,8 +298,10 @@ def test_an_interrupted_evaluation_goes_on(
     assert len(json.loads(partial.read_text())["cells"]) == 8
 
     calls = []
-    counted = evaluation.measure
-    monkeypatch.setattr(evaluation, "measure", lambda *arguments: calls.append(1) or counted(*arguments))
+    counted = measuring.measure
+    monkeypatch.setattr(
+        "rsslcli.core.evaluation.accuracy.measure", lambda *given: calls.append(1) or counted(*given)
+    )
     result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
     assert result == whole
     assert len(calls) == 3  # the cells that were missing
@@ -431,7 +433,7 @@ def test_an_image_without_a_finite_highest_score_is_an_error_and_not_of_the_firs
 def test_a_cell_waits_for_the_device_once(
     network: WideResNet, test_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rsslcli.core.evaluation.accuracy.BATCH_SIZE", {"cpu": 5})
+    monkeypatch.setattr("rsslcli.core.evaluation.measuring.BATCH_SIZE", {"cpu": 5})
     waits = []
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
@@ -444,14 +446,14 @@ def test_a_cell_waits_for_the_device_once(
 
         monkeypatch.setattr(torch.Tensor, name, waiting)
     copied: list[int] = []
-    monkeypatch.setattr(evaluation, "moved", lambda tensor, _: copied.append(len(tensor)) or tensor)
-    correct, undecided = evaluation.count_correct(network, test_split.images, test_split.labels, CPU)
+    monkeypatch.setattr(measuring, "moved", lambda tensor, _: copied.append(len(tensor)) or tensor)
+    correct, undecided = measuring.count_correct(network, test_split.images, test_split.labels, CPU)
     assert len(waits) == 1
     # Images and labels go to the device by `moved`, for which the host does not wait.
     assert sum(copied) == 2 * len(test_split.labels)
     assert (0 <= correct <= COUNT + 7, undecided) == (True, 0)
     none = np.arange(0)  # the share of a rank where there are few images
-    assert evaluation.count_correct(network, test_split.images, test_split.labels, CPU, none) == (0, 0)
+    assert measuring.count_correct(network, test_split.images, test_split.labels, CPU, none) == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -481,7 +483,7 @@ def test_a_kind_of_device_without_a_batch_size_of_its_own_is_evaluated_too(
 ) -> None:
     corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
     whole = evaluate(network, test_split, corrupted, device=CPU)
-    monkeypatch.setattr("rsslcli.core.evaluation.accuracy.BATCH_SIZE", {"cuda": 500})
+    monkeypatch.setattr("rsslcli.core.evaluation.measuring.BATCH_SIZE", {"cuda": 500})
     assert evaluate(network, test_split, corrupted, device=CPU) == whole
 
 

@@ -13,10 +13,11 @@ import torch
 from rsslcli.core.corruptions.names import CORRUPTIONS, EXTRA, STANDARD
 from rsslcli.core.data.corrupted import CorruptedSet, open_corrupted
 from rsslcli.core.data.store import Split, make_split
-from rsslcli.core.evaluation.accuracy import evaluate, image_values
+from rsslcli.core.evaluation.accuracy import evaluate
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 from rsslcli.core.evaluation.bootstrap import interval
 from rsslcli.core.evaluation.confidence import Confidence, describe_means, scaled_means
+from rsslcli.core.evaluation.measuring import image_values
 from rsslcli.core.evaluation.outcome import Outcome
 from rsslcli.core.evaluation.result import Evaluation
 from rsslcli.core.networks.wide_resnet import WideResNet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsslcli.core.evaluation import accuracy as evaluation
+from rsslcli.core.evaluation import measuring
 from rsslcli.core.study.cell import Cell
 from rsslcli.core.study.estimate import Sizes, Speed, _measure, estimate
 from rsslcli.core.study.grid import plan
@@ -58,8 +59,13 @@ def finish(cell: Cell, seconds: int) -> None:
     (cell.directory / "checkpoint.pt").touch()
     (cell.directory / "eval-c.json").write_text('{"clean_accuracy": 0.5}')
     (cell.directory / "log.txt").write_text("t finished\n")
-    lines = (f'{{"epoch": {epoch}, "seconds": {seconds / 2}}}\n' for epoch in (1, 2))
-    (cell.directory / "metrics.jsonl").write_text("".join(lines))
+    epochs, steps = cell.config.epochs, 31
+    speed = epochs * steps * cell.config.batch_size / seconds
+    records = (
+        {"step": epoch * steps, "epoch": epoch, "clean_accuracy": 0.5, "images_per_second": speed}
+        for epoch in range(1, epochs + 1)
+    )
+    (cell.directory / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
 
 
 def test_the_estimate_learns_from_finished_cells(tmp_path: Path) -> None:
@@ -157,9 +163,9 @@ def test_an_evaluation_is_estimated_in_float32_where_training_is_in_bfloat16(
         call()
         return Speed(1e9, 1e9)
 
-    original = evaluation.autocast
+    original = measuring.autocast
     monkeypatch.setattr(
-        evaluation, "autocast", lambda device, on: (enabled.append(on), original(device, on))[1]
+        measuring, "autocast", lambda device, on: (enabled.append(on), original(device, on))[1]
     )
     monkeypatch.setattr("rsslcli.core.study.estimate._measure", measure)
     file = tmp_path / "b.yaml"
