@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rsslcli.core.evaluation.result import Evaluation
     from rsslcli.core.networks.network import Network
     from rsslcli.core.weights.checkpoint import Checkpoint as Trained
-    from rsslcli.core.weights.heads import TrainedTasks
+    from rsslcli.core.weights.trained_tasks import TrainedTasks
 
 
 def eval_c(
@@ -165,7 +165,7 @@ def _load(
 ) -> tuple[Network, Trained | None, TrainedTasks | None]:
     """The classifier, its checkpoint if it is of a run, and the run's tasks if it shall adapt by them."""
     from rsslcli.core.weights.checkpoint import load_classifier
-    from rsslcli.core.weights.heads import trained_tasks
+    from rsslcli.core.weights.trained_tasks import trained_tasks
 
     classifier, trained = load_classifier(checkpoint, network=network, normalization=normalization, note=note)
     return classifier, trained, trained_tasks(trained) if adapt == "tasks" else None

@@ -158,7 +158,7 @@ def _adaptive(
     if adaptation is None:
         return network, None
     from rsslcli.core.evaluation.adaptation import make_adaptive
-    from rsslcli.core.weights.heads import trained_tasks
+    from rsslcli.core.weights.trained_tasks import trained_tasks
 
     tasks = trained_tasks(trained) if adaptation.method == "tasks" else None
     images = sum(1 for _ in found.images)

@@ -37,7 +37,7 @@ from rsslcli.core.training.events import Event
 from rsslcli.core.training.loop import TrainingResult
 from rsslcli.core.weights.checkpoint import Checkpoint
 from rsslcli.core.weights.checkpoint import load_classifier as load_network
-from rsslcli.core.weights.heads import TrainedTasks, trained_tasks
+from rsslcli.core.weights.trained_tasks import TrainedTasks, trained_tasks
 
 
 class Classifier(nn.Module):

@@ -44,7 +44,7 @@ from rsslcli.core.ranks import World
 from rsslcli.core.runtime import multiplies_in_tf32
 
 if TYPE_CHECKING:
-    from rsslcli.core.weights.heads import TrainedTasks
+    from rsslcli.core.weights.trained_tasks import TrainedTasks
 
 
 def evaluate(

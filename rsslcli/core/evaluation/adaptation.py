@@ -25,7 +25,7 @@ from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.runtime import seeded_generator
 
 if TYPE_CHECKING:
-    from rsslcli.core.weights.heads import TrainedTasks
+    from rsslcli.core.weights.trained_tasks import TrainedTasks
 
 
 class MixedBatchNorm(nn.Module):

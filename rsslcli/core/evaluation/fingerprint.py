@@ -15,7 +15,7 @@ from torch import nn
 from rsslcli.core.evaluation.adaptation_settings import Adaptation
 
 if TYPE_CHECKING:
-    from rsslcli.core.weights.heads import TrainedTasks
+    from rsslcli.core.weights.trained_tasks import TrainedTasks
 
 
 def setting_of(

@@ -22,7 +22,7 @@ from rsslcli.core.tasks.base import Task
 from rsslcli.core.tasks.guard import outputs_of, picture_of, transformed
 from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.weights.checkpoint import Checkpoint
-from rsslcli.core.weights.heads import load_heads
+from rsslcli.core.weights.trained_tasks import load_heads
 
 #: The least side of a cell in pixels: each pixel of a 32×32 image becomes a crisp 5×5 square.
 CELL = 160

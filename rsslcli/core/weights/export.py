@@ -126,7 +126,7 @@ def export_classifier(
     if classes is not None:
         check_names(classes, outputs)
         described["classes"] = json.dumps(list(classes), ensure_ascii=False)
-    formats: dict[str, Callable[[nn.Module, int, Mapping[str, str]], tuple[bytes, Run | None]]] = {
+    formats: dict[str, Callable[[nn.Module, int, Mapping[str, str]], tuple[bytes, Program | None]]] = {
         ".onnx": _onnx,
         ".pt2": _torch_export,
         ".safetensors": _safetensors,
@@ -147,10 +147,10 @@ def export_classifier(
     return Exported(path, size, difference)
 
 
-Run = Callable[[Tensor], Tensor]
+Program = Callable[[Tensor], Tensor]
 
 
-def _torch_export(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run]:
+def _torch_export(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Program]:
     """Export to the bytes of a .pt2 file; also return a function that runs them."""
     file = io.BytesIO()
     program = torch.export.export(network, (_images(2, size),), dynamic_shapes=_any_batch())
@@ -159,7 +159,7 @@ def _torch_export(network: nn.Module, size: int, described: Mapping[str, str]) -
     return file.getvalue(), module
 
 
-def _onnx(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run | None]:
+def _onnx(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Program | None]:
     """Export to the bytes of an .onnx file; also return a function that runs them, if onnxruntime can."""
     import onnx
 
@@ -185,7 +185,7 @@ def _onnx(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[
     return data, lambda images: torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
 
 
-def _safetensors(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Run]:
+def _safetensors(network: nn.Module, size: int, described: Mapping[str, str]) -> tuple[bytes, Program]:
     """Format the weights; also return the network that they make when they are read again."""
     from safetensors.torch import load, save
 
@@ -227,7 +227,7 @@ def _outputs(network: nn.Module, size: int, path: Path) -> int:
         raise RsslError(f"{path} cannot be made: {_reason(error)}") from None
 
 
-def _difference(network: nn.Module, size: int, run: Run) -> float:
+def _difference(network: nn.Module, size: int, run: Program) -> float:
     """The largest difference between the scores of `network` and `run`, relative to the largest score."""
     worst = 0.0
     with torch.inference_mode():

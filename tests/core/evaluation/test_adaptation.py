@@ -30,7 +30,7 @@ from rsslcli.core.networks.wide_resnet import WideResNet
 from rsslcli.core.tasks.registry import build_tasks
 from rsslcli.core.training.multitask import MultiTaskNetwork
 from rsslcli.core.weights.checkpoint import Checkpoint, save_checkpoint
-from rsslcli.core.weights.heads import TrainedTasks, trained_tasks
+from rsslcli.core.weights.trained_tasks import TrainedTasks, trained_tasks
 
 Batches = list[Tensor]
 
