@@ -56,6 +56,29 @@ def test_runs_that_were_not_evaluated_alike_are_not_judged(word: str, tmp_path: 
     assert "shown but not judged. A row marked * averages such runs." in study.warnings[-1]
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("one", "other", "known"),
+    [
+        ("CPU (AMD EPYC 9004), 1 threads", "CPU (Intel Xeon), 2 threads", True),
+        ("CUDA, NVIDIA A100", "CUDA, NVIDIA H100", True),
+        ("CPU (Intel Xeon), 1 thread", "CPU (Intel Xeon), 2 threads", False),
+        ("CPU (x86_64), 2 threads", "CPU (Intel Xeon), 2 threads", False),  # of an older version
+    ],
+)
+def test_training_in_bfloat16_on_different_processors_is_told(
+    precision: str, one: str, other: str, known: bool, tmp_path: Path
+) -> None:
+    for name, tasks, machine in (("baseline", (), one), ("ir", ("ir",), other)):
+        run = make_run(tmp_path / name, tasks=tasks, precision=precision)
+        (run / "log.txt").write_text(
+            f"2026-11-27T18:14:30+00:00 rssl 0.1.0, torch 2.14.1, {machine}: {name}\n"
+        )
+    warnings = only_study(tmp_path).warnings
+    told = "Trained in bfloat16 on different processors: baseline; ir. Their arithmetic differs"
+    assert [text.startswith(told) for text in warnings] == [True] * (known and precision == "bfloat16")
+
+
 def test_the_very_same_images_must_be_left_out_in_a_pair(tmp_path: Path) -> None:
     make_run(tmp_path / "baseline", mean=0.5)
     change(make_run(tmp_path / "ir", tasks=("ir",), mean=0.6), excluded=[*range(10)])
