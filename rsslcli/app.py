@@ -148,7 +148,7 @@ def _leave_ranks(error: BaseException | None) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code if isinstance(code, int) else 1)
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _run() -> NoReturn:
