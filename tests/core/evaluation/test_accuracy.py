@@ -320,44 +320,42 @@ def test_foreign_partial_results_are_not_used(
     assert result == evaluate(network, test_split, corrupted, device=CPU)
 
 
-@pytest.mark.parametrize("count", [COUNT + 1, -1, 1.5, True, "3", None, float("inf")])
-def test_impossible_counts_are_not_used(
-    network: WideResNet, test_split: Split, tmp_path: Path, count: object
+def check_not_used(
+    network: WideResNet, test: Split, folder: Path, place: Sequence[str | int], value: object
 ) -> None:
-    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
-    partial = tmp_path / "r.json.partial"
+    """A killed evaluation whose record has `value` at a place of a cell ends as an undisturbed one."""
+    corrupted = corrupted_set(folder / "c", ("fog",), test.labels[:COUNT])
+    partial = folder / "r.json.partial"
 
     def stop(description: str, done: int, total: int) -> None:
         if done == total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(network, test_split, corrupted, device=CPU, partial=partial, progress=stop)
+        evaluate(network, test, corrupted, device=CPU, partial=partial, progress=stop)
     content = json.loads(partial.read_text())
-    content["cells"]["fog/3"]["right"] = count
+    *path, last = place
+    record = content["cells"]["fog/3"]
+    for key in path:
+        record = record[key]
+    record[last] = value
     partial.write_text(json.dumps(content))
-    result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
-    assert result == evaluate(network, test_split, corrupted, device=CPU)
+    result = evaluate(network, test, corrupted, device=CPU, partial=partial)
+    assert result == evaluate(network, test, corrupted, device=CPU)
+
+
+@pytest.mark.parametrize("count", [COUNT + 1, -1, 1.5, True, "3", None, float("inf")])
+def test_impossible_counts_are_not_used(
+    network: WideResNet, test_split: Split, tmp_path: Path, count: object
+) -> None:
+    check_not_used(network, test_split, tmp_path, ("right",), count)
 
 
 @pytest.mark.parametrize(("row", "value"), [(0, -1), (0, 1e9), (1, 1e9), (1, float("nan")), (2, 1e9)])
 def test_impossible_bins_are_not_used(
     network: WideResNet, test_split: Split, tmp_path: Path, row: int, value: float
 ) -> None:
-    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
-    partial = tmp_path / "r.json.partial"
-
-    def stop(description: str, done: int, total: int) -> None:
-        if done == total:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(network, test_split, corrupted, device=CPU, partial=partial, progress=stop)
-    content = json.loads(partial.read_text())
-    content["cells"]["fog/3"]["details"]["bins"][row][0] = value
-    partial.write_text(json.dumps(content))
-    result = evaluate(network, test_split, corrupted, device=CPU, partial=partial)
-    assert result == evaluate(network, test_split, corrupted, device=CPU)
+    check_not_used(network, test_split, tmp_path, ("details", "bins", row, 0), value)
 
 
 def test_other_weights_or_images_are_another_evaluation(
