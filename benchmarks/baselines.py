@@ -59,7 +59,7 @@ def pass_losses(
 
 
 class Losses(nn.Module):
-    """The losses of several `Pass`es: with joint batch norm of one trunk pass for all, else of one each."""
+    """The losses of several `Pass`es: one trunk pass for all with joint batch norm, else one for each."""
 
     def __init__(self, model: MultiTaskNetwork) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Losses(nn.Module):
         yield losses
 
     def forward(self, passes: Sequence[Pass]) -> Tensor:
-        """The losses of all tasks that the passes have targets for, the main one first, then as λ."""
+        """The losses of all tasks that the passes have targets for: the main one, then in the order of λ."""
         losses = {name: loss for group in self.groups(passes) for name, loss in group.items()}
         return torch.stack([losses[name] for name in (MAIN, *self.model.tasks) if name in losses])
 
@@ -152,7 +152,7 @@ def textbook(problem: Problem) -> Tensor:
 
 
 def with_higher(problem: Problem) -> Tensor:
-    """With the library `higher`: the same, its way."""
+    """The same as `textbook`, by the library `higher`."""
     import higher  # type: ignore[import-untyped]  # optional: no other measurement needs it
 
     training = Losses(problem.model)
@@ -211,7 +211,7 @@ def ours(problem: Problem, beta: float) -> Tensor:
 def relative_errors(problem: Problem, methods: Mapping[str, Method]) -> dict[str, float]:
     """How far each method, and ours, are from ours in float64: ‖difference‖ / ‖exact‖."""
     exact = ours(problem.to(torch.float64), beta=1e-3)
-    # In float32 λ must move by about as much as it is, but not below 0, to show the digits that there are.
+    # λ must move by about its own size, but not below 0: a small move would lose digits in float32.
     beta = 0.9 * float((problem.lambdas / exact.abs()).min())
     found = {name: method(problem) for name, method in methods.items()} | {"ours": ours(problem, beta)}
     return {name: float((value - exact).norm() / exact.norm()) for name, value in found.items()}
@@ -268,7 +268,7 @@ class PlainWideResNet(nn.Module):
 def plain_script(
     network: nn.Module, files: Sequence[Path], labels: Tensor, device: torch.device
 ) -> list[float]:
-    """Accuracy on each .npy file as a plain script finds it; `labels` are those of one block of the file."""
+    """Accuracy on each .npy file by a plain script; `labels`, int64 (N,), are those of one block."""
     network.eval()
     accuracy = []
     for file in files:

@@ -26,7 +26,7 @@ from rsslcli.core.weights.checkpoint import load_classifier
 
 @torch.inference_mode()
 def right(network: WideResNet, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which images the network gets right: float (N,), 0 or 1."""
+    """Which images, uint8 (N, H, W, 3), the network gets right by their labels (N,): float (N,), 0 or 1."""
     scores = network(to_float(torch.from_numpy(np.ascontiguousarray(images))))
     return (scores.argmax(1).numpy() == labels).astype(float)
 

@@ -9,8 +9,8 @@ severity and image `<name>/change` (mean absolute change from the clean image), 
 
 Deterministic corruptions are compared pixel by pixel, random ones by these four, over all images. The
 spectrum is the mean power of the gray image's change in eight rings of frequency; the ring that differs most
-is printed. Ours are drawn for at least 200 images, so that little of a difference is our own chance. Every
-miss of a target is marked; the exit code is 1 if there is any.
+is printed. Ours are drawn for at least 200 images, so that their randomness adds little to a difference.
+Every miss of a target is marked; the exit code is 1 if there is any.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> int:
 def compare(name: str, golden: dict[str, NDArray[Any]], drawn: int = DRAWN) -> list[Measure]:
     """Compare a corruption with the original's output, by one measure or by four.
 
-    Of a random one, at least `drawn` images of ours are drawn.
+    For a random one, we draw at least `drawn` images.
     """
     clean = golden["clean"]
     if name in DETERMINISTIC:

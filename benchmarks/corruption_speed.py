@@ -3,8 +3,8 @@
     python benchmarks/corruption_speed.py [--images N] [--size S | --golden GOLDEN.npz] [--whole]
 
 The images are random noise of S×S pixels, the worst case for JPEG, or those of GOLDEN.npz, repeated. N is
-rounded up to whole chunks of the generator, which pads the last one. With --whole a process of its own writes
-the files of all 95 blocks of N images to a temporary folder as well, with a worker per thread of PyTorch, and
+rounded up to whole chunks of the generator, which pads the last one. With --whole, a separate process also
+writes the files of all 95 blocks of N images to a temporary folder, with a worker per thread of PyTorch, and
 its peak memory is printed.
 """
 
@@ -33,7 +33,7 @@ def make_images(count: int, size: int, golden: Path | None) -> np.ndarray:
 
 
 def whole(count: int, size: int, golden: Path | None) -> dict[str, Callable[[], object]]:
-    """The generator in a fresh process, whose peak memory is of nothing else."""
+    """The generator, for a fresh process whose peak memory is that of the generator alone."""
     images = make_images(count, size, golden)
 
     def generate() -> tuple[float, float, int]:

@@ -3,8 +3,8 @@
     python benchmarks/fuzz.py --inputs 10000 [--only NAME] [--seed N] [--save FOLDER]
 
 A reader may take an input or refuse it with one printable line. Anything else is a problem: another
-exception, output, a warning, more than the deadline or the memory limit, also where the reader hides that
-memory ran out, or a change of any file outside the reader's folder. Problems are printed, their inputs saved,
+exception, output, a warning, more time or memory than the limits (even if the reader hides that memory ran
+out), or a change of any file outside the reader's folder. Problems are printed, their inputs saved,
 and the exit code is 1. If the process itself dies, the input is in the file `current-…` beside them. Ctrl-C
 ends with the table so far.
 """
@@ -75,9 +75,9 @@ MEMORY = 2 << 30  #: bytes of address space beyond what the libraries take
 GROWTH = 300 << 20  #: bytes by which one input may raise the peak of the memory in use
 #: Where hostile input wants to write: beside the folder in which a reader works, and at the root.
 CANARY = "canary"
-STDERR = os.dup(2)  #: also while the output goes elsewhere
+STDERR = os.dup(2)  #: the real one, also while output is redirected
 
-#: An input: the file that it is, by its name in the reader's folder, and its bytes.
+#: An input: the name of the file in the reader's folder, and its bytes.
 Input = tuple[str, bytes]
 Inputs = st.SearchStrategy[Input]
 
@@ -86,7 +86,7 @@ Inputs = st.SearchStrategy[Input]
 class Reader:
     """What is fed: `reads` get a folder that holds `files`, one of them replaced by an input.
 
-    Each of them is called, also after another one has refused the input.
+    All of them are called, even if one refuses the input.
     """
 
     files: Mapping[str, bytes]
@@ -123,7 +123,7 @@ edits = st.lists(
 )
 
 
-def spoilt(data: bytes, changes: Sequence[tuple[str, int, int, bytes]], other: bytes = b"") -> bytes:
+def spoiled(data: bytes, changes: Sequence[tuple[str, int, int, bytes]], other: bytes = b"") -> bytes:
     """`data` with changes: flipped bits, changed fields, cut, repeated and spliced pieces."""
     result = bytearray(data)
     for kind, anywhere, number, junk in changes:
@@ -153,7 +153,7 @@ def spoilt(data: bytes, changes: Sequence[tuple[str, int, int, bytes]], other: b
 
 def damaged(*originals: bytes) -> st.SearchStrategy[bytes]:
     """Originals with random changes."""
-    return st.builds(spoilt, st.sampled_from(originals), edits, st.sampled_from(originals))
+    return st.builds(spoiled, st.sampled_from(originals), edits, st.sampled_from(originals))
 
 
 def named(name: str, *strategies: st.SearchStrategy[bytes]) -> Inputs:
@@ -222,7 +222,7 @@ def swapped(draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any]) -> Any:
 
 
 def as_json(value: object) -> bytes:
-    """JSON, also of what JSON has no words for."""
+    """JSON, or a huge number in place of values that cannot be written as JSON."""
     try:
         return json.dumps(value).encode()
     except ValueError:
@@ -279,7 +279,7 @@ def example_checkpoint() -> bytes:
 
 
 class Evil:
-    """Runs code where it is unpickled carelessly."""
+    """Runs code when it is unpickled carelessly."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (f"../{CANARY}/executed",)
@@ -296,7 +296,7 @@ TENSORS = (
     torch.zeros(1600, 0, 3, 3), torch.zeros(16, 16, 3, 3),
 )  # fmt: skip
 
-#: What a checkpoint may name, called with anything.
+#: Functions that a checkpoint may name, to be called with any arguments.
 FUNCTIONS = (
     OrderedDict, Counter, set, bytearray, complex, codecs.encode, torch.Size, torch.device, torch.Tensor,
     torch.FloatStorage, torch.UntypedStorage, torch._utils._rebuild_tensor, torch._utils._rebuild_tensor_v2,
@@ -346,7 +346,7 @@ def repacked(data: bytes, changes: Sequence[tuple[str, int, int, bytes]], member
         for info in infos:
             content = old.read(info)
             kind = zipfile.ZIP_STORED if plain or info is not chosen else zipfile.ZIP_DEFLATED
-            new.writestr(info.filename, spoilt(content, changes) if info is chosen else content, kind)
+            new.writestr(info.filename, spoiled(content, changes) if info is chosen else content, kind)
     return stream.getvalue()
 
 
@@ -613,7 +613,7 @@ def as_tar(content: Sequence[tuple[str, bytes, int]], form: int = tarfile.GNU_FO
 
 
 def squeezed(data: bytes, way: str) -> bytes:
-    """A compressed file; it is the cheapest level, as there are thousands to make."""
+    """`data`, compressed; at the cheapest level, since thousands of files are made."""
     import bz2
     import gzip
     import lzma
@@ -638,8 +638,8 @@ def tar_inputs(files: Mapping[str, bytes]) -> st.SearchStrategy[bytes]:
         tars,
         st.builds(squeezed, tars, ways),
         damaged(valid),
-        st.builds(squeezed, st.builds(spoilt, tars, edits), ways),
-        st.builds(spoilt, st.builds(squeezed, tars, ways), edits),
+        st.builds(squeezed, st.builds(spoiled, tars, edits), ways),
+        st.builds(spoiled, st.builds(squeezed, tars, ways), edits),
         st.builds(squeezed, st.sampled_from([bytes(1 << 20), valid[:512] + bytes(1 << 20)]), ways),
         st.binary(max_size=40),
     )
@@ -683,8 +683,8 @@ def zip_reader() -> Reader:
     files = example_tree()
     zips = members(files).map(as_zip)
     valid = as_zip(plain(files))
-    spoilt_zips = st.builds(spoilt, zips, edits, st.just(valid))
-    inputs = st.one_of(zips, damaged(valid), spoilt_zips, st.binary(max_size=40))
+    spoiled_zips = st.builds(spoiled, zips, edits, st.just(valid))
+    inputs = st.one_of(zips, damaged(valid), spoiled_zips, st.binary(max_size=40))
     return archive_reader("images.zip", valid, inputs)
 
 
@@ -1071,7 +1071,7 @@ class Watch:
             path.write_bytes(content)
 
     def surroundings(self) -> list[tuple[str, bytes]]:
-        """All that is around the folder, the output so far, and canaries that are nowhere at first."""
+        """The files around the folder, with the output so far, and canaries wherever a reader put them."""
         canaries = [Path("/", CANARY), *Path("/").glob(f"{CANARY}/**/*"), *self.folder.rglob(CANARY)]
         outside = [self.root, *self.root.glob(f"{CANARY}/**/*"), *self.root.glob("*")]
         outside += [path for path in canaries if path.exists()]
@@ -1122,7 +1122,7 @@ class Watch:
 
 
 def outcome_of(read: Callable[[Path], object], folder: Path) -> tuple[str, str]:
-    """What becomes of the input where one function of a reader gets it."""
+    """What becomes of the input when one function of a reader reads it."""
     try:
         read(folder)
     except RsslError as error:
@@ -1139,7 +1139,7 @@ def outcome_of(read: Callable[[Path], object], folder: Path) -> tuple[str, str]:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out beneath an error: only the limit keeps the input from taking it."""
+    """Whether an error was caused by a lack of memory: without the limit, the input would have taken more."""
     while error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             return True
@@ -1194,7 +1194,7 @@ def flush_all() -> None:
 
 
 def fuzz(reader: Reader, inputs: int, seed: int, root: Path, save: Path, result: Result) -> None:
-    """Give `reader` so many different inputs, and count what becomes of them in `result`."""
+    """Give `reader` this many different inputs, and count in `result` what becomes of them."""
     watch = Watch(reader, root)
     save.mkdir(parents=True, exist_ok=True)
     for item in reader.files.items():  # what it must take; this also imports all that it needs

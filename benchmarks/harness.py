@@ -33,8 +33,8 @@ class Worker:
     """A process that sets itself up and then works when it is told to; a context manager.
 
     Args:
-        setup: makes the works; a function at the top of a module.
-        arguments: for `setup`.
+        setup: a function at the top of a module that returns the works.
+        arguments: passed to `setup`.
         threads: how many threads PyTorch may use there.
 
     Raises:
@@ -91,11 +91,11 @@ def _serve(
         pipe.send((True, list(works)))
         while True:
             work, wants_value = pipe.recv()
-            gc.collect()  # what an earlier turn left behind is not this turn's to clear
-            _synchronise()
+            gc.collect()  # or this turn would pay for what an earlier one left behind
+            _synchronize()
             began = time.perf_counter()
             value = works[work]()
-            _synchronise()
+            _synchronize()
             seconds = time.perf_counter() - began
             pipe.send((True, value if wants_value else seconds))
     except EOFError:
@@ -104,7 +104,7 @@ def _serve(
         pipe.send((False, traceback.format_exc()))
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 

@@ -9,8 +9,8 @@ meta-gradient too. The table has a line per task and span of epochs:
   puts in its place; positive if λ grows.
 - t: the mean divided by its standard error, from the variance between steps. Beyond ±2 the sign is not noise.
 - up: the percentage of steps in which λ grows.
-- at 0: the percentage of steps that end at λ = 0, where it is cut off. The move then does not show the
-  meta-gradient, and without such steps only those that go up would be left: there is no other figure then.
+- at 0: the percentage of steps that end at λ = 0, where it is cut off. Such a step does not show the
+  meta-gradient, and without these steps the mean would be too high: if there are any, drift, t and up are –.
 - λ: its value after the last of the steps.
 """
 

@@ -40,9 +40,9 @@ def with_new_statistics(run: Checkpoint, dataset: Dataset, tasks: list[str]) -> 
     """The network of a run with running statistics from batches of its training images.
 
     Args:
-        run: its checkpoint; the network is not the moving average.
+        run: its checkpoint; its network is used, not the moving average.
         dataset: the data set that it was trained on.
-        tasks: those whose inputs count too, each by a pass of its own.
+        tasks: those whose inputs count too, each in a separate pass.
     """
     config = run.config
     device = resolve_device("auto")

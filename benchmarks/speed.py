@@ -76,7 +76,7 @@ class Figure:
         unit: of the values; none for a ratio.
         medians: what was divided and by what, in seconds.
         note: what to know beside it.
-        parts: seconds of what the divided one does more than the other, by name.
+        parts: what the first variant does in addition to the second: seconds, by name.
     """
 
     name: str
@@ -148,7 +148,7 @@ def automl(bench: Bench) -> Iterator[Figure]:
 
 
 def floor(tasks: Sequence[str], batch: int, meta: int = 25) -> float:
-    """AutoML step ÷ fixed-λ step where only passes of the trunk count; a backward is two forward passes."""
+    """AutoML step ÷ fixed-λ step if only trunk passes count, and a backward pass costs two forward passes."""
     sizes = {"rotation": 4, "ir": 0}  # trunk passes beside the clean one, in batches; `ir` needs none
     images = batch * (1 + sum(sizes.get(task, 1) for task in tasks))
     return (3 * images + 3 * meta + 2 * batch * tasks.count("ir")) / (3 * images)
@@ -440,11 +440,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--depth", type=positive, default=default.depth)
     parser.add_argument("--width", type=positive, default=default.width)
     parser.add_argument("--batch-size", type=positive, default=default.batch_size)
-    images = "per cell that eval-c is timed on"
+    images = "images per cell that eval-c is timed on"
     parser.add_argument("--images", type=positive, default=default.images, help=images)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default.device)
     threads = torch.get_num_threads()
-    parser.add_argument("--threads", type=positive, default=threads, help="of each process")
+    parser.add_argument("--threads", type=positive, default=threads, help="threads of each process")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     try:
@@ -482,7 +482,7 @@ def _print(
     out.print(table)
     for figure in figures:
         if figure.parts and figure.medians:
-            parts = Table("what the first does more", title=figure.what, title_justify="left")
+            parts = Table("what the first does in addition", title=figure.what, title_justify="left")
             parts.add_column("seconds", justify="right")
             parts.add_column("of the second", justify="right")
             for name, seconds in figure.parts.items():

@@ -179,7 +179,7 @@ def _trainer(
     precision: str = "float32",
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Trainer, Problem]:
-    """A trainer on the embedded data set, in the commands' way to allocate, and its problem."""
+    """A trainer on the embedded data set, which allocates as the commands do, and the problem of a batch."""
     keep_freed_memory()
     config = Config(
         tasks=tasks,
@@ -252,7 +252,7 @@ def trunk(setting: Setting) -> Works:
 
 
 def plain_trunk(setting: Setting) -> Works:
-    """The same of the plain network, in PyTorch's default layout and with its way to allocate."""
+    """The same for the plain network, with PyTorch's default memory layout and allocation."""
     return _trunk(setting, setting.plain_network(), torch.contiguous_format)
 
 

@@ -84,12 +84,12 @@ for panel, commands in COMMANDS.items():
 
 #: The exit code after Ctrl-C.
 _INTERRUPTED = 130
-#: How long the other ranks let the first one say what is wrong, in seconds; torchrun ends them when it has.
+#: Seconds that the other ranks wait while the first one reports the error; torchrun ends them once it exits.
 _FIRST_SAYS = 10
-#: The commands that then start over; the others go on where they were.
+#: The commands that start over when they are run again after Ctrl-C; the others continue.
 _STARTING_OVER = ("export", "list", "predict", "report", "visualize-corruptions", "visualize-tasks")
 
-# Typer exports this class only by way of its child; a test says when it exports more.
+# Typer exports only a subclass of this class; a test fails once it exports the class itself.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 #: What torch, cuBLAS, cuDNN and NCCL say when memory runs out.
@@ -181,8 +181,7 @@ def _run() -> NoReturn:
         _fail(f"{message} (see {command} --help)", 2)
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
-            first = "a lower --batch-size" if arguments[0].startswith("train-") else "--device cpu"
-            _fail(f"out of memory: choose {first}, smaller images or a smaller network", 1)
+            _fail(f"out of memory: choose {_what_takes_less(error, arguments[0])}", 1)
         if str(error).startswith("CUDA error"):
             _fail(f"the GPU failed: {str(error).splitlines()[0]}", 1)
         raise
@@ -206,6 +205,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     return said or bool(kinds & {"MemoryError", "OutOfMemoryError"})
 
 
+def _what_takes_less(error: Exception, command: str) -> str:
+    """What to choose where memory has run out."""
+    smaller = "smaller images or a smaller network"
+    if command.startswith("train-"):
+        return f"a lower --batch-size, {smaller}"
+    on_host = isinstance(error, MemoryError) or "CPUAllocator" in str(error)
+    return smaller if on_host else f"--device cpu, {smaller}"
+
+
 def _unknown_option(name: str, context: typer.Context | None, possibilities: Iterable[str]) -> str:
     setting = name.lstrip("-").replace("-", "_")
     takes_file = context is not None and any(each.name == "config" for each in context.command.params)
@@ -219,7 +227,7 @@ def _unknown_option(name: str, context: typer.Context | None, possibilities: Ite
 
 def _fail(message: str, code: int) -> NoReturn:
     if code == UserError.exit_code and not IS_FIRST_HERE:
-        time.sleep(_FIRST_SAYS)  # which says the same, unless the end of this rank ends it before
+        time.sleep(_FIRST_SAYS)  # the first rank reports the same error, upon which torchrun ends this one
         sys.exit(code)
     # One line, and no control characters that a file name may hold reach the terminal.
     line = "".join(c if c.isprintable() else " " for c in message).strip()

@@ -24,7 +24,7 @@ from rsslcli.core.progress import Progress as ProgressCallback
 
 #: Whether this process prints; under `torchrun` only rank 0 does.
 IS_MAIN_RANK = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
-#: The first rank of this machine; machines may hold other files.
+#: Whether this is the first rank of its machine: it reports errors too, as the files of machines may differ.
 IS_FIRST_HERE = IS_MAIN_RANK or os.environ.get("LOCAL_RANK") == "0"
 
 
@@ -78,7 +78,7 @@ def waiting(text: str = "loading PyTorch") -> Iterator[None]:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle a signal by an exception, so that what runs is cleaned up."""
+    """Turn a signal into an exception, so that running work cleans up."""
     raise KeyboardInterrupt
 
 
@@ -183,7 +183,7 @@ def check_checkpoints(*paths: Path | None) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line that the user should know beside the result."""
+    """Print a note: a line that the user should read beside the result."""
     err.print(Text.assemble(("note:", "note"), " ", spell_options(text)))
 
 

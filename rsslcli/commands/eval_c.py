@@ -163,7 +163,7 @@ def _load(
     adapt: str | None,
     note: Callable[[str], None],
 ) -> tuple[Network, Trained | None, TrainedTasks | None]:
-    """The classifier, its checkpoint if it is of a run, and the run's tasks if it shall adapt by them."""
+    """The classifier; its checkpoint, if it belongs to a run; and the run's tasks, if it adapts by them."""
     from rsslcli.core.weights.checkpoint import load_classifier
     from rsslcli.core.weights.trained_tasks import trained_tasks
 
@@ -216,9 +216,11 @@ def _adaptation(
     *,
     calibrate: bool,
 ) -> Adaptation | None:
-    """How the classifier shall adapt; None unless the user asks for it."""
+    """How the classifier adapts; None unless the user asks for it."""
     if calibrate and (method is not None or protocol == "robustbench"):
-        raise UserError("--calibrate is for the paper's protocol without adaptation: leave the others out")
+        raise UserError(
+            "--calibrate is for the paper's protocol without adaptation: leave out --adapt and --protocol"
+        )
     given = {"--prior": prior, "--adapt-batch": batch_size, "--stream": stream}
     if method is None:
         for option, value in given.items():
@@ -273,7 +275,8 @@ def _save_calibration(
         few = counted(calibration.images, "image")
         return [f"the temperature, fitted on {few} alone, is not kept: {harm}"]
     if trained is not None and dataset != trained.config.dataset:
-        return [f"`rssl predict` does not use this temperature: it is that of {trained.config.dataset} alone"]
+        own = trained.config.dataset
+        return [f"`rssl predict` does not use this temperature: it uses only one fitted on {own}"]
     return [f"`rssl predict` uses {calibration.save(checkpoint_path(checkpoint))}"]
 
 
@@ -308,10 +311,10 @@ def _save(
 ) -> tuple[Path | None, list[str]]:
     """Write the result to `path`, and remove the file of its finished cells.
 
-    `beside` its checkpoint it replaces none better.
+    With `beside`, `path` is the usual one beside the checkpoint: a better evaluation there is kept.
 
     Returns:
-        Where it is, and notes on what was there and on the scores in `predictions`.
+        The path of the result, and notes on the evaluation that was there and on the file `predictions`.
     """
     scores = [f"the scores of every image are in {predictions}"] if predictions else []
     if path is None:
@@ -339,7 +342,7 @@ def _suggest(saved: Path | None, part: str | None, trained: Trained | None, data
     elif part and part.startswith("adapted"):
         note(f"reports show adapted accuracies beside those of {EVALUATION}")
     elif part:
-        note(f"this is a part of the whole evaluation, {EVALUATION}, which reports read")
+        note(f"reports read only the whole evaluation, {EVALUATION}, not this part of it")
     elif saved.name == EVALUATION:
         say_difference_to_baseline(saved.parent)
     if saved.with_name(EVALUATION).is_file():
@@ -370,12 +373,12 @@ def _check_options(
 def _names(
     protocol: str, corruptions: str | None, severity: str | None, limit: int | None
 ) -> list[str] | None:
-    """The corruptions to evaluate, None for all; RobustBench's protocol leaves no choice of anything."""
+    """The corruptions to evaluate, None for all; RobustBench's protocol fixes them, severities and images."""
     if protocol != "robustbench":
         return parse_corruptions(corruptions)
     if any(choice is not None for choice in (corruptions, severity, limit)):
         raise UserError(
-            "--protocol robustbench says which corruptions, severities and images: leave out --corruptions, "
+            "--protocol robustbench fixes the corruptions, severities and images: leave out --corruptions, "
             "--severity and --limit"
         )
     return list(STANDARD)

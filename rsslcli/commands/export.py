@@ -62,11 +62,12 @@ def export(
     for text in notes:
         note(text)
     if done.difference is None:
-        note("not run here, since onnxruntime is not installed: pip install onnxruntime")
+        note("the program was not run here, since onnxruntime is not installed: pip install onnxruntime")
     checked = ""
     if done.difference is not None:
-        most = f"by at most {done.difference:.0e} of the largest" if done.difference else "in nothing"
-        checked = f"; run and compared with the checkpoint: the scores differ {most}"
+        found = f"differ by at most {done.difference:.0e} of the largest"
+        found = found if done.difference else "are identical"
+        checked = f"; run and compared with the checkpoint: the scores {found}"
     size = done.image_size
     shapes = f"images (N, 3, {size}, {size}) in [0, 1] → scores (N, {classifier.fc.out_features})"
     out.print(f"written to {output}: {shapes}{checked}")

@@ -15,7 +15,7 @@ from rsslcli.core.errors import unknown
 
 #: Explanations stand beside names of options and commands up to this length, below longer ones.
 _COLUMN = 26
-#: More options than these are shown in sections.
+#: A command with more options than this shows them in sections.
 _PAGE = 16
 
 Rows = list[tuple[str, str]]

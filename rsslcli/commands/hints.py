@@ -26,8 +26,8 @@ def suggest_training(dataset: str, images: int, data_dir: Path, *, with_tasks: b
         dataset: the name of the data set.
         images: how many training images it has.
         data_dir: where it is.
-        with_tasks: whether to suggest tasks for any data set. Else they are for those of the paper, and other
-            data sets get the preset for a classifier to use.
+        with_tasks: whether to suggest tasks for any data set. Otherwise only the paper's data sets get tasks;
+            for others the suggestion is the preset `robust`.
     """
     from rsslcli.core.data.cifar import OFFICIAL
     from rsslcli.core.data.store import EMBEDDED

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 _RUNS = Path("runs")
 #: The one column of runs that is folded to fit.
 _FOLDED = "what is trained"
-#: From so many columns on, a run takes one line.
+#: On a terminal with at least this many columns, a run takes one line.
 _WIDE = 110
 #: Columns for a run's name on narrower terminals, where longer ones are folded.
 _NAME_COLUMNS = 16
 #: Columns for all but the name on wider ones.
 _OTHER_COLUMNS = 86
-#: The same for a word of what is trained, such as the name of a network.
+#: Columns for a word that says what is trained, such as the name of a network; longer ones are split.
 _WORD_COLUMNS = 12
 
 

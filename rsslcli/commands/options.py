@@ -42,7 +42,7 @@ task_option = partial(typer.Option, rich_help_panel="Tasks")
 
 
 def one_of(choices: Sequence[str], kind: str | None = None) -> dict[str, Any]:
-    """What an option that takes one of these words is made with: help, completion and a check.
+    """The arguments that make an option take one of these words: help, completion and a check.
 
     `kind` is what messages call such a word, by default the name of the parameter.
     """
@@ -106,8 +106,8 @@ def _allow_network(name: str | None) -> str | None:
 Network = Annotated[
     str | None,
     typer.Option(
-        help="The network of weights from elsewhere: a classifier of torchvision, such as resnet18. A run "
-        "whose network is package.module:function, which is then imported, needs it too.",
+        help="The network of weights from elsewhere: a classifier of torchvision, such as resnet18. Also "
+        "needed for a run whose network is package.module:function, which rssl then imports.",
         metavar="<name>",
         callback=_allow_network,
     ),
@@ -160,7 +160,7 @@ ClassesByPosition = Annotated[
 
 
 def _load_task_files(context: typer.Context, paths: list[Path] | None) -> list[Path]:
-    """Make the tasks in these files known, before any option that names them is looked at."""
+    """Register the tasks in these files before any option that names them is read."""
     if paths and not context.resilient_parsing:  # which a shell asks for at every <TAB>
         from rsslcli.core.tasks.registry import load_task_file
 
@@ -178,7 +178,7 @@ def _split(names: str | None) -> list[str] | None:
 TaskFile = Annotated[
     list[Path] | None,
     task_option(
-        help="A Python file that defines tasks of your own, which is run; may be repeated.",
+        help="A Python file that defines tasks of your own; rssl runs the file. May be repeated.",
         metavar="<file.py>",
         callback=_load_task_files,
     ),
@@ -204,7 +204,7 @@ ConfigFile = Annotated[
 ]
 Epochs = Annotated[int | None, _training(help=f"Passes over the training images.{default('epochs')}")]
 Depth = Annotated[
-    int | None, _training(help=f"Layers of the WideResNet: 10, 16, 22, 28, 34 or 40.{default('depth')}")
+    int | None, _training(help=f"Layers of the WideResNet, 6n + 4: 10, 16, 22, ….{default('depth')}")
 ]
 Width = Annotated[
     int | None, _training(help=f"Widening factor; features are 64 times this.{default('width')}")
@@ -385,7 +385,7 @@ Prior = Annotated[
     float | None,
     _adaptation(
         help="Weight of the training statistics beside those of a batch, as a number of images: 0 uses the "
-        "batch alone, inf the training alone.  [default: 512; 0 for tent]",
+        "batch alone, inf the training statistics alone.  [default: 512; 0 for tent]",
         metavar="<number>",
     ),
 ]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rsslcli.core.weights.checkpoint import Checkpoint
 
 _WRITERS = (".csv", ".jsonl")
-#: As many arguments as the line to type next repeats.
+#: The line to type next repeats at most this many arguments, the checkpoint among them.
 _REPEATED = 4
 
 
@@ -154,7 +154,7 @@ def predict(
 def _adaptive(
     network: nn.Module, trained: Checkpoint | None, adaptation: Adaptation | None, found: ImageFiles
 ) -> tuple[nn.Module, int | None]:
-    """The classifier, adaptive if wanted, and its batch size: that of the fewest, nearly equal batches."""
+    """The classifier, adaptive if wanted, and its batch size: the batches are few, and nearly equal."""
     if adaptation is None:
         return network, None
     from rsslcli.core.evaluation.adaptation import make_adaptive
@@ -201,7 +201,7 @@ def _are_labeled(
     *,
     named: bool,
 ) -> bool:
-    """Whether images lie in folders named like the classes; UserError if `evaluation` needs that in vain."""
+    """Whether images lie in folders named like the classes; UserError if none do but `evaluation` is set."""
     from rsslcli.core.evaluation.class_names import list_names
     from rsslcli.core.evaluation.predictions import folder_labels
 
@@ -234,7 +234,7 @@ def _check_options(top: int, normalization: str | None, output: Path | None, eva
 
 @contextmanager
 def _line_writer(output: Path | None) -> Iterator[Callable[[str], object]]:
-    """What takes the lines: the file `output`, else stdout, but nothing where that is a terminal."""
+    """Yield a function that writes a line: to the file `output`, else to stdout unless it is a terminal."""
     if output is not None:
         with replacing(output) as file:
             yield lambda text: file.write(text.encode())
@@ -243,9 +243,9 @@ def _line_writer(output: Path | None) -> Iterator[Callable[[str], object]]:
 
 
 def _write_out(text: str) -> None:
-    """Write to stdout; if it is full, go on without, so that the files are written, and fail in the end.
+    """Write to stdout. If that fails, go on without it, so that the files are written, and fail in the end.
 
-    Characters that its encoding lacks become escapes, as others in CSV are, for names must not be changed.
+    Characters that its encoding lacks become escapes, not look-alikes, so that names remain recoverable.
     """
     if out.failure is None:
         try:

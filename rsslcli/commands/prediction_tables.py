@@ -24,11 +24,11 @@ _ROWS = 20
 _NAMED = 5
 #: Wrong classes that the table of rates names for each class.
 _MISTAKES = 2
-#: The least columns of a terminal for the name of a file.
+#: The fewest columns for the name of a file.
 _FILE_COLUMNS = 12
-#: Columns for the name of a class, of which longer ones show the end.
+#: Columns for the name of a class; of a longer name, only the end is shown.
 _CLASS_COLUMNS = 18
-#: Columns in which any table fits.
+#: A width in which any table fits, in columns.
 _UNFOLDED = 10_000
 
 
@@ -72,7 +72,7 @@ def print_summary(summary: Summary, console: TextConsole, *, with_rows: bool) ->
         return
     names = [f"{sanitize(name)} {count:,}" for name, count in summary.predicted.most_common(_NAMED)]
     more = len(summary.predicted) - len(names)
-    counts = ", ".join([*names, *([f"{more} more classes"] if more else [])])
+    counts = ", ".join([*names, *([f"{more} more class{'es' * (more > 1)}"] if more else [])])
     console.print(f"{counted(summary.images, 'image')}, by predicted class: {counts}", soft_wrap=True)
 
 

@@ -77,7 +77,7 @@ def prepare_data(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Keep N source images of a corrupted set that is made or imported; else N of each split."
+            help="Keep N source images of the corrupted set, if one is made or imported; else N per split."
         ),
     ] = None,
     corruptions: Annotated[

@@ -75,7 +75,7 @@ def reproduce(
     preset: _Preset = "paper",
     output: Annotated[Path | None, _study(help="The study's folder.  [default: study-<preset>]")] = None,
     seeds: Annotated[
-        int | None, _study(help="Seeds of each row; some of small have two.  [default: 3, quick 1]")
+        int | None, _study(help="Seeds per row; at most two for some rows of small.  [default: 3; quick: 1]")
     ] = None,
     only: _Only = None,
     jobs: Annotated[
@@ -336,7 +336,7 @@ def _sizes(preset: str, cell: Cell, source: str | None, data_dir: Path) -> Sizes
 
 
 def _duration(low: float, high: float) -> str:
-    """A range of seconds, rounded up: "20–35 min", "17 min–2.5 h", or "20 min" where both are."""
+    """A range of seconds, rounded up: "20–35 min", "17 min–2.5 h", or "20 min" if both ends round to that."""
     start, unit = _in_unit(low)
     end, last = _in_unit(high)
     if unit != last:

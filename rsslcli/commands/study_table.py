@@ -59,7 +59,7 @@ def _table(title: str, columns: Sequence[Sequence[str]], words: frozenset[str]) 
     table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name, *cells in columns:
         is_word = name in words
-        # Only words may take a second line, short names last: a number that is cut would be another number.
+        # Only words may wrap, and short names do not: a number cut in two would read as another number.
         whole = not is_word or (name == "trained with" and max(map(len, cells)) <= _SHORT)
         justify: Literal["left", "right"] = "left" if is_word else "right"
         table.add_column(Text(name.replace(" [", "\n[")), justify=justify, no_wrap=whole)

@@ -85,17 +85,20 @@ def run_training(
         given: the command's arguments.
         tasks: the tasks of a new run; None is "not given".
         weighting: what sets λ, if the command says; by default the configuration file, or else AutoML.
-        single: whether at most one task is trained. Where neither the command line nor a configuration file
-            names tasks, a run then has none, and otherwise the paper's best four.
+        single: whether at most one task is trained. If neither the command line nor a configuration file
+            names tasks, such a run has none, and any other run has the paper's best four.
     """
     if given.output is not None and given.output.is_file():
         raise UserError(f"--output {given.output}: expected a folder, but it is a file")
     layers = _layers(given, tasks, weighting, single=single)
     config = merge(layers)
     if given.resume and single and not config.is_single:
-        raise UserError(f"{given.output} is a run of train-automl")
+        raise UserError(f"{given.output} is a run of train-automl: resume it with that command")
     if given.resume and weighting not in (None, config.weighting):
-        raise UserError(f"{given.output} is a run of train-automl --weighting {config.weighting}")
+        raise UserError(
+            f"{given.output} is a run of train-automl --weighting {config.weighting}: leave out --weighting "
+            "and --fixed"
+        )
     if single and len(config.tasks) > 1:
         raise UserError(f"train-single takes one task, not {', '.join(config.tasks)}: use train-automl")
     if not given.resume:
@@ -212,14 +215,14 @@ def _layers(given: Given, tasks: list[str] | None, weighting: str | None, *, sin
 
 
 def _check_network(given: Given, config: Config) -> None:
-    """Refuse another network than that of the run to resume, and the size of a WideResNet for another one."""
+    """Refuse a network other than that of the run to resume, and a WideResNet's size for another network."""
     named = given.settings.get("network")
     if named not in (None, config.network):
         raise UserError(f"a run goes on with its own `network`, {config.network}: leave out {named}")
     for key in ("depth", "width"):
         if given.settings.get(key) is not None and config.network != WRN:
             raise UserError(
-                f"`{key}` is of a WideResNet, and the `network` is {config.network}: leave it out"
+                f"`{key}` is for a WideResNet, and the `network` is {config.network}: leave out `{key}`"
             )
 
 
@@ -283,7 +286,7 @@ class TrainingView:
         self.bar.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show what the engine tells."""
+        """Show an event of the run."""
         from rsslcli.core.training.events import EpochDone, Notice, Started
 
         if isinstance(event, Started):
@@ -319,7 +322,7 @@ class TrainingView:
         return loss if len(loss) <= room - _SHORT_BAR else ""
 
     def summary(self, result: TrainingResult) -> None:
-        """What came out."""
+        """Print the clean accuracy and the final λ."""
         weights = "  ".join(f"{task} {value:.3f}" for task, value in result.lambdas.items())
         out.print(
             f"clean accuracy {percent(result.clean_accuracy)}% on {result.clean_images} test images"

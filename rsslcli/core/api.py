@@ -154,7 +154,7 @@ def _tasks_of(model: nn.Module, adaptation: Adaptation | None) -> TrainedTasks |
 def load_images(paths: str | Path | Sequence[str | Path], *, size: int = 32) -> Tensor:
     """Read image files as `rssl prepare-data` and `rssl predict` do, for a classifier.
 
-    Of an image of another size, the center square is scaled; see docs/data.md.
+    The center square of an image of another size is scaled; see docs/data.md.
 
     Args:
         paths: a file, or several, in any common raster format.
@@ -207,7 +207,7 @@ def train(
     Raises:
         UserError: the data set is not prepared, the directory already holds a run and `resume` is false,
             another process is writing it, or a new run would tune no λ although `config.automl` is true, or
-            have tasks without effect at a fixed λ of 0.
+            have tasks without effect: at a fixed λ of 0, or with a frozen trunk.
         InterruptedTrainingError: `should_stop` returned true.
         DivergedError: a loss, a λ or a weight is not finite; the checkpoint is an earlier one.
         RsslError: a file cannot be written.
@@ -352,7 +352,7 @@ def _folder(data_dir: str | Path | None) -> Path:
 
 @contextlib.contextmanager
 def _inputs_of(networks: Sequence[Network]) -> Iterator[list[Tensor]]:
-    """Within this context, the list takes what these networks are given."""
+    """Within this context, collect the inputs of these networks in the list."""
     inputs: list[Tensor] = []
     hooks = [network.register_forward_pre_hook(lambda _, args: inputs.extend(args)) for network in networks]
     try:

@@ -78,7 +78,7 @@ class Config:
     train_size: int | None = field(default=None, metadata=_at_least(1))
     lr: float = field(default=0.1, metadata=_at_least(0))
     min_lr: float = field(default=1e-6, metadata=_at_least(0))
-    #: "sgd" has momentum and couples weight decay to the gradient; "adamw" decouples it, and has no momentum.
+    #: "sgd" couples weight decay to the gradient; "adamw" decouples it, and ignores `momentum`, `nesterov`.
     optimizer: OptimizerName = field(default="sgd", metadata=_one_of(OPTIMIZERS))
     #: The trunk's learning rate divided by that of the classifier and the heads; 0 freezes the trunk.
     trunk_lr_factor: float = field(default=1.0, metadata=_at_least(0))
@@ -149,7 +149,7 @@ class Config:
             raise UserError("nesterov: needs a momentum above 0; set nesterov to false")
         if (self.depth - 4) % 6:
             raise UserError(
-                f"depth: a WideResNet has 6n + 4 layers (10, 16, 22, 28, 34, 40), got {self.depth}"
+                f"depth: a WideResNet has 6n + 4 layers (10, 16, 22, 28, 34, 40, …), got {self.depth}"
             )
         if self.tune_jsd and not (self.automl and self.uses_augmix and self.jsd_weight):
             raise UserError(
@@ -282,8 +282,8 @@ def modernize(data: Mapping[str, Any]) -> dict[str, Any]:
 def check_effective(config: Config) -> None:
     """Raise UserError if a new run would silently differ from what its configuration says.
 
-    That is the case if AutoML cannot change λ, or if the tasks' λ stays 0. `Config` accepts both, so that
-    older runs with such settings can still be read.
+    That is the case if AutoML cannot change λ, if the tasks' λ stays 0, or if tasks would train a frozen
+    trunk. `Config` accepts all of these, so that older runs with such settings can still be read.
     """
     if config.untuned:
         raise UserError(config.untuned)

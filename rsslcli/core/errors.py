@@ -2,6 +2,7 @@
 
     RsslError (1)
     ├── UserError (2), also a ValueError
+    │   └── StaleCorruptionsError
     ├── InterruptedTrainingError
     ├── DivergedError
     ├── TaskError
@@ -42,7 +43,7 @@ class InterruptedTrainingError(RsslError):
     """Training stopped on request, with everything saved.
 
     Args:
-        message: what to tell.
+        message: the line that the user sees.
         signal: the number of the signal that asked for it, if one did; the exit code says so.
     """
 

@@ -143,7 +143,7 @@ def test_resume(home: Path, run: Path, here: Here, monkeypatch: pytest.MonkeyPat
         "train-automl --resume --output run --epochs 9 --lr 1 --lambda 1",
         match="leave out --epochs, --lr, --lambda",
     )
-    here.refuse("train-single --resume --output run", match="run is a run of train-automl")
+    here.refuse("train-single --resume --output run", match="train-automl: resume it with that command")
     code, printed, _ = here("train-automl --resume --output run --print-config --device cpu")
     assert code == 0
     assert yaml.safe_load(printed) == yaml.safe_load((run / "config.yaml").read_text()) | {"device": "cpu"}

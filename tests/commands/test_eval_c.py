@@ -137,7 +137,7 @@ def test_a_part_never_replaces_the_whole_evaluation(home: Path, here: Here) -> N
     code, out, err = here("eval-c judged --corruptions fog --severity 1")
     assert (code, "mean of 1 of 19 (fog)" in out) == (0, True)
     assert "written to judged/eval-c-partial.json\n" in out
-    assert "note: this is a part of the whole evaluation, eval-c.json, which reports read\n" in err
+    assert "note: reports read only the whole evaluation, eval-c.json, not this part of it\n" in err
     # And with what a comparison needs, which depends on the runs beside it.
     assert err.splitlines()[-1].startswith("next: rssl eval-c judged")
     assert (part.exists(), whole.exists()) == (True, False)
@@ -501,7 +501,7 @@ def test_a_calibrated_run_predicts_with_its_temperature(home: Path, here: Here) 
     (run / "calibration.json").write_text(json.dumps(fitted | {"weights": "others"}))
     assert probability() == before
     for options in ("--adapt bn", "--protocol robustbench"):
-        refuse(f"eval-c calibrated --calibrate {options}", cwd=home, match="leave the others out")
+        refuse(f"eval-c calibrated --calibrate {options}", cwd=home, match="leave out --adapt and --protocol")
 
 
 def test_an_evaluation_on_another_data_set_is_no_other(
@@ -515,7 +515,7 @@ def test_an_evaluation_on_another_data_set_is_no_other(
     shutil.copytree(home / "data" / "mine", home / "data" / "twin")
     code, _, err = here("eval-c twofold --dataset twin --calibrate --corruptions fog")
     assert code == 0, err
-    assert "note: `rssl predict` does not use this temperature: it is that of mine alone" in err
+    assert "note: `rssl predict` does not use this temperature: it uses only one fitted on mine" in err
     assert not (run / "calibration.json").exists()
     here.succeed("eval-c twofold --dataset twin")
     assert not compared

@@ -72,7 +72,7 @@ def test_a_file_alone_never_imports_a_network_of_ones_own(
 
     names._allowed.clear()  # go on as in another process
     del sys.modules["own_networks"]
-    unsafe = "is code of your own, which a file alone cannot make run: pass its name as --network"
+    unsafe = "is code of your own, which runs only if you name it: pass its name as --network"
     (home / "own-network.yaml").write_text(f"network: {name}\n")
     for command in (
         f"eval-c own-network {ONE_CELL}",
@@ -110,7 +110,7 @@ def test_the_preset_for_pretrained_networks_takes_another_network(here: Here) ->
     ("options", "match"),
     [
         ("--network resnt18", "unknown network 'resnt18': did you mean 'resnet18'"),
-        ("--network resnet18 --depth 16", "--depth is of a WideResNet, and the --network is resnet18"),
+        ("--network resnet18 --depth 16", "a WideResNet, and the --network is resnet18: leave out --depth"),
         ("--weights imagenet", "no ImageNet weights of 'wrn'"),
         ("--network Res-Net", "network: expected wrn"),
         ("--weights missing.pth --depth 10 --width 1", "there is no file missing.pth"),

@@ -175,7 +175,7 @@ def test_tasks_beside_a_frozen_trunk_are_refused() -> None:
     )
     assert "since constant-sum" in refusal(lambda: check_effective(zero))
     check_effective(dataclasses.replace(zero, augment="augmix", tune_jsd=True))  # whose λ starts at 12
-    Config(optimizer="adamw", momentum=0)  # adamw has no momentum, so nesterov does not contradict it
+    Config(optimizer="adamw", momentum=0)  # adamw ignores both, so they do not contradict each other
 
 
 @pytest.mark.parametrize(

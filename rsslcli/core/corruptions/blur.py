@@ -26,7 +26,7 @@ def defocus_blur(images: Tensor, generator: Generator, radius: float, softness: 
 def disk(radius: float, softness: float) -> Tensor:
     """A disk, softened by a Gaussian, as a kernel (1, 1, side, side).
 
-    As in the original, the Gaussian has 3×3 pixels, beyond a radius of 8 it has 5×5. The disk is drawn on
+    As in the original, the Gaussian has 3×3 pixels, or 5×5 beyond a radius of 8. The disk is drawn on
     17×17 pixels or, if it is larger, on just its own size; the Gaussian mirrors what lies beyond.
     """
     reach = max(int(radius), 8)

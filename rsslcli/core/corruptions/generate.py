@@ -67,11 +67,13 @@ def generate_corrupted(
 ) -> None:
     """Write `<corruption>.npy` (5·N, H, W, 3) uint8 and `labels.npy` (5·N,), the layout of CIFAR-10-C.
 
+    `images` are the clean ones, uint8 (N, H, W, 3), and `labels` their labels, integers (N,).
+
     A file holds five blocks of N images, severity 1 to 5. Until all five are done its name is
     `<corruption>.npy.partial`; a later call with the same images, labels and seed generates only the missing
     blocks. `corruptions.json` records what each file was made from and which of its blocks are finished.
     Files made from other images are removed, also those of corruptions that are not asked for; files of
-    another seed or version are regenerated, and files that it does not list are replaced.
+    another seed or version are regenerated, and files that the record does not list are replaced.
 
     `workers` threads share the work, by default as many as torch would use.
 

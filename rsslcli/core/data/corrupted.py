@@ -98,8 +98,8 @@ def open_corrupted(folder: Path, dataset_name: str) -> CorruptedSet:
 def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
     """Check that a corrupted set was generated from the test images of `dataset`, or imported for them.
 
-    Of sets without a record, and of imports by older versions, which recorded no test images, only the range
-    of the labels can be checked.
+    For sets without a record, and for imports by older versions, which recorded no test images, only the
+    range of the labels can be checked.
 
     Raises:
         StaleCorruptionsError: it was made for other images; the message contains the command that fixes it.
@@ -130,7 +130,10 @@ def check_source(corrupted: CorruptedSet, dataset: Dataset) -> None:
             command,
         )
     if corrupted.labels.max() >= len(dataset.test.classes):
-        raise UserError(f"{corrupted.folder}: has labels that '{dataset.name}' has no class for")
+        raise UserError(
+            f"{corrupted.folder} has labels that '{dataset.name}' has no class for: prepare the corrupted "
+            "test set again"
+        )
 
 
 def record_test_images(folder: Path, checksum: str) -> None:
@@ -207,7 +210,7 @@ def write_blocks(path: Path, blocks: Iterable[Images]) -> str:
 
 
 def aligned(corrupted: CorruptedSet, test: Split) -> bool:
-    """Whether image i of every cell is of image i of `test`, by the labels and by what an import saw."""
+    """Whether image i of every cell shows image i of `test`, by the labels and by the checks of an import."""
     folder = corrupted.folder
     seen = (folder / GENERATED).exists() or read_json(folder / IMPORTED).get("in_order", True)
     return bool(seen) and np.array_equal(corrupted.labels, test.labels[: corrupted.images_per_cell])

@@ -227,8 +227,8 @@ def _check(corrupted: CorruptedSet, test: Split, source: Path, note: Note, *, is
     checked, ordered = check_labels(corrupted, test, source)
     if is_old and not checked:
         raise UserError(
-            f"{source} was imported for the test images of before, and does not show those of now: give "
-            "one that was made from them, or prepare the earlier images again"
+            f"{source} was imported for earlier test images, and does not show the present ones: give a set "
+            "that was made from these, or prepare the earlier images again"
         )
     verdict = (
         "the test images agree"

@@ -1,4 +1,4 @@
-"""What data sets are prepared in a folder. Of images it reads test splits that are not large. No torch."""
+"""The data sets that are prepared in a folder. Reads no images but small test splits. Imports no torch."""
 
 from __future__ import annotations
 

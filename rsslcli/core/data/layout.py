@@ -127,8 +127,9 @@ def _find_classes(tree: Tree, listing: Listing) -> tuple[Parts, tuple[str, ...]]
             if len(parts) > depth + 1 and parts[depth - 1].lower() in SPLIT_NAMES:
                 lone.add(parts[:depth])
                 break
-    # Otherwise the class folders are one or two levels down: two if images lie there, and one level down only
-    # beside them. So a picture beside class folders makes no class of their parent.
+    # Otherwise the class folders are one or two levels down. They are two levels down if folders there hold
+    # images and at most one of their parents holds some too. So a stray picture beside class folders does not
+    # turn their parent into a class.
     above, below = ({parts[:-1] for parts in listing.images if len(parts) == depth} for depth in (2, 3))
     parents = {folder[:-1] for folder in below}
     nested = below and len(above) < 2 and above <= parents

@@ -144,8 +144,8 @@ def _disagreeing(wrong: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) ->
 def note_on_cells(corrupted: CorruptedSet, test: Split, source: Path, *, in_order: bool = True) -> list[str]:
     """Notes on images that are not corrupted as their place says, from a sample of every cell.
 
-    They call the set `source`. `in_order`: unless its labels say otherwise, its images are in the order of
-    `test`.
+    The notes call the set `source`. With `in_order`, its images are taken to be in the order of `test`,
+    unless its labels say otherwise.
 
     A cell is reported if most of its images are clean test images, pixel for pixel. The severities are
     reported if in most corruptions every severity is nearer to the clean images than the one before.

@@ -85,8 +85,9 @@ def prepare(
 
     Without a source, `shapes` is drawn and `cifar10` and `cifar100` are downloaded; any other name needs one.
     The content of the source decides what it is. Nothing is done if the data set is already prepared from the
-    same source with the same options, or if it is prepared at all and neither is given. An embedded data set
-    that an earlier version drew is drawn anew. The caller holds the lock of the data set's folder.
+    same source with the same options, or if it is prepared and neither source nor options are given. An
+    embedded data set that an earlier version drew is drawn anew. The caller holds the lock of the data set's
+    folder.
 
     Args:
         name: the data set.
@@ -148,7 +149,7 @@ def prepare(
         tallies["damaged"] = len(damaged), damaged[:EXAMPLES]
     was = present.test.checksum if present else record.get("test")
     if isinstance(was, str) and (folder / "corrupted" / "labels.npy").is_file():
-        record_test_images(folder / "corrupted", was)  # imports of before did not say which they are for
+        record_test_images(folder / "corrupted", was)  # older imports do not say which they are for
     place = str(source.resolve()) if source else None
     done: dict[str, Any] = wanted | {"source": place, "size": size}
     for counted, (count, examples) in tallies.items():

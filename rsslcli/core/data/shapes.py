@@ -1,7 +1,8 @@
 """The embedded data set: small drawn pictures of ten shapes, to try everything without a download.
 
-Each shape is filled with one of five fine patterns, two shapes with the same. A network soon relies on them,
-as it does on textures in photographs. Blur, noise and weather hide them, so corrupted pictures are harder.
+Each shape is filled with one of five fine patterns; each pattern fills two shapes. A network soon relies on
+them, as it does on textures in photographs. Blur, noise and weather hide them, so corrupted pictures are
+harder.
 
 Each picture is lit from above: the sky is lighter and bluer than the warm ground, the shaded shape is upright
 within 25 degrees, and its shadow lies below it. This gives the self-supervision tasks (rotation, color)

@@ -97,7 +97,7 @@ def evaluate(
             it, its cells are not evaluated again. Remove it once the result is saved.
         predictions: a .npz file for the scores of all images, adapted ones if there is an `adaptation`; its
             cells are all evaluated, also if `partial` has some.
-        precision: as for `count_correct`.
+        precision: as for `measuring.measure`.
         about: entries that describe the origin of the result, such as the checkpoint's name.
         notes: earlier notes on the classifier, with which the result's notes begin.
         foreign: the classifier was trained elsewhere: add a note if the clean accuracy is near chance.

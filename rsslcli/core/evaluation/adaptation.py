@@ -113,7 +113,8 @@ class AdaptiveClassifier(nn.Module):
         super().__init__()
         self.settings = settings
         self.model = copy.deepcopy(classifier).eval()
-        #: What its maker froze; if that is everything, it was frozen to be used, not to be kept.
+        #: The parameters that the user froze, which no method moves. If all are frozen, that was only for
+        #: inference, and none counts as frozen.
         frozen = {parameter for parameter in self.model.parameters() if not parameter.requires_grad}
         self._frozen = frozen if len(frozen) < len([*self.model.parameters()]) else set()
         self.model.requires_grad_(False)
@@ -140,10 +141,13 @@ class _Descent(AdaptiveClassifier):
     def _move(
         self, parameters: Sequence[nn.Parameter], optimizer: Callable[[Sequence[nn.Parameter]], Optimizer]
     ) -> None:
-        """Choose the parameters that the steps move, but for frozen ones, and what makes their optimizer."""
+        """Set the parameters that the steps move, except frozen ones, and what makes their optimizer."""
         parameters = [parameter for parameter in parameters if parameter not in self._frozen]
         if not parameters:
-            raise UserError(f"{self.settings.method} has nothing to move: those parameters are frozen")
+            raise UserError(
+                f"{self.settings.method} has nothing to move: the parameters that it adapts are frozen; "
+                "unfreeze some, or adapt by bn"
+            )
         if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters):
             raise UserError(
                 f"{self.settings.method} moves weights by steps that half precision rounds away: adapt the "

@@ -34,14 +34,15 @@ class Adaptation:
             2021). "tasks" takes gradient steps on the run's own tasks before it classifies a batch (Sun et
             al. 2020).
         prior: N, the number of images that the training statistics count for: they have the share
-            N / (N + n) beside a batch of n images. 0 uses the batch alone, infinity the training alone.
+            N / (N + n) beside a batch of n images. 0 uses the batch alone, infinity the training
+            statistics alone.
         batch_size: the largest number of images in a batch of an evaluation.
         stream: the order of an evaluation's images. "shuffled" draws it by the seed; "sorted" puts the
             classes one after another; "mixed" shuffles the images of all corruptions at a severity together.
         seed: decides the order, and what the tasks draw.
         steps: gradient steps on each batch; 0 for "bn".
         learning_rate: that of Adam in "tent", and of plain gradient descent in "tasks".
-        episodic: forget each batch after it, instead of at the end of the stream.
+        episodic: forget each batch before the next one, instead of at the end of the stream.
 
     None stands for the default of the method.
 
@@ -60,7 +61,10 @@ class Adaptation:
 
     @property
     def name(self) -> str:
-        """The method and the settings that are not its defaults: "bn", "bn-prior0-sorted"."""
+        """The method, and those of prior, batch size, stream and seed that are not its defaults.
+
+        Examples: "bn", "bn-prior0-sorted".
+        """
         usual = Adaptation(self.method)
         words: list[str] = [self.method]
         for name, word in (("prior", "prior"), ("batch_size", "batch"), ("stream", ""), ("seed", "seed")):

@@ -71,9 +71,10 @@ def calibration_path(checkpoint: Path) -> Path:
 
 
 def read_temperature(checkpoint: Path, weights: str, carried: object = None) -> float | None:
-    """The temperature beside a checkpoint; None if there is none, or it is of other weights or damaged.
+    """The temperature to divide the scores by; None if no usable one is known.
 
-    Otherwise it is the one that the file itself carries, if that is usable.
+    It is the one beside the checkpoint if that was fitted for these `weights`, or else `carried`, the one in
+    the metadata of the file itself.
     """
     found = read_json(calibration_path(checkpoint))
     temperature = found.get("temperature") if found.get("weights") == weights else carried
@@ -119,8 +120,9 @@ def calibrate(
         The calibration, and the indices of the source images that the evaluation must leave out.
 
     Raises:
-        UserError: the corrupted set has other source images than the first ones of the test set, or no
-            temperature is best, since the classifier is right on all of them or no better than guessing.
+        UserError: the corrupted set has too few images, or other source images than the first ones of the
+            test set, or no temperature is best, since the classifier is right on all of the images or no
+            better than guessing.
         DivergedError: a score is NaN or infinite.
     """
     if not aligned(corrupted, test):
@@ -148,7 +150,7 @@ def calibrate(
 
 
 def what_it_harms(result: Evaluation) -> str:
-    """That a temperature worsens the loss on the clean images that were tested, in words; empty if not.
+    """Say that a temperature worsens the loss on the clean images that were tested; empty if it does not.
 
     Args:
         result: an evaluation that has an entry `calibrated`.

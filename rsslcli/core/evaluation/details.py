@@ -1,4 +1,4 @@
-"""The details behind a cell's numbers: what is said of each image, the most confident mistakes. No torch."""
+"""The details behind a cell's numbers: predictions and most confident mistakes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Details:
         """Read the details of a cell with `images` images.
 
         Raises:
-            ValueError, TypeError, KeyError: they are none, or of another number of images.
+            ValueError, TypeError, KeyError: the content is damaged, or is of another number of images.
         """
         predicted = content["predicted"]
         predicted = None if predicted is None else base64.b64decode(predicted, validate=True)
@@ -99,7 +99,7 @@ class Details:
 
 
 def bin_of(confidence: Floats) -> npt.NDArray[np.int64]:
-    """The index of the bin of each probability: bin i is (i / 15, (i + 1) / 15]."""
+    """The index of the bin of each probability, in the same shape: bin i is (i / 15, (i + 1) / 15]."""
     return np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
 
 

@@ -16,9 +16,9 @@ from rsslcli.core.data.store import Images, Labels
 from rsslcli.core.evaluation.details import ECE_BINS, MISTAKES, Bins, Details
 from rsslcli.core.evaluation.outcome import Outcome
 
-#: The confusion matrix is kept for at most so many classes; of more, the most frequent confusions are.
+#: The confusion matrix is kept for at most this many classes; with more, only the most frequent confusions.
 MAX_MATRIX = 20
-#: How many of those.
+#: How many confusions are kept.
 CONFUSIONS = 10
 #: The side of an image on the sheet of mistakes, in pixels; smaller images keep theirs.
 SHEET_SIDE = 64
@@ -73,7 +73,7 @@ class Reliability:
         """Read the bins.
 
         Raises:
-            ValueError, TypeError, KeyError: they are none.
+            ValueError, TypeError, KeyError: the content is damaged.
         """
         images = tuple(content["images"])
         rows = [
@@ -143,7 +143,7 @@ class Diagnostics:
         """Read the entry of an evaluation with these classes.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is none.
+            ValueError, TypeError, KeyError, AttributeError: the content is damaged.
         """
         confusion = {k: np.array(content["confusion"][k]) for k in BOTH if k in content.get("confusion", {})}
         shape = (len(classes), len(classes))

@@ -33,7 +33,7 @@ def images_to_leave_out(
         rival: a run to compare with: what tuned its λ is left out too.
         of_rival: the evaluation of that run. If it tuned nothing, what it was evaluated without is left out.
         leave_out_validation: leave out what an AutoML run of the same seed and settings tunes λ on.
-        note: told, in a line, if λ was tuned on another corrupted set, where the numbers mean other images.
+        note: called with one line if λ was tuned on another corrupted set, whose indices mean other images.
 
     Returns:
         Their indices, sorted.

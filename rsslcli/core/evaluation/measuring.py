@@ -61,7 +61,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def image_values(scores: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:
-    """What `Outcome.of` needs to know of each image, on the device of the scores.
+    """The values of each image that `Outcome.of` summarizes, on the device of the scores.
 
     Args:
         scores: floats (N, classes), taken for the logarithms of probabilities up to a constant.
@@ -69,9 +69,9 @@ def image_values(scores: Tensor, labels: Tensor, temperature: float | None = Non
         temperature: also give the last three columns for the scores divided by it.
 
     Returns:
-        At least float32 (N, 6): 1 if the right class has the highest score; 1 if that score is NaN or
-        infinite; the index of the highest score; the negative log-likelihood in nats; the Brier score, from 0
-        to 2; the highest probability.
+        float32, or float64 for float64 scores, (N, 6), or (N, 9) with a temperature: 1 if the right class has
+        the highest score; 1 if the highest score is NaN or infinite; its index; the negative log-likelihood
+        in nats; the Brier score, from 0 to 2; the highest probability.
     """
     highest, predicted = scores.max(1)
     logits = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -124,7 +124,7 @@ def measure(
     Args:
         classifier: maps floats (N, 3, H, W) in [0, 1], of its dtype, to scores (N, classes); on `device`.
         images: uint8 (N, H, W, 3); may be a memory map, which is read batch by batch.
-        labels: int64 (N,).
+        labels: int64 (N,), the index of the right score for each image.
         device: where to compute.
         chosen: indices of the images to evaluate; all by default.
         precision: "bfloat16" computes under autocast. TF32 on CUDA is a setting of the process, see
@@ -181,9 +181,9 @@ def measure_adapted(
 
     Args:
         adaptive: the classifier.
-        cells: the images of each cell.
-        labels: of the images of every cell.
-        device, chosen, precision: as above.
+        cells: the images of each cell, uint8 (N, H, W, 3).
+        labels: int64 (N,), the index of the right score for each image, the same in every cell.
+        device, chosen, precision: as for `measure`.
         sink: called with all scores at once, in the order of the cells.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A classifier's results on the images of a cell: which are right, and how sure it is. No torch."""
+"""A classifier's results on the images of a cell: which are right, and how sure it is. Imports no torch."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Outcome:
         """Read an outcome, of a cell with `images` images if that is known.
 
         Raises:
-            ValueError, TypeError, KeyError: it is none, or contradicts itself.
+            ValueError, TypeError, KeyError: the content is damaged, or contradicts itself.
         """
         found = {name: content[name] for name in _NAMES}
         bits = content["bits"]

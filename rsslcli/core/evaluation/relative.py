@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsslcli.core.corruptions.names import SEVERITIES, STANDARD
-from rsslcli.core.errors import UserError, rssl_command, sanitize
+from rsslcli.core.errors import UserError, counted, rssl_command, sanitize
 from rsslcli.core.evaluation.details import mean_of_all
 from rsslcli.core.evaluation.files import read_evaluation
 from rsslcli.core.run_folder import EVALUATION
@@ -109,7 +109,7 @@ def describe_relative(found: Mapping[str, Any]) -> str:
         "undefined" if (value := found[f"{name}{usual}"]) is None else f"{value:.2f}%"
         for name in ("mce", "relative_mce")
     )
-    over = "the usual 15 corruptions" if usual else f"{len(found['ce'])} of them"
+    over = "the usual 15 corruptions" if usual else counted(len(found["ce"]), "corruption")
     return f"corruption errors relative to {found['run']}: mCE {mce}, relative mCE {relative}, over {over}"
 
 

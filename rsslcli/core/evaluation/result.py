@@ -36,7 +36,8 @@ class Evaluation:
         clean_images: number of clean images evaluated.
         accuracy: by corruption, accuracies at severities 1 to 5; None for a severity that was not evaluated.
         images: number of source images evaluated in each cell of `accuracy`.
-        excluded: indices of the excluded source images: those that tuned λ, here or in a run to compare with.
+        excluded: indices of the excluded source images: those that tuned λ, here or in a run to compare with,
+            or on which a temperature was fitted, and any that the caller excluded.
         about: names and fingerprints of the weights and data.
         notes: what the reader of the numbers should know, one line each.
         confidence: how sure the classifier and the accuracies are; None if that was not measured.

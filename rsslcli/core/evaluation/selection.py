@@ -24,8 +24,8 @@ def clean_images(
 ) -> npt.NDArray[np.int64]:
     """The sorted indices of the clean test images to evaluate.
 
-    `excluded` applies to them only if they are the source images of `corrupted` in the same order, or if that
-    is None, and so cannot tell.
+    `excluded` applies to them only if they are the source images of `corrupted` in the same order, or if
+    `corrupted` is None, so that this is unknown.
     """
     every = np.arange(len(test.labels))
     if corrupted is not None and not aligned(corrupted, test):
@@ -41,8 +41,8 @@ class Selection:
         left_out: indices of the source images that are left out.
         score_of: (classes,), the index of the score of each label.
         classes: the names of the labels.
-        clean: the indices of the clean images that are evaluated.
-        source: those of the source images.
+        clean: the indices of the clean images that are evaluated, int64.
+        source: the indices of the source images that are evaluated, int64.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Selection:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """How many images are evaluated, and which are left out, as a result says it."""
+        """How many images are evaluated, and which are left out, as entries of a result."""
         counts = {"images": len(self.source), "clean_images": len(self.clean)}
         return counts | {"excluded": self.left_out.tolist()}
 
     @property
     def identity(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """What tells this selection from others of the same images."""
+        """The arrays that distinguish this selection from others of the same images."""
         return self.clean, self.source, self.score_of
 
     def of(self, cell: Cell) -> Images:
@@ -98,7 +98,7 @@ class Selection:
         adapted: bool = False,
         notes: tuple[str, ...] = (),
     ) -> Evaluation:
-        """The result for the outcomes by the keys of cells."""
+        """Make the result from `outcomes`, which are by the keys of the cells."""
         rows = {
             name: [outcomes.get(Cell(name, severity, adapted).key) for severity in SEVERITIES]
             for name in self.names

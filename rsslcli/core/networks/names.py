@@ -64,8 +64,8 @@ def load_custom_network(name: str) -> Callable[[], object]:
     """
     if name not in _allowed:
         raise UserError(
-            f"network {short_repr(name)} is code of your own, which a file alone cannot make run: pass its "
-            "name as `network`"
+            f"network {short_repr(name)} is code of your own, which runs only if you name it: pass its name "
+            "as `network`"
         )
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())

@@ -23,7 +23,7 @@ CELL = 96
 SPACE = 6
 #: Room for the names of corruptions, at the left of their images.
 LABELS = 118
-#: The same above a group.
+#: Room above a group.
 SEPARATION = 10
 #: Room for the name of a group, and for the numbers of the severities.
 HEADING = 34
@@ -66,7 +66,7 @@ def _versions(corrupted: CorruptedSet, name: str, index: int) -> Images:
 
 
 def read_own_image(path: Path) -> Images:
-    """Read an image file in the largest size that it fills of those that can be corrupted.
+    """Read an image file in the largest size that it fills among those for which there are corruptions.
 
     Returns:
         uint8 (S, S, 3) with S one of 32, 64 and 224; 32 for a smaller image.
@@ -93,7 +93,7 @@ def generate_versions(image: Images, names: Sequence[str], progress: Progress = 
 def draw_corruptions(image: Images, versions: Mapping[str, Images], caption: Sequence[str]) -> Image.Image:
     """Draw an image and its corrupted versions: a row per corruption, a column per severity.
 
-    The rows stand in the groups of the benchmark; more than one group is divided over two columns of rows.
+    The rows are sorted into the groups of the benchmark; several groups are divided over two columns of rows.
 
     Args:
         image: the original, uint8 (S, S, 3).

@@ -90,7 +90,7 @@ def _judged(study: Study) -> list[tuple[Row, Comparison]]:
 def _best(study: Study, judged: _Found) -> tuple[Row, Comparison]:
     """The first of the judged rows, unless one with more seeds is ahead of it in the common ones.
 
-    AugMix alone comes before itself with tasks that add nothing beyond the noise.
+    AugMix alone is preferred to AugMix with tasks that add nothing beyond the noise.
     """
     best = judged[0]
     for row, found in judged[1:]:

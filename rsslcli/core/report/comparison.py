@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Of the paired t test that the mean difference is 0; at most 0.05 if the interval excludes zero."""
+        """The p-value of the paired t test for a zero mean; at most 0.05 if the interval excludes zero."""
         if not self.margin:
             return 1.0
         degrees = len(self.differences) - 1
@@ -169,8 +169,9 @@ class Study:
     def what_is_added(self) -> list[tuple[Row, Row, Comparison]]:
         """Rows minus others with the same augmentation, corrected for each other.
 
-        The others are a row above with the same tasks, the four alone, rotation alone, and no tasks: of
-        several such rows, the one whose settings differ least.
+        Each row is compared with a row above that has the same tasks, with one that has the four tasks alone,
+        with one that has rotation alone, and with one without tasks. Of several such rows, the one whose
+        settings differ least is taken.
         """
         pairs = []
         for index, row in enumerate(self.rows):
@@ -260,7 +261,7 @@ def _make_study(rows: Sequence[Mapping[int, Run]]) -> Study:
 
 
 def _name(config: Config, others: Sequence[Config]) -> str:
-    """A method with its settings that are not the defaults, where those of other methods differ in them."""
+    """A method, with those of its settings that are not the defaults and in which other methods differ."""
     special = {
         name: value
         for name, value in changed_settings(config).items()

@@ -12,9 +12,9 @@ from rsslcli.core.report.runs import Run
 
 
 def diagnosed(study: Study) -> tuple[Row, Run, Diagnostics] | None:
-    """The run to look into: of the most accurate row with records of its mistakes, that of the first seed.
+    """The run to examine: the first seed with records of its mistakes in the most accurate row that has any.
 
-    None if no evaluation recorded them, as those of old versions.
+    None if no evaluation recorded them; those of old versions did not.
     """
     found = [
         (row, run, run.diagnostics)

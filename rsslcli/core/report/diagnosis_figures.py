@@ -32,7 +32,7 @@ def _panels(count: int, size: Size, height: float) -> tuple[Canvas, list[Axes]]:
 
 
 def confusion(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
-    """Draw the confusion matrices of the run that is looked into."""
+    """Draw the confusion matrices of the run that `diagnosed` chooses."""
     found = diagnosed(study)
     if found is None or not found[2].confusion:
         return None
@@ -70,7 +70,7 @@ def _draw_matrix(axes: Axes, counts: Counts) -> None:
 
 
 def reliability(study: Study, rows: Sequence[Row], size: Size) -> _Drawn:
-    """Draw the reliability of the run that is looked into, also with a temperature if that was measured."""
+    """Draw the reliability of the run that `diagnosed` chooses, also calibrated if that was measured."""
     found = diagnosed(study)
     if found is None or not found[2].reliability:
         return None

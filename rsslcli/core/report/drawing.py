@@ -69,7 +69,7 @@ def style_of(index: int) -> dict[str, Any]:
 def styles_of(rows: Sequence[Row]) -> list[tuple[Row, dict[str, Any]]]:
     """Each row with its style; the baseline is black."""
     styles = [style_of(index) for index in range(len(rows))]
-    if not rows[0].config.tasks:
+    if rows[0].config.is_baseline:
         styles = [{"color": "black", "marker": "o", "linestyle": "-"}, *styles]
     return list(zip(rows, styles, strict=False))
 

@@ -1,4 +1,4 @@
-"""What runs a folder holds, and how far each is. Reads a few lines of each, and imports no torch."""
+"""The runs in a folder, and how far each is. Reads a few lines of each, and imports no torch."""
 
 from __future__ import annotations
 

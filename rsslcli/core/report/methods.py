@@ -1,6 +1,6 @@
 """What makes a training method in a report: its settings, its name, and its place among the others.
 
-A method is all that the runs of one row share but for the seed. Imports no torch.
+The runs of one row have the same method, and differ only in the seed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def acting_settings(config: Config) -> dict[str, Any]:
 
 
 def differs_in(name: str, ours: Config, theirs: Config) -> bool:
-    """Whether a setting acts on both methods and differs, of `task_options` those of common tasks."""
+    """Whether a setting acts on both methods and differs; of `task_options`, only common tasks count."""
     mine, others = method_settings(ours), method_settings(theirs)
     if name not in others or has_effect(ours) != has_effect(theirs):
         return False

@@ -24,7 +24,7 @@ from rsslcli.core.report.methods import (
 )
 from rsslcli.core.report.page import Block, Table, Text
 
-#: Trainings of one method on one machine take equally long; if they differ more, something else ran too.
+#: Trainings of one method on one machine take equally long; beyond this ratio, something else ran too.
 _UNEVEN = 1.2
 
 

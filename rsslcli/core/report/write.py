@@ -102,13 +102,13 @@ def write_report(runs: Sequence[Path], output: Path) -> Report:
 
 
 def _check_ours(report: Path) -> None:
-    """Raise UserError if a report.md is of someone else, who would lose it."""
+    """Raise UserError if a report.md was not written by rssl: writing the report would destroy it."""
     if report.is_file() and "Written by rssl" not in report.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{report} is not a report by rssl: move it away, or choose another `output`")
 
 
 def _pictures_of(report: Path, names: Iterable[str]) -> set[Path]:
-    """The pictures that a report.md shows, of those that a report may have: others are the user's own."""
+    """The pictures in a report.md that have a name of the report's; others belong to the user."""
     text = report.read_text(encoding="utf-8", errors="replace") if report.is_file() else ""
     ours = rf"\]\(((?:study-\d+-)?(?:(?:{'|'.join(names)})\.png|mistakes\.jpg))\)"
     return {report.with_name(name) for name in re.findall(ours, text)}
@@ -124,7 +124,9 @@ def _study(study: Study, figures: Mapping[str, Figure], title: str, prefix: str)
             "runs within one study are compared."
         )
     if study.baseline is None:
-        notes.append("None of these runs is a baseline (a run without tasks), so nothing is judged.")
+        notes.append(
+            "None of these runs is a baseline (a run without tasks and AugMix), so nothing is judged."
+        )
     if notes:
         yield Notes("Before you compare", notes)
     if rest := other_rows(study):

@@ -235,8 +235,8 @@ def check_fit(cells: Sequence[Cell], images: int) -> None:
         if needed > images:
             name = "train_size" if config.train_size == needed else "batch_size"
             raise UserError(
-                f"{config.dataset} has {images} training images, and the study's `{name}` is {needed}: give "
-                f"{name} in a file with `config`, and an `output` of its own"
+                f"{config.dataset} has {images} training images, and the study's `{name}` is {needed}: set "
+                f"{name} in a file for `config`, and choose another `output`"
             )
 
 

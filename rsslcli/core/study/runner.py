@@ -167,7 +167,7 @@ class Runner:
                     start_new_session=True,
                 )
         except OSError as error:
-            self._ended(job.cell, "failed", f"cannot run what logs to {log}: {error.strerror}")
+            self._ended(job.cell, "failed", f"cannot start its command, or write {log}: {error.strerror}")
             return False
         return True
 

@@ -40,12 +40,12 @@ def check_task(task: Task, *, size: int = 32, features: int = 128) -> None:
 
     The check runs the task on the CPU, in float32 and float64 and in both memory layouts, and on the `meta`
     device, where tensors of another device and reading values fail. A task that passes trains on a GPU, on
-    any number of ranks, and resumes exactly after an interruption. It makes CUDA wait only if it copies
-    Python numbers there on every call, as `torch.tensor` does, which is not noticed.
+    any number of ranks, and resumes exactly after an interruption. One flaw is not detected: copying Python
+    numbers to the device on every call, as `torch.tensor` does, makes CUDA wait.
 
     Args:
         task: the task, with any options.
-        size: height and width of the test images.
+        size: height and width of the test images, in pixels.
         features: number of trunk features that its head gets.
 
     Raises:

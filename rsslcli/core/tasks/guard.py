@@ -28,7 +28,7 @@ def make_head(name: str, task: Task, features: int) -> nn.Module:
         trained = [key for key, p in head.named_parameters() if p.requires_grad and p.dtype == torch.float32]
         expect(
             kept == trained,
-            "may hold trainable float32 parameters, each once, and the statistics of batch normalization; "
+            "may hold only trainable float32 parameters, each once, and statistics of batch normalization; "
             "register other buffers with persistent=False",
         )
     return head

@@ -14,14 +14,14 @@ from rsslcli.core.config import Config
 class Started:
     """A run starts, or resumes after `step` of its `steps`."""
 
-    config: Config
-    directory: Path
-    device: str
-    images: int
-    validation_images: int
-    step: int
-    steps: int
-    steps_per_epoch: int
+    config: Config  #: the settings
+    directory: Path  #: the run directory
+    device: str  #: a description, as in the log
+    images: int  #: number of training images
+    validation_images: int  #: number of corrupted images that tune λ; 0 if none do
+    step: int  #: number of steps done
+    steps: int  #: number of steps of the whole run
+    steps_per_epoch: int  #: number of steps of an epoch
 
 
 @dataclass(frozen=True)

@@ -368,7 +368,7 @@ class _Run:
         return 0
 
     def _leave_out(self, before: Checkpoint | None) -> None:
-        """Leave out of every test what tuned λ in the run whose weights this one starts from, too."""
+        """Leave out of every test also what tuned λ in the run whose weights this one starts from."""
         if before and before.excluded and before.config.dataset == self.config.dataset:
             self.excluded = tuple(sorted({*self.tuning, *before.excluded}))
             self.validation_data = self.validation_data or before.validation_data
@@ -390,7 +390,7 @@ class _Run:
             names = (list_names(saved.classes), list_names(self.dataset.train.classes))
             raise UserError(
                 f"{self.checkpoint} was trained on the classes {names[0]}, and '{self.dataset.name}' has "
-                f"{names[1]} now: prepare the data of before again"
+                f"{names[1]} now: prepare the earlier data again"
             )
         fits = saved.validation_data == self.validation_data
         if self.config.weights in ("none", "imagenet"):

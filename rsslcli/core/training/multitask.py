@@ -161,7 +161,7 @@ class MultiTaskNetwork(nn.Module):
         losses: dict[str, Tensor] = {}
         if MAIN in names:
             losses = self._main_losses(features, targets[MAIN])
-            # Other tasks use the features of the images themselves, which come first, and of those they see.
+            # The tasks use the features of the images alone, which come first, and of those they see.
             features = features[: len(targets[MAIN])]
             features = features if task_images is None else features[task_images]
         for name in names:

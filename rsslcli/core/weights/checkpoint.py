@@ -54,8 +54,8 @@ class Checkpoint:
     optimizer: dict[str, Any]  #: state dict of the optimizer
     lambdas: Tensor  #: float (k,), in the order of `config.weighted`
     excluded: tuple[int, ...]  #: indices of the source images that tuned λ; no evaluation may use them
-    train_data: str  #: checksum of the data on which the run trained
-    validation_data: str  #: checksum of the data on which it tuned λ
+    train_data: str  #: checksum of the whole training split from which the run drew its images
+    validation_data: str  #: identity of the corrupted set on which λ was tuned; empty if it was not
     #: state dict of the moving average of the network; empty without `config.ema`
     average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     image_size: int = DEFAULT_SIZE  #: height and width of the images on which it trained, in pixels

@@ -94,12 +94,13 @@ def export_classifier(
     All have metadata: class names and how to prepare an image, see docs/python.md.
 
     Args:
-        network: maps such images to such scores; it is switched to evaluation mode. Of one on another device
-            or in another precision, a copy is exported.
+        network: maps such images to such scores; it is switched to evaluation mode. If it is on another
+            device or in another precision, a float32 copy on the CPU is exported.
         path: the file to write.
         classes: class names in the order of the scores, for the file's metadata. By default those that a
             network of ours in `network` carries, such as a `Classifier`'s.
-        image_size: S, in pixels. By default that on which a network of ours in `network` trained, or else 32.
+        image_size: S, in pixels. By default that on which a network of ours in `network` trained, or else
+            that for which it is built; 32 without such a network.
         about: other entries of its metadata.
 
     Raises:

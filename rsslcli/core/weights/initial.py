@@ -29,7 +29,7 @@ def load_initial_weights(
         note: called with one line for each thing to know, such as a stem that starts new.
 
     Returns:
-        The checkpoint of the run that the weights are of; None if they are from elsewhere.
+        The checkpoint of the run whose weights they are; None if they are from elsewhere.
 
     Raises:
         UserError: the file is missing, of another kind or damaged, or of another network.

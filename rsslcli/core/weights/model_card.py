@@ -20,7 +20,7 @@ from rsslcli.core.plain_yaml import dump_yaml
 from rsslcli.core.weights.checkpoint import Checkpoint
 from rsslcli.core.weights.export import preprocessing, size_for
 
-#: What a card says of what nobody recorded.
+#: What a card says where nothing was recorded.
 UNKNOWN = "unknown"
 
 

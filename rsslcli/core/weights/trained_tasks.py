@@ -57,8 +57,8 @@ def trained_tasks(checkpoint: Checkpoint | None) -> TrainedTasks:
     """The tasks of a run for adaptation.
 
     Raises:
-        UserError: `checkpoint` is None (weights from elsewhere), the run has no tasks, all their λ are 0, or
-            a task is not known here.
+        UserError: `checkpoint` is None (weights from elsewhere), the run has no tasks or averages its weights
+            (`ema`), all λ of its tasks are 0, or a task is not known here.
     """
     if checkpoint is None:
         raise UserError(

@@ -647,7 +647,7 @@ def test_part_of_a_set_for_other_test_images_is_not_taken_for_a_set_of_these(
     again = shutil.copytree(source, tmp_path / "copy") if copied else source
     before = content(target)
     for limit in (9, None):
-        with pytest.raises(UserError, match="was imported for the test images of before"):
+        with pytest.raises(UserError, match="was imported for earlier test images"):
             import_corrupted(again, target, test=other, limit=limit)
         assert content(target) == before
 
@@ -722,7 +722,7 @@ def test_real_images_confirm_the_labels_of_the_original_corruptions(tmp_path: Pa
     without = ~np.isin(np.arange(len(tree.labels)), _places(tree.images, tmp_path / "c"))
     rest = make_split(tree.images[without], numbers[tree.labels[without]], NUMBERS)
     assert "could not be checked" in imported(tmp_path / "c", tmp_path / "another", rest)
-    with pytest.raises(UserError, match="imported for the test images of before, and does not show those of"):
+    with pytest.raises(UserError, match="earlier test images, and does not show the present ones"):
         import_corrupted(tmp_path / "c", target, test=rest)
 
 

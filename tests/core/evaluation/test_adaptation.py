@@ -601,5 +601,5 @@ def test_a_parameter_that_no_pass_uses_stays(batches: Batches) -> None:
     assert adaptive(batches[0]).isfinite().all()
     model[1].requires_grad_(False)
     model[3].requires_grad_(False)
-    with pytest.raises(UserError, match="tent has nothing to move: those parameters are frozen"):
+    with pytest.raises(UserError, match="tent has nothing to move: the parameters that it adapts are frozen"):
         make_adaptive(model, Adaptation("tent"))

@@ -60,7 +60,7 @@ def test_a_reference_without_errors_or_losses_gives_no_ratio() -> None:
     found = perfect.compare(0.5, {"fog": [0.5] * 5, "snow": [0.5] * 5})
     assert (found["ce"], found["relative_ce"]) == ({"fog": None, "snow": 100}, dict.fromkeys(("fog", "snow")))
     assert (found["mce"], found["relative_mce"]) == (None, None)
-    assert "mCE undefined, relative mCE undefined, over 2 of them" in describe_relative(found)
+    assert "mCE undefined, relative mCE undefined, over 2 corruptions" in describe_relative(found)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_impossible_sizes(depth: int, width: int) -> None:
         WideResNet(depth, width)
 
 
-def test_initialisation_is_he_by_the_outputs() -> None:
+def test_initialization_is_he_by_the_outputs() -> None:
     torch.manual_seed(0)
     network = WideResNet(10, 4)
     for module in network.modules():

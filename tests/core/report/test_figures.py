@@ -113,6 +113,17 @@ def test_rows_with_more_seeds_are_drawn_before_others(
     assert f"the {MAX_LINES} with the most seeds" in draw(found)["severities"].caption
 
 
+def test_only_a_baseline_is_black(tmp_path: Path) -> None:
+    """AugMix without tasks is none."""
+    make_run(tmp_path / "augmix", augment="augmix")
+    make_run(tmp_path / "rotation", tasks=("rotation",))
+    assert "black" not in {style["color"] for _, style in plots.styles_of(study(tmp_path).rows)}
+    make_run(tmp_path / "baseline")
+    (first, style), *others = plots.styles_of(study(tmp_path).rows)
+    assert (first.label, style["color"]) == ("Baseline", "black")
+    assert "black" not in {style["color"] for _, style in others}
+
+
 def test_of_rows_that_tune_those_with_the_most_seeds_are_drawn(tmp_path: Path) -> None:
     for index in range(5):
         for seed in range(1 + (index > 0)):

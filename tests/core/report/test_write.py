@@ -237,7 +237,7 @@ def test_one_run_several_studies_and_what_is_left_out(tmp_path: Path) -> None:
     report = write_report([study], tmp_path / "out")
     page = Page(report.page)
     assert page.table("Table 1")["Four tasks, AutoML"]["exceeds the noise?"] == "no baseline"
-    assert "None of these runs is a baseline (a run without tasks)" in page.text
+    assert "None of these runs is a baseline (a run without tasks and AugMix)" in page.text
     assert page.table("Left out")[str(study / "unfinished")]["why"] == "not evaluated: it has no eval-c.json"
     assert {path.name for path in report.figures} == {
         "accuracy.png", "figure-2a.png", "figure-2b.png", "severities.png", "training.png",

@@ -489,7 +489,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_others_alone(folder: Path) -
     assert (counts["done"], counts["failed"]) == (1, 2)
     failed = [event.text for event in events if event.kind == "failed"]
     assert any("cannot write into" in text for text in failed)
-    assert any("cannot run what logs to" in text for text in failed)
+    assert any("cannot start its command, or write" in text for text in failed)
 
 
 def test_a_plan_loses_nothing_that_another_process_added(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no network": (head(lambda f: 3), "gives a int, not a torch.nn.Module"),
     "buffer": (head(with_buffer), "persistent=False"),
     "shared": (head(shared), "each once"),
-    "double": (head(lambda f: nn.Linear(f, 2).double()), "may hold trainable float32 parameters"),
-    "frozen": (head(lambda f: nn.Linear(f, 2).requires_grad_(False)), "may hold trainable"),
+    "double": (head(lambda f: nn.Linear(f, 2).double()), "may hold only trainable float32 parameters"),
+    "frozen": (head(lambda f: nn.Linear(f, 2).requires_grad_(False)), "may hold only trainable"),
     "lazy": (head(lambda f: nn.LazyLinear(2)), "head fails: ValueError: Attempted to use an uninit"),
     "rows": (head(lambda f: Tiles(f, 2)), "one row per row of features, 16"),
     "dropout": (

@@ -122,7 +122,7 @@ def test_losses_are_those_of_passes_written_out(mode: str, images: Tensor, label
     assert len({round(float(loss.detach()), 6) for loss in losses.values()}) == len(losses)
 
 
-def test_modes_differ_only_by_the_statistics_they_normalise_with(images: Tensor, labels: Tensor) -> None:
+def test_modes_differ_only_by_the_statistics_they_normalize_with(images: Tensor, labels: Tensor) -> None:
     apart, together = make_model(ALL, "per-task"), make_model(ALL, "joint")
     for model in (apart, together):
         model.network.eval()

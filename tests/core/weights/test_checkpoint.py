@@ -265,7 +265,7 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
     save_file(dict(WideResNet(10, 1, 3).state_dict()), path)
     data = path.read_bytes()
     header = int.from_bytes(data[:8], "little")
-    for spoilt in (
+    for spoiled in (
         data[:-1],
         data + b"x",
         data[: 8 + header],
@@ -274,8 +274,8 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
         data[:8] + data[8:].replace(b'"shape":[3]', b'"shape":[9]', 1),
         (2**62).to_bytes(8, "little") + data[8:],
     ):
-        assert spoilt != data
-        path.write_bytes(spoilt)
+        assert spoiled != data
+        path.write_bytes(spoiled)
         assert "cannot be read as a checkpoint" in both_refuse(path)
 
 
@@ -499,9 +499,9 @@ def test_flipped_bits(saved: Path, tmp_path: Path) -> None:
     places = np.concatenate([random.integers(0, len(data), 90), np.arange(len(data) - 40, len(data))])
     noticed = 0
     for place in places:
-        spoilt = bytearray(data)
-        spoilt[place] ^= 1 << random.integers(8)
-        path.write_bytes(spoilt)
+        spoiled = bytearray(data)
+        spoiled[place] ^= 1 << random.integers(8)
+        path.write_bytes(spoiled)
         try:
             loaded = load_checkpoint(path)
         except UserError:
@@ -628,8 +628,8 @@ def test_nan_and_infinity(place: tuple[Any, ...], value: float, saved: Path, tmp
 
 def test_nan_in_a_plain_state_dict(tmp_path: Path) -> None:
     state = WideResNet(10, 1, 3).state_dict()
-    for spoilt in (torch.full((3,), float("nan")), torch.full((3,), 1e300, dtype=torch.float64)):
-        torch.save({"state_dict": state | {"fc.bias": spoilt}}, tmp_path / "w.pt")
+    for spoiled in (torch.full((3,), float("nan")), torch.full((3,), 1e300, dtype=torch.float64)):
+        torch.save({"state_dict": state | {"fc.bias": spoiled}}, tmp_path / "w.pt")
         assert "NaN or infinity in 'fc.bias'" in refusal(lambda: load_classifier(tmp_path / "w.pt"))
 
 
