@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import rsslcli
+from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.loading import load, load_corrupted
 from rsslcli.core.report.runs import read_run
 from rsslcli.core.run_folder import RunFolder
 from rsslcli.core.weights.checkpoint import load_checkpoint
 
 WRITTEN = Path(__file__).parent / "written_by_0_1"
+#: The score of the first class minus that of the second, for each test image.
+SCORES = (0.13865, 0.50932, 0.18155, 0.11789, 0.23881, 0.50792, 0.60010, 0.08315)
 
 
 @pytest.fixture
@@ -46,6 +50,15 @@ def test_a_run_is_read_and_evaluates_as_it_did(written: Path) -> None:
     cells = [(after["accuracy"][name], before["accuracy"][name]) for name in before["accuracy"]]
     assert np.abs(np.subtract(*zip(*cells, strict=True))).mean() < 0.1
     assert abs(after["clean_accuracy"] - before["clean_accuracy"]) <= 0.25
+
+
+def test_the_scores_of_its_network_are_those_of_version_0_1(written: Path) -> None:
+    """It says the same class of every image, so that the accuracies alone would not show another network."""
+    images = load("mine", written / "data").test.images
+    with torch.inference_mode():
+        first, second = rsslcli.load_classifier(written / "run")(to_float(torch.from_numpy(images))).unbind(1)
+    # As the code of commit 8e20b75 computes them.
+    assert (first - second).tolist() == pytest.approx(SCORES, abs=1e-3)
 
 
 def test_a_run_without_all_corruptions_is_read_for_the_report(written: Path) -> None:

@@ -248,6 +248,8 @@ KINDS = {
         "warmup_epochs",
         "seed",
         "depth",
+        "width",
+        "validation_images",
     ),
     "a number": (
         "lr",
@@ -258,10 +260,24 @@ KINDS = {
         "meta_lr",
         "lookahead_scale",
         "task_share",
+        "jsd_weight",
+        "trunk_lr_factor",
+        "ema",
     ),
-    "true or false": ("tune_jsd", "nesterov"),
-    "a word": ("dataset", "batch_norm", "device", "precision"),
-    "a list of names": ("tasks",),
+    "true or false": ("tune_jsd", "nesterov", "compile"),
+    "a word": (
+        "dataset",
+        "weighting",
+        "augment",
+        "optimizer",
+        "validation_corruptions",
+        "network",
+        "weights",
+        "batch_norm",
+        "device",
+        "precision",
+    ),
+    "a list of names": ("tasks", "automl_variants"),
     "a mapping": ("task_options",),
     "options of 'bir'": ("task_options",),
 }
@@ -274,6 +290,11 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "a mapping": (None, [], "bir", 3),
     "options of 'bir'": ({"bir": None}, {"bir": 3}, {"bir": {"sigma": "wide"}}, {"bir": {1: 2}}),
 }
+
+
+def test_every_setting_is_among_those_that_are_refused() -> None:
+    named = {name for names in KINDS.values() for name in names}
+    assert named == {option.name for option in dataclasses.fields(Config)}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in KINDS.items() for name in names])
@@ -303,6 +324,15 @@ def test_numbers_out_of_range(value: float) -> None:
         ({"lr": 1e-3, "min_lr": 1e-2}, "min_lr: "),
         ({"momentum": 1.0}, "momentum: "),
         ({"momentum": 0.0}, "nesterov: "),
+        ({"ema": 1.0}, "ema: expected at least 0, below 1, got 1.0"),
+        ({"warmup_epochs": -1}, "warmup_epochs: expected at least 0"),
+        ({"validation_images": 0}, "validation_images: expected at least 1"),
+        ({"weighting": "automal"}, "unknown weighting 'automal': did you mean 'automl'?"),
+        ({"augment": "mixup"}, "unknown augment 'mixup': choose from standard, augmix"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam': did you mean 'adamw'?"),
+        ({"validation_corruptions": "some"}, "unknown validation_corruptions 'some': choose from all, extra"),
+        ({"automl_variants": ["cosin"]}, "unknown automl_variants 'cosin': did you mean 'cosine'?"),
+        ({"optimizer": "adamw", "automl_variants": ["sgd-lookahead"]}, "sgd-lookahead needs `optimizer` sgd"),
         ({"batch_size": 1}, "batch_size: expected at least 2"),
         ({"meta_batch_size": 1}, "meta_batch_size: expected at least 2"),
         ({"task_share": 0}, "task_share: expected above 0 and at most 1, got 0"),

@@ -164,10 +164,23 @@ def test_file_that_goes_bad_after_opening(folder: Path) -> None:
 def test_identity_follows_content(folder: Path) -> None:
     first = open_corrupted(folder, "cifar10").identity
     assert open_corrupted(folder, "other name").identity == first
-    content = np.load(folder / "fog.npy")
-    content[0, 0, 0, 0] ^= 1
-    np.save(folder / "fog.npy", content)
-    assert open_corrupted(folder, "cifar10").identity != first
+    found = {first}
+    for name in NAMES:
+        good = np.load(folder / f"{name}.npy")
+        for block in range(5):
+            content = good.copy()
+            content[block * COUNT, 0, 0, 0] ^= 1
+            np.save(folder / f"{name}.npy", content)
+            found.add(open_corrupted(folder, "cifar10").identity)
+        np.save(folder / f"{name}.npy", good)
+    labels = np.load(folder / "labels.npy")
+    np.save(folder / "labels.npy", np.tile(labels[:COUNT][::-1], 5))
+    found.add(open_corrupted(folder, "cifar10").identity)
+    np.save(folder / "labels.npy", labels)
+    assert open_corrupted(folder, "cifar10").identity == first
+    (folder / "fog.npy").rename(folder / "snow.npy")
+    found.add(open_corrupted(folder, "cifar10").identity)
+    assert len(found) == 1 + 3 * 5 + 2
 
 
 def test_alignment(folder: Path, test: Split) -> None:

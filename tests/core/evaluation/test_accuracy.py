@@ -129,6 +129,35 @@ def test_clean_images_stay_where_the_corrupted_ones_are_in_another_order(
     corrupted = corrupted_set(tmp_path / "c", ("fog",), other_order)
     result = evaluate(network, test_split, corrupted, device=CPU, excluded=(1, 2))
     assert (result.images, result.clean_images) == (COUNT - 2, COUNT + 7)
+    limited = evaluate(network, test_split, corrupted, device=CPU, excluded=(1, 2), limit=5)
+    assert (limited.images, limited.clean_images) == (5, 5)
+
+
+def test_a_network_that_was_just_trained_is_tested_with_its_running_statistics(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    expected = evaluate(network, test_split, corrupted, device=CPU)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = evaluate(network.train(), test_split, corrupted, device=CPU)
+    assert (found, found.confidence) == (expected, expected.confidence)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_an_interrupted_evaluation_with_a_temperature_serves_no_other_one(
+    network: WideResNet, test_split: Split, tmp_path: Path
+) -> None:
+    corrupted = corrupted_set(tmp_path / "c", ("fog",), test_split.labels[:COUNT])
+    partial = tmp_path / "r.json.partial"
+    found = {
+        temperature: evaluate(
+            network, test_split, corrupted, device=CPU, partial=partial, temperature=temperature
+        ).about["calibrated"]
+        for temperature in (2.0, 3.0)
+    }
+    again = evaluate(network, test_split, corrupted, device=CPU, temperature=3.0).about["calibrated"]
+    assert found[3.0] == again
+    assert found[2.0]["mean"] != found[3.0]["mean"]
 
 
 def test_batches_do_not_change_the_result(

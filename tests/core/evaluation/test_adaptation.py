@@ -203,6 +203,7 @@ def test_what_moves_and_that_it_returns(
 def test_tasks_are_gradient_descent_on_the_run_s_own_loss(network: WideResNet, batches: Batches) -> None:
     checkpoint = run_of(network, ("rotation", "ir"), (0.5, 0.25))
     tasks = trained_tasks(checkpoint)
+    assert not any(module.training for module in tasks.heads.modules())
     adaptive = make_adaptive(network, Adaptation("tasks", prior=math.inf, steps=2, learning_rate=0.01), tasks)
     for images in batches[:2]:
         model = copy.deepcopy(network)
@@ -561,6 +562,27 @@ def test_the_name_of_an_adaptation_tells_it_from_others() -> None:
     assert Adaptation("bn").name == Adaptation("bn", prior=512).name == "bn"
     assert Adaptation("bn", prior=0, stream="sorted").name == "bn-prior0-sorted"
     assert Adaptation("tent", prior=math.inf, batch_size=64, seed=2).name == "tent-priorinf-batch64-seed2"
+
+
+def test_what_is_not_given_is_what_the_guide_says() -> None:
+    """docs/evaluation.md, and docs/results.md for the learning rates."""
+    common = {"batch_size": 200, "stream": "shuffled", "seed": 0}
+    steps = {"steps": 1, "learning_rate": 1e-3, "episodic": False}
+    assert Adaptation().to_dict() == {"method": "bn", "prior": 512, **common}
+    assert Adaptation("tent").to_dict() == {"method": "tent", "prior": 0, **common, **steps}
+    steps = {"steps": 1, "learning_rate": 0.1, "episodic": True}
+    assert Adaptation("tasks").to_dict() == {"method": "tasks", "prior": 512, **common, **steps}
+
+
+def test_adaptation_in_bfloat16_computes_in_it(
+    network: WideResNet, test_split: Split, corrupted: CorruptedSet
+) -> None:
+    seen: list[torch.dtype] = []
+    network.fc.register_forward_hook(lambda *given: seen.append(given[2].dtype))  # also of its copy
+    options: dict[str, Any] = {"device": CPU, "corruptions": ["fog"], "severities": [1]}
+    evaluate(network, test_split, corrupted, precision="bfloat16", adaptation=Adaptation("bn"), **options)
+    assert len(seen) == 4
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_random_weights_adapt_by_their_mean(network: WideResNet) -> None:

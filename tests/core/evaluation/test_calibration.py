@@ -15,7 +15,7 @@ import torch
 
 from rsslcli.core.data.augment import to_float
 from rsslcli.core.data.corrupted import open_corrupted
-from rsslcli.core.data.store import Split
+from rsslcli.core.data.store import Split, make_split
 from rsslcli.core.errors import UserError
 from rsslcli.core.evaluation.calibration import (
     Calibration,
@@ -119,3 +119,26 @@ def test_a_classifier_without_mistakes_is_not_calibrated(test_split: Split, tmp_
     assert (found.images, left_out) == (6, sorted({*drawn, 35, 36}))
     found, left_out = calibrate(Lookup((4,)), test_split, corrupted, (3, 4, 5, 36), **where)
     assert (found.images, left_out) == (3, [3, 4, 5, 36])
+
+
+def test_the_scores_are_those_of_the_classes_and_of_evaluation_mode(tmp_path: Path) -> None:
+    """Against the fit on scores and labels written out; every fourth image is a mistake."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(3072, 3))
+    model(torch.rand(20, 3, 32, 32) ** 2)  # running statistics that are not those of the images
+    images = np.random.default_rng(0).integers(0, 256, (37, 32, 32, 3), dtype=np.uint8)
+    score_of = (2, 0, 1)
+    model.eval()
+    with torch.no_grad():
+        scores = model(to_float(torch.from_numpy(images))).double().numpy()
+    right = (scores.argmax(1) + (np.arange(37) % 4 == 0)) % 3  # the index of the right score
+    split = make_split(images, [score_of.index(score) for score in right], ["ant", "bee", "cow"])
+    np.save(tmp_path / "fog.npy", np.zeros((150, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.tile(split.labels[:30], 5))
+    corrupted = open_corrupted(tmp_path, "toy")
+    where: dict[str, Any] = {"device": torch.device("cpu"), "score_of": score_of, "weights": "w"}
+    chosen = list(range(24))
+    found, _ = calibrate(model.train(), split, corrupted, chosen, **where)
+    grid = np.geomspace(0.02, 50, 4001)
+    best = grid[np.argmin([loss(scores[chosen], right[chosen], t) for t in grid])]
+    assert found.temperature == pytest.approx(best, rel=0.01)

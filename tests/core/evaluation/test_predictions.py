@@ -68,6 +68,13 @@ def test_predictions_are_the_softmax_of_the_scores(photos: Path) -> None:
         assert prediction.probability == values[0]
 
 
+def test_a_classifier_predicts_in_evaluation_mode(photos: Path) -> None:
+    model = nn.Sequential(nn.Dropout(0.9), Reddest()).train()
+    files = find_images([photos])
+    expected = list(predict(Reddest(), files, CLASSES, device=CPU))
+    assert list(predict(model, files, CLASSES, device=CPU)) == expected
+
+
 def test_a_wrapped_classifier_gets_the_batches_in_order_and_may_take_gradients(photos: Path) -> None:
     class Adapting(nn.Module):
         def __init__(self) -> None:

@@ -568,3 +568,92 @@ def test_the_variant_that_looks_ahead_as_sgd_takes_its_very_step(
         for name, p in trainer.psi.items():
             torch.testing.assert_close(seen[-1][name], p.detach(), rtol=1e-5, atol=1e-6, msg=name)
     assert len(seen) == 3
+
+
+def is_a_crop(image: Tensor, source: Tensor) -> bool:
+    """Whether a uint8 image (32, 32, 3) is a place in a padded one, perhaps flipped."""
+    places = F.pad(source, (0, 0, 4, 4, 4, 4)).unfold(0, 32, 1).unfold(1, 32, 1)  # (9, 9, 3, 32, 32)
+    return any(
+        bool((places == each.permute(2, 0, 1)).flatten(2).all(2).any()) for each in (image, image.flip(1))
+    )
+
+
+def test_a_step_trains_on_crops_of_its_batch_and_tunes_on_whole_validation_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each with its own label; and each step draws its crops and its validation batch anew."""
+    trainer = make_trainer("cpu", tasks=("ir",))
+    trainer.model.train()
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {"losses": [], "validation_loss": []}
+
+    def spying(name: str, call: Any, images: Tensor, labels: Tensor, *more: Any, **options: Any) -> object:
+        seen[name].append(((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1), labels))
+        return call(images, labels, *more, **options)
+
+    for name in seen:
+        monkeypatch.setattr(trainer.model, name, partial(spying, name, getattr(trainer.model, name)))
+    data = trainer.data
+    chosen = trainer.epoch_order(1)[:8]
+    for step in (3, 4):
+        trainer.step(step, chosen)
+    for images, labels in seen["losses"]:
+        assert torch.equal(labels, data.labels[chosen])
+        sources = data.images.gather(chosen)
+        assert all(is_a_crop(image, source) for image, source in zip(images, sources, strict=True))
+        assert not torch.equal(images, sources)
+    known = data.validation_images.gather(torch.arange(12))
+    for images, labels in seen["validation_loss"]:
+        found = [next(i for i in range(12) if torch.equal(image, known[i])) for image in images]
+        assert torch.equal(labels, data.validation_labels[found])
+    for (first, _), (second, _) in seen.values():
+        assert not torch.equal(first, second)
+
+
+def test_each_epoch_and_seed_has_an_order_of_its_own() -> None:
+    trainer = make_trainer("cpu")
+    orders = [trainer.epoch_order(0), trainer.epoch_order(1), make_trainer("cpu", seed=1).epoch_order(0)]
+    assert all(order.sort().values.tolist() == list(range(24)) for order in orders)
+    assert len({tuple(order.tolist()) for order in [*orders, torch.arange(24)]}) == 4
+    assert torch.equal(trainer.epoch_order(1), orders[1])
+
+
+@pytest.mark.parametrize("variant", [None, "relative", "cosine", "constant-sum"])
+def test_a_step_takes_its_rates_and_its_variant_from_the_configuration(
+    variant: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def spying(*arguments: Any, **options: Any) -> dict[str, Tensor]:
+        given.append(options | {"alpha": float(options["alpha"])})
+        return automl_gradients(*arguments, **options)
+
+    monkeypatch.setattr("rsslcli.core.training.step.automl_gradients", spying)
+    variants = (variant,) if variant else ()
+    options = {"meta_lr": 0.3, "lookahead_scale": 2.0, "automl_variants": variants, "lr": 0.1, "min_lr": 0.0}
+    make_trainer("cpu", tasks=("ir",), **options).step(3, torch.arange(8))
+    (found,) = given
+    # A third of the way along a cosine: cos 60° = 1/2.
+    assert (found["alpha"], found["beta"]) == (pytest.approx(2.0 * 0.1 * 0.75), 0.3)
+    switches = {"relative": "relative", "cosine": "cosine", "constant-sum": "keep_sum"}
+    assert {name for name, switch in switches.items() if found[switch]} == set(variants)
+    assert (found["drift"], found["factors"]) == (0.0, 1.0)
+
+
+def test_a_step_of_adamw_decouples_the_decay_and_has_the_trunk_s_own_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first step written out, in float64: both moments, corrected for their start, are the gradient's."""
+    monkeypatch.setattr("rsslcli.core.training.step.to_float", partial(to_float, dtype=torch.float64))
+    trainer = make_trainer(
+        "cpu", tasks=("ir",), weighting="fixed", optimizer="adamw", lr=0.01, weight_decay=0.3,
+        trunk_lr_factor=0.5,
+    )  # fmt: skip
+    trainer.model.double().train()
+    trainer.lambdas = trainer.lambdas.double()
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.step(0, trainer.epoch_order(0)[:8])
+    for name, p in trainer.model.named_parameters():
+        assert p.grad is not None
+        rate = 0.01 if name.startswith(("heads.", "network.fc.")) else 0.005
+        expected = before[name] * (1 - 0.3 * rate) - rate * p.grad / (p.grad.abs() + 1e-8)
+        assert relative(p.detach(), expected) < 1e-9, name

@@ -22,11 +22,12 @@ from rsslcli.core.data.shapes import draw_shapes
 from rsslcli.core.data.store import Dataset, make_split
 from rsslcli.core.data.validation import draw_validation_set, validation_source
 from rsslcli.core.errors import DivergedError, InterruptedTrainingError, RsslError, UserError
+from rsslcli.core.evaluation.measuring import count_correct
 from rsslcli.core.presets import make_config
 from rsslcli.core.ranks import World
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.loop import train
-from rsslcli.core.training.step import Trainer
+from rsslcli.core.training.step import Trainer, TrainingData
 from rsslcli.core.weights.checkpoint import load_checkpoint
 
 CONFIG = Config(
@@ -280,10 +281,27 @@ def test_divergence_is_an_error_that_names_the_step(
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_learns(dataset: Dataset, tmp_path: Path) -> None:
+def test_learns(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The baseline fits a handful of images: the loss falls well below that of guessing, log 10."""
     config = replace(CONFIG, tasks=(), weighting="fixed", epochs=12, train_size=32)
+    original = Trainer.step
+    data: list[TrainingData] = []
+
+    def step(self: Trainer, step: int, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        data.append(self.data)
+        return original(self, step, chosen)
+
+    monkeypatch.setattr(Trainer, "step", step)
     result = train(config, tmp_path / "run", dataset)
+    # It is tested on no more images than it trains on, and those have the labels that they had.
+    assert result.clean_images == len(data[0].labels) == 32
+    known = {
+        image.tobytes(): label
+        for image, label in zip(dataset.train.images, dataset.train.labels, strict=True)
+    }
+    images = data[0].images.gather(torch.arange(32)).numpy()
+    assert [known[image.tobytes()] for image in images] == data[0].labels.tolist()
+    assert len({image.tobytes() for image in images}) == 32
     losses = [r["loss/main"] for r in records(tmp_path / "run") if "loss/main" in r]
     assert losses[0] == pytest.approx(np.log(10), rel=0.2)
     assert losses[-1] < 0.85 * np.log(10)
@@ -557,3 +575,59 @@ def test_two_runs_in_one_folder(dataset: Dataset, corrupted: CorruptedSet, tmp_p
                 train(config, tmp_path / "run", dataset, corrupted, resume=True)
 
     train(config, tmp_path / "run", dataset, corrupted, on_event=also)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_clean_accuracy_of_an_epoch_is_that_of_the_saved_network(
+    ema: float, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its running statistics, and the moving average if there is one; counted by hand."""
+    tested: list[dict[str, torch.Tensor]] = []
+
+    def counting(network: nn.Module, *arguments: Any) -> tuple[int, int]:
+        tested.append({name: value.clone() for name, value in network.state_dict().items()})
+        return count_correct(network, *arguments)
+
+    monkeypatch.setattr("rsslcli.core.training.loop.count_correct", counting)
+    config = replace(CONFIG, tasks=(), weighting="fixed", epochs=2, ema=ema)
+    result = train(config, tmp_path / "run", dataset)
+    network = load_checkpoint(tmp_path / "run").network()
+    assert all(torch.equal(value, tested[-1][name]) for name, value in network.state_dict().items())
+    images = torch.from_numpy(dataset.test.images.transpose(0, 3, 1, 2) / np.float32(255))
+    with torch.inference_mode():
+        right = network(images).argmax(1).numpy() == dataset.test.labels
+    assert (result.clean_accuracy, result.clean_images) == (right.mean(), 40)
+
+
+def test_a_long_epoch_is_saved_on_the_way(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsslcli.core.training.loop.CHECKPOINT_SECONDS", 0.0)
+    asked = iter([False, False])  # the third time it fails
+
+    with pytest.raises(StopIteration):
+        train(
+            replace(CONFIG, tasks=(), weighting="fixed"), tmp_path / "run", dataset,
+            should_stop=lambda: next(asked),
+        )  # fmt: skip
+    assert load_checkpoint(tmp_path / "run").step == 2
+
+
+def test_a_moving_average_starts_from_the_weights_of_the_run_before(
+    whole: tuple[Path, list[Event]], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.step
+    averages: list[dict[str, torch.Tensor]] = []
+
+    def step(self: Trainer, step: int, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert self.averaged is not None
+        averages.append({name: value.clone() for name, value in self.averaged.state_dict().items()})
+        return original(self, step, chosen)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    weights = str(whole[0] / "checkpoint.pt")
+    config = replace(CONFIG, tasks=(), weighting="fixed", epochs=1, ema=0.9, weights=weights)
+    train(config, tmp_path / "run", dataset)
+    before = load_checkpoint(whole[0]).classifier
+    for name in ("conv1.weight", "bn1.running_var"):
+        assert torch.equal(averages[0][name], before[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -210,3 +212,28 @@ def test_what_a_seed_draws_beside_cuda_does_not_depend_on_where_the_images_are(h
     )  # fmt: skip
     drawn = Trainer._draw_validation(trainer)  # type: ignore[arg-type]
     assert drawn.tolist() == torch.randint(9, (5,), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+def test_a_consistency_loss_that_is_not_tuned_counts_by_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of L_main + w · JSD, written out on the views that the step drew."""
+    trainer = make_trainer(tasks=(), weighting="fixed", augment="augmix", jsd_weight=2.0)
+    trainer.model.train()
+    model = copy.deepcopy(trainer.model)
+    drawn: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+    original = trainer.model.losses
+
+    def spying(images: Tensor, labels: Tensor, random: Any, views: list[Tensor], **options: Any) -> Any:
+        drawn.append((images, labels, views))
+        return original(images, labels, random, views, **options)
+
+    monkeypatch.setattr(trainer.model, "losses", spying)
+    found = trainer.gradients(torch.arange(8), tune=False)
+    ((images, labels, views),) = drawn
+    scores = model.network.fc(model.network.features(torch.cat([images, *views])))
+    p = scores.softmax(1).reshape(3, 8, 10)
+    jsd = (p * (p.log() - p.mean(0).log())).sum(2).mean()
+    main = F.cross_entropy(scores[:8], labels)
+    (main + 2.0 * jsd).backward()
+    torch.testing.assert_close(found, {"main": main.detach(), "jsd": jsd.detach()}, rtol=1e-4, atol=1e-6)
+    for (name, p), q in zip(model.named_parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -147,6 +147,32 @@ def test_a_baseline_without_tasks(tmp_path: Path) -> None:
     assert_same_checkpoint(load_checkpoint(tmp_path / "c.pt"), checkpoint)
 
 
+def test_the_classifier_of_a_run_is_its_moving_average(tmp_path: Path) -> None:
+    """A run has one if its configuration says so, and it is checked like the weights that train."""
+    plain = make_checkpoint()
+    average = {
+        name: value + 1 if value.is_floating_point() else value for name, value in plain.classifier.items()
+    }
+    run = dataclasses.replace(plain, config=dataclasses.replace(plain.config, ema=0.9), average=average)
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, run)
+    assert_same_checkpoint(load_checkpoint(path), run)
+    for network in (load_classifier(path)[0], run.network()):
+        assert_same(dict(network.state_dict()), average)
+    without = {name: value for name, value in average.items() if name != "fc.weight"}
+    for damaged, message in (
+        (dataclasses.replace(run, average={}), "its moving average does not fit `ema`"),
+        (dataclasses.replace(plain, average=average), "its moving average does not fit `ema`"),
+        (dataclasses.replace(run, average=without), "these weights are not of a WideResNet"),
+        (
+            dataclasses.replace(run, average=average | {"fc.bias": torch.full((3,), float("nan"))}),
+            "NaN or infinity in 'fc.bias'",
+        ),
+    ):
+        save_checkpoint(path, damaged)
+        assert message in both_refuse(path)
+
+
 @pytest.mark.parametrize("under", ["", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("legacy", [False, True])
@@ -403,6 +429,26 @@ def test_a_malicious_file_is_not_run(way: str, tmp_path: Path) -> None:
     with path.open("rb") as file, suppress(RuntimeError):
         torch.load(file, weights_only=False)
     assert target.is_dir()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_torch_itself_is_told_to_run_nothing(
+    legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check before it is ours; its own restricted unpickler is the second wall."""
+    path = tmp_path / "w.pt"
+    torch.save(WideResNet(10, 1, 3).state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    options: list[dict[str, Any]] = []
+    original = torch.load
+
+    def load(*arguments: Any, **given: Any) -> Any:
+        options.append(given)
+        return original(*arguments, **given)
+
+    monkeypatch.setattr(torch, "load", load)
+    load_classifier(path)
+    (given,) = options
+    assert (given["weights_only"], given["map_location"], given["mmap"]) == (True, "cpu", not legacy)
 
 
 def archive_of_text() -> bytes:

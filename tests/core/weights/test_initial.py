@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from hostile_pickles import Called
 from torch import Tensor
 
 from rsslcli.core.config import Config
@@ -142,6 +144,10 @@ def test_weights_of_imagenet_come_from_the_cache_of_torchvision(
     cached.write_bytes(b"half a file")
     with pytest.raises(UserError, match="cannot be read"):
         load_initial_weights(network, config)
+    torch.save(state | {"beside": Called(os.mkdir, str(tmp_path / "pwned"))}, cached)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_initial_weights(network, config)
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_only_networks_of_torchvision_have_weights_of_imagenet() -> None:
