@@ -26,11 +26,20 @@ def clean_images(
 
     `excluded` applies to them only if they are the source images of `corrupted` in the same order, or if
     `corrupted` is None, so that this is unknown.
+
+    Raises:
+        UserError: no image is left.
     """
     every = np.arange(len(test.labels))
     if corrupted is not None and not aligned(corrupted, test):
         return every
-    return np.setdiff1d(every, np.asarray(excluded, np.int64))
+    left = np.setdiff1d(every, np.asarray(excluded, np.int64))
+    if not len(left):
+        raise UserError(
+            f"no clean test image is left: all {len(every)} have tuned λ, here or in the run whose `weights` "
+            "this one starts from; prepare more test images"
+        )
+    return left
 
 
 class Selection:

@@ -28,7 +28,7 @@ from rsslcli.core.ranks import World
 from rsslcli.core.training.events import EpochDone, Event, Notice, Started, StepsDone
 from rsslcli.core.training.loop import train
 from rsslcli.core.training.step import Trainer, TrainingData
-from rsslcli.core.weights.checkpoint import load_checkpoint
+from rsslcli.core.weights.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIG = Config(
     dataset="toy", tasks=("rotation", "ir"), weighting="automl", epochs=3, warmup_epochs=1, batch_size=16,
@@ -539,6 +539,18 @@ def test_a_run_from_the_weights_of_another_is_not_tested_on_what_tuned_that_one(
         train(tuned, tmp_path / "b", dataset, other, resume=True)
     train(replace(config, dataset="other"), tmp_path / "c", dataset, corrupted)
     assert load_checkpoint(tmp_path / "c").excluded == ()
+
+
+def test_a_run_without_an_image_to_test_on_is_refused(
+    whole: tuple[Path, list[Event]], dataset: Dataset, tmp_path: Path
+) -> None:
+    """After a chain of runs, all of a small test set may have tuned λ."""
+    every = tuple(range(len(dataset.test.labels)))
+    save_checkpoint(tmp_path / "all.pt", replace(load_checkpoint(whole[0]), excluded=every))
+    config = replace(CONFIG, tasks=(), weighting="fixed", epochs=1, weights=str(tmp_path / "all.pt"))
+    with pytest.raises(UserError, match="no clean test image is left: all 40 have tuned λ"):
+        train(config, tmp_path / "run", dataset)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_a_rate_that_is_large_for_adamw_is_told(dataset: Dataset, tmp_path: Path) -> None:
