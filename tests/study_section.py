@@ -1,4 +1,4 @@
-"""Refresh the section on the study `small` in docs/results.md, and its pictures, from results/small.
+"""Refresh what docs/results.md has from the study `small`, tables and pictures, from results/small.
 
     python tests/study_section.py [STUDY]
 
@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import sys
+from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from rsslcli.core.config import Config, read_config_file
 from rsslcli.core.report import figures
 from rsslcli.core.report.answer import answer, interval, other_rows
-from rsslcli.core.report.comparison import Row, Study, make_studies
+from rsslcli.core.report.comparison import Comparison, Row, Study, make_studies
 from rsslcli.core.report.page import Answer, Block, Table, Text, to_markdown
 from rsslcli.core.report.provenance import cost
 from rsslcli.core.report.runs import Run, read_runs
@@ -29,6 +30,7 @@ from rsslcli.core.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "results" / "small"
+AMX = ROOT / "results" / "amx"
 DOCUMENT = ROOT / "docs" / "results.md"
 #: The pictures of the report that documents show, by their names there.
 PICTURES = {
@@ -60,7 +62,31 @@ DISCUSSED = (
     ("rotation-views1-all", "rotation-views1", range(5)),
     ("rotation-views1-all", "rotation-views1", range(5, 10)),
 )
-BEGIN = "<!-- made by tests/study_section.py: begin -->"
+#: The seeds of each row that a processor with AMX trained, by the names of the rows' folders; one without it
+#: trained the others. results/amx has baselines of the former.
+TRAINED_WITH_AMX = {
+    "automl": range(1, 5),
+    "fixed": range(1, 5),
+    "augmix-automl-relative": range(1, 5),
+    **dict.fromkeys(("automl-share25", "rotation-share25"), range(5)),
+    **dict.fromkeys(("color", "bir", "inpaint", "rgb", "jigsaw", "uncertainty", "random"), range(2)),
+}
+#: The comparisons between rows of the two processors that docs/results.md discusses.
+BETWEEN_PROCESSORS = (
+    ("automl", "rotation"),
+    ("automl", "baseline"),
+    ("fixed", "baseline"),
+    ("automl-share25", "fixed-share25"),
+    ("automl-share25", "baseline"),
+    ("automl-relative", "automl-share25"),
+    ("rotation-share25", "rotation"),
+    ("rotation-share25", "baseline"),
+    ("fixed-share25", "fixed"),
+    ("automl-share25", "automl"),
+    ("fixed-share25", "uncertainty"),
+    ("fixed-share25", "random"),
+    *((task, "baseline") for task in ("color", "bir", "inpaint", "rgb", "jigsaw")),
+)
 END = "<!-- end -->"
 
 
@@ -87,10 +113,7 @@ def section(study: Study) -> str:
 def discussed(study: Study) -> Table:
     """The comparisons of `DISCUSSED`."""
     (after,) = adapted_studies(study).values()
-    before, with_it = (
-        {run.directory.name.rpartition("-s")[0]: row for row in each.rows for run in row.runs.values()}
-        for each in (study, after)
-    )
+    before, with_it = by_folder(study), by_folder(after)
     lines = []
     for one, other, seeds in DISCUSSED:
         found, found_after = (
@@ -110,14 +133,63 @@ def discussed(study: Study) -> Table:
     )
 
 
-def of_seeds(row: Row, seeds: range) -> dict[int, Run]:
+def between_processors(study: Study) -> Table:
+    """The comparisons of `BETWEEN_PROCESSORS`: accuracies, and gains over each processor's baselines."""
+    rows = by_folder(study)
+    of_amx = {run.config.seed: run.mean() for run in read_runs([AMX])[0]}
+    of_amd = {seed: run.mean() for seed, run in rows["baseline"].runs.items()}
+
+    def gain(run: Run) -> float:
+        seed = run.config.seed
+        return run.mean() - (of_amx if seed in TRAINED_WITH_AMX.get(folder(run), ()) else of_amd)[seed]
+
+    lines = []
+    for one, other in BETWEEN_PROCESSORS:
+        row = replace(rows[one], runs=of_seeds(rows[one], of_amx))
+        pairs = row.pairs(rows[other])
+        by_gain = Comparison(tuple(gain(mine) - gain(theirs) for mine, theirs in pairs))
+        seeds = ", ".join(str(mine.config.seed) for mine, _ in pairs)
+        difference = f"{row.label} − {rows[other].label}"
+        lines.append([difference, seeds, interval(row.minus(rows[other])), interval(by_gain)])
+    columns = ["difference, in points", "seeds", "in the tables", "by way of the baselines"]
+    return Table("Differences between rows of the two processors, each by itself", columns, lines)
+
+
+def by_folder(study: Study) -> dict[str, Row]:
+    """The rows by the names of their folders, without the seed."""
+    return {folder(run): row for row in study.rows for run in row.runs.values()}
+
+
+def folder(run: Run) -> str:
+    """The name of a run's row: that of its folder, without the seed."""
+    return run.directory.name.rpartition("-s")[0]
+
+
+def of_seeds(row: Row, seeds: Container[int]) -> dict[int, Run]:
     """The runs of a row that have one of these seeds."""
     return {seed: run for seed, run in row.runs.items() if seed in seeds}
 
 
-def shown() -> str:
-    """What docs/results.md says between the markers now."""
-    return DOCUMENT.read_text(encoding="utf-8").partition(f"{BEGIN}\n\n")[2].partition(f"\n{END}\n")[0]
+#: What docs/results.md has from the study, by the names in its markers.
+PARTS: dict[str, Callable[[Study], str]] = {
+    "tables": section,
+    "processors": lambda study: to_markdown([between_processors(study)]),
+}
+
+
+def around(text: str, name: str) -> tuple[str, str, str]:
+    """What a document has up to the marker of this part, within the part, and from its end on."""
+    begin = f"<!-- made by tests/study_section.py: {name} -->\n\n"
+    before, found, rest = text.partition(begin)
+    within, end, after = rest.partition(f"\n{END}\n")
+    if not (found and end):
+        sys.exit(f"{DOCUMENT}: the marker {begin.strip()} or {END} is not there")
+    return before + begin, within, f"\n{END}\n{after}"
+
+
+def shown(name: str) -> str:
+    """What docs/results.md has as this part now."""
+    return around(DOCUMENT.read_text(encoding="utf-8"), name)[1]
 
 
 def collect(study: Path) -> None:
@@ -162,11 +234,10 @@ def main() -> None:
         collect(Path(sys.argv[1]))
     study = read_study()
     text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(f"{BEGIN}\n\n")
-    _, end, after = rest.partition(f"\n{END}\n")
-    if not end:
-        sys.exit(f"{DOCUMENT}: the markers {BEGIN} and {END} are not there")
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{section(study)}\n{END}\n{after}", encoding="utf-8")
+    for name, make in PARTS.items():
+        before, _, after = around(text, name)
+        text = f"{before}{make(study)}{after}"
+    DOCUMENT.write_text(text, encoding="utf-8")
     figures._PLOTS = {name: figures._PLOTS[name] for name in PICTURES}
     repeated = replace(study, rows=drawn_rows(study))
     about = PngInfo()

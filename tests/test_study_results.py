@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import study_section
 from PIL import Image
@@ -31,9 +32,41 @@ def test_every_cell_of_the_small_study_is_in_its_report() -> None:
     assert {run.images for run in runs} == {900}
 
 
-def test_the_document_shows_what_the_tool_makes_of_the_small_study() -> None:
-    expected = study_section.section(study_section.read_study())
-    assert study_section.shown() == expected, "refresh it: python tests/study_section.py"
+@pytest.mark.parametrize("name", study_section.PARTS)
+def test_the_document_shows_what_the_cells_say(name: str) -> None:
+    expected = study_section.PARTS[name](study_section.read_study())
+    assert study_section.shown(name) == expected, "refresh it: python tests/study_section.py"
+
+
+def test_rows_of_two_processors_are_compared_by_way_of_their_own_baselines() -> None:
+    """The files' own numbers, for four seeds of the one processor and one of the other."""
+    kept = {"automl": SMALL, "rotation": SMALL, "baseline": SMALL, "amx": study_section.AMX}
+
+    def percent(row: str, seed: int) -> float:
+        path = kept[row] / f"{row.replace('amx', 'baseline')}-s{seed}" / "eval-c.json"
+        return 100 * json.loads(path.read_text())["mean_accuracy"]
+
+    def gain(row: str, seed: int, baseline: str) -> float:
+        return percent(row, seed) - percent(baseline, seed)
+
+    differences = [
+        gain("automl", seed, "amx" if seed else "baseline") - gain("rotation", seed, "baseline")
+        for seed in range(5)
+    ]
+    table = study_section.between_processors(study_section.read_study())
+    _, seeds, _, by_gain = table.rows[0]
+    assert seeds == "0, 1, 2, 3, 4"
+    assert float(by_gain.split()[0].replace("−", "-")) == pytest.approx(np.mean(differences), abs=0.0051)
+
+
+def test_the_baselines_of_both_processors_differ_in_nothing_else() -> None:
+    ours = {run.config.seed: run for run in read_runs([SMALL])[0] if study_section.folder(run) == "baseline"}
+    others, left_out = read_runs([study_section.AMX])
+    assert not left_out
+    assert sorted(run.config.seed for run in others) == [0, 1, 2, 3, 4]
+    for run in others:
+        same = ours[run.config.seed]
+        assert (run.config, run.corrupted_data, run.images) == (same.config, same.corrupted_data, same.images)
 
 
 def test_cells_are_kept_with_what_a_report_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +99,7 @@ def test_the_report_has_the_tables_of_the_document(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(figures, "_PLOTS", {"training": figures._PLOTS["training"]})
     report = write_report([SMALL], tmp_path).markdown.read_text(encoding="utf-8")
     discussed = to_markdown([study_section.discussed(study_section.read_study())])
-    shown = study_section.shown().replace(discussed.strip(), "")
+    shown = study_section.shown("tables").replace(discussed.strip(), "")
     lines = [line for line in shown.splitlines() if line.startswith(("|", "**"))]
     assert len(lines) > 70
     assert [line for line in lines if line not in report.splitlines()] == []
