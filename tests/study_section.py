@@ -51,6 +51,8 @@ DISCUSSED = (
     ("automl-relative", "automl-share25", range(5)),
     ("automl-share25", "uncertainty", range(2)),
     ("automl-share25", "random", range(2)),
+    ("automl-share25", "upgrad", range(2)),
+    ("automl-strict", "automl-share25", range(2)),
     ("fixed-share25", "uncertainty", range(2)),
     ("fixed-share25", "random", range(2)),
     ("automl-relative", "rotation-views1", range(10)),
@@ -69,7 +71,8 @@ TRAINED_WITH_AMX = {
     "fixed": range(1, 5),
     "augmix-automl-relative": range(1, 5),
     **dict.fromkeys(("automl-share25", "rotation-share25"), range(5)),
-    **dict.fromkeys(("color", "bir", "inpaint", "rgb", "jigsaw", "uncertainty", "random"), range(2)),
+    **dict.fromkeys(("color", "bir", "inpaint", "rgb", "jigsaw"), range(2)),
+    **dict.fromkeys(("uncertainty", "random", "upgrad", "automl-strict"), range(2)),
 }
 #: The comparisons between rows of the two processors that docs/results.md discusses.
 BETWEEN_PROCESSORS = (
@@ -85,6 +88,7 @@ BETWEEN_PROCESSORS = (
     ("automl-share25", "automl"),
     ("fixed-share25", "uncertainty"),
     ("fixed-share25", "random"),
+    ("fixed-share25", "upgrad"),
     *((task, "baseline") for task in ("color", "bir", "inpaint", "rgb", "jigsaw")),
 )
 END = "<!-- end -->"
