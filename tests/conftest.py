@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from rsslcli.core.data.store import Images
 from rsslcli.core.networks import names
 from rsslcli.core.randomness import BatchRandom
 from rsslcli.core.tasks import registry
+
+# A shell ignores Ctrl-C in what it starts in the background, and so would every command of these tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -89,6 +89,7 @@ BETWEEN_PROCESSORS = (
     ("fixed-share25", "uncertainty"),
     ("fixed-share25", "random"),
     ("fixed-share25", "upgrad"),
+    ("upgrad", "baseline"),
     *((task, "baseline") for task in ("color", "bir", "inpaint", "rgb", "jigsaw")),
 )
 END = "<!-- end -->"

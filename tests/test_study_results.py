@@ -63,7 +63,7 @@ def test_the_runs_of_both_processors_differ_in_nothing_else() -> None:
     ours = {run.directory.name: run for run in read_runs([SMALL])[0]}
     others, left_out = read_runs([study_section.AMX])
     assert not left_out
-    assert {f"baseline-s{seed}" for seed in range(5)} < {run.directory.name for run in others}
+    assert {run.directory.name for run in others} == {f"baseline-s{seed}" for seed in range(5)}
     for run in others:
         same = ours[run.directory.name]
         assert (run.config, run.corrupted_data, run.images) == (same.config, same.corrupted_data, same.images)

@@ -283,8 +283,7 @@ def test_a_second_ctrl_c_leaves_the_cursor_on_the_terminal() -> None:
 CLOSED = """
 import os, signal, sys
 from rsslcli.commands.console import interrupt, stop_on_signal
-if sys.argv[1] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
 with stop_on_signal(second=interrupt) as received:
     os.kill(os.getpid(), signal.SIGHUP)
     print(len(received))
