@@ -121,15 +121,9 @@ def discussed(study: Study) -> Table:
     before, with_it = by_folder(study), by_folder(after)
     lines = []
     for one, other, seeds in DISCUSSED:
-        found, found_after = (
-            replace(by_name[one], runs=of_seeds(by_name[one], seeds)).minus(by_name[other])
-            for by_name in (before, with_it)
-        )
-        paired = sorted(of_seeds(before[one], seeds).keys() & before[other].runs.keys())
-        difference = f"{before[one].label} − {before[other].label}"
-        lines.append(
-            [difference, ", ".join(map(str, paired)), interval(found), found.verdict, interval(found_after)]
-        )
+        row, row_after = (of_seeds(by_name[one], seeds) for by_name in (before, with_it))
+        found, found_after = row.minus(before[other]), row_after.minus(with_it[other])
+        lines.append([*difference(row, before[other]), interval(found), found.verdict, interval(found_after)])
     columns = ["difference", "seeds", "points [95 % interval]", "exceeds the noise by itself?"]
     return Table(
         "Comparisons that the text discusses, each by itself: not corrected",
@@ -150,12 +144,10 @@ def between_processors(study: Study) -> Table:
 
     lines = []
     for one, other in BETWEEN_PROCESSORS:
-        row = replace(rows[one], runs=of_seeds(rows[one], of_amx))
-        pairs = row.pairs(rows[other])
-        by_gain = Comparison(tuple(gain(mine) - gain(theirs) for mine, theirs in pairs))
-        seeds = ", ".join(str(mine.config.seed) for mine, _ in pairs)
-        difference = f"{row.label} − {rows[other].label}"
-        lines.append([difference, seeds, interval(row.minus(rows[other])), interval(by_gain)])
+        row = of_seeds(rows[one], of_amx)
+        by_gain = Comparison(tuple(gain(mine) - gain(theirs) for mine, theirs in row.pairs(rows[other])))
+        as_it_is = row.minus(rows[other])
+        lines.append([*difference(row, rows[other]), interval(as_it_is), interval(by_gain)])
     columns = ["difference, in points", "seeds", "in the tables", "by way of the baselines"]
     return Table("Differences between rows of the two processors, each by itself", columns, lines)
 
@@ -170,9 +162,14 @@ def folder(run: Run) -> str:
     return run.directory.name.rpartition("-s")[0]
 
 
-def of_seeds(row: Row, seeds: Container[int]) -> dict[int, Run]:
-    """The runs of a row that have one of these seeds."""
-    return {seed: run for seed, run in row.runs.items() if seed in seeds}
+def difference(row: Row, other: Row) -> tuple[str, str]:
+    """A difference of two rows in words, and the seeds that both have."""
+    return f"{row.label} − {other.label}", ", ".join(str(mine.config.seed) for mine, _ in row.pairs(other))
+
+
+def of_seeds(row: Row, seeds: Container[int]) -> Row:
+    """A row with only those of its runs that have one of these seeds."""
+    return replace(row, runs={seed: run for seed, run in row.runs.items() if seed in seeds})
 
 
 #: What docs/results.md has from the study, by the names in its markers.

@@ -65,9 +65,9 @@ def export(
         note("the program was not run here, since onnxruntime is not installed: pip install onnxruntime")
     checked = ""
     if done.difference is not None:
-        found = f"differ by at most {done.difference:.0e} of the largest"
-        found = found if done.difference else "are identical"
-        checked = f"; run and compared with the checkpoint: the scores {found}"
+        most = f"differ by at most {done.difference:.0e} of the largest"
+        verdict = most if done.difference else "are identical"
+        checked = f"; run and compared with the checkpoint: the scores {verdict}"
     size = done.image_size
     shapes = f"images (N, 3, {size}, {size}) in [0, 1] → scores (N, {classifier.fc.out_features})"
     out.print(f"written to {output}: {shapes}{checked}")
